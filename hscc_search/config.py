@@ -1,0 +1,257 @@
+"""The study file: YAML, checked into one immutable object, and stored with the study it describes."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hscc_search.errors import ConfigError
+
+# Fields that say how long, where and from where; a study goes on when they change. What the places hold is
+# compared by content instead: the data's fingerprint and the dense network's.
+HARMLESS = ("trials", "timeout", "storage", "data.path", "model.checkpoint")
+
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataConfig(_Section):
+    """Which images, at which size, divided how."""
+
+    source: Literal["folder", "digits"] = "folder"
+    path: Path | None = Field(None, strict=False, description="folder with one folder of images per class")
+    image_size: int = Field(224, ge=8, le=1024, description="side of the square images, in pixels")
+    validation: float = Field(0.15, gt=0, lt=0.5, description="share of the images that the search measures on")
+    test: float = Field(0.15, gt=0, lt=0.5, description="share of the images kept for the export")
+    split_seed: int = Field(0, ge=0)
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), strict=False, description="per channel, of 0..1")
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.229, 0.224, 0.225), strict=False, min_length=3, max_length=3
+    )
+
+    @model_validator(mode="after")
+    def _path_fits_source(self) -> "DataConfig":
+        if self.source == "folder" and self.path is None:
+            raise ValueError("source 'folder' needs a path here or --data DIR on the command line")
+        if self.source == "digits" and self.path is not None:
+            raise ValueError("source 'digits' takes no path: use source 'folder' for your own images")
+        return self
+
+
+class ModelConfig(_Section):
+    """Which dense network."""
+
+    name: str = Field(description="'digits_cnn', a torchvision classifier, or your own 'module:function'")
+    weights: str | None = Field(None, description="torchvision weights to start from, such as DEFAULT")
+    checkpoint: Path | None = Field(None, strict=False, description="trained weights; without it the network is trained")
+
+
+class TrainingConfig(_Section):
+    """How the dense network is trained: SGD with Nesterov momentum under a one-cycle schedule."""
+
+    epochs: int = Field(45, ge=1)
+    batch_size: int = Field(64, ge=2)
+    learning_rate: float = Field(0.005, gt=0, description="the highest of the schedule")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    label_smoothing: float = Field(0.05, ge=0, lt=1)
+    flip: bool = Field(True, description="mirror half of the images left to right")
+    affine: bool = Field(True, description="turn by up to 15 degrees, shift by up to 10 %, scale by 0.85 to 1.15")
+    mixup: float = Field(0.0, ge=0, description="parameter of the Beta distribution; 0 mixes nothing")
+
+
+class CompressionConfig(_Section):
+    """What all trials of a study have in common."""
+
+    region_strategy: Literal["grid", "bands"] = "grid"
+    cluster_strategy: Literal["coactivation"] = "coactivation"
+    calibration_images: int = Field(512, ge=8, description="taken from the train part")
+
+
+class IntegerRange(_Section):
+    """Whole numbers from low to high."""
+
+    low: int = Field(ge=1)
+    high: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "IntegerRange":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class EnergyRange(_Section):
+    """Shares of variance from low to high."""
+
+    low: float = Field(gt=0, le=1)
+    high: float = Field(gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "EnergyRange":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class SpaceConfig(_Section):
+    """What the study samples."""
+
+    regions: IntegerRange = IntegerRange(low=1, high=9)
+    clusters: IntegerRange = IntegerRange(low=1, high=3)
+    energy: EnergyRange = EnergyRange(low=0.6, high=0.99)
+
+
+class StudyConfig(_Section):
+    """One study: the content of a study file with every default filled in."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig = TrainingConfig()
+    compression: CompressionConfig = CompressionConfig()
+    space: SpaceConfig = SpaceConfig()
+    trials: int = Field(40, ge=1, description="finished trials that the study shall have in all")
+    timeout: float | None = Field(None, gt=0, description="seconds after which a run starts no more trials")
+    storage: str = Field("sqlite:///hscc-studies.db", description="SQLAlchemy URL of the database")
+
+    @classmethod
+    def from_file(cls, study: str | Path, **overrides: Any) -> "StudyConfig":
+        """Read a study file.
+
+        Args:
+            study: a path, or the name of a study that comes with the package.
+            overrides: values that replace those of the file, by dotted key with ``__`` for the dot, such as
+                ``data__path``; None replaces nothing.
+
+        Raises:
+            ConfigError: no such file, malformed YAML, or a key or value that is not allowed.
+        """
+        path = find_study_file(study)
+        try:
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"study file {path} is no YAML: {' '.join(str(error).split())}") from error
+        except OSError as error:
+            raise ConfigError(f"cannot read study file {path}: {error.strerror}") from error
+        if not isinstance(tree, dict):
+            raise ConfigError(f"study file {path} must hold keys such as name, data and model")
+        given = {dotted.replace("__", "."): value for dotted, value in overrides.items() if value is not None}
+        _resolve_places(tree, path, given)
+        for dotted, value in given.items():
+            _put(tree, dotted.split("."), value)
+        return cls.from_tree(tree, f"study file {path}")
+
+    @classmethod
+    def from_tree(cls, tree: Any, origin: str) -> "StudyConfig":
+        """Check a tree of plain values; ``origin`` names it in the error.
+
+        Raises:
+            ConfigError: names the first wrong key, its value and what is allowed.
+        """
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise ConfigError(f"{origin}: {_explain(error)}") from error
+
+    def stored(self) -> dict[str, Any]:
+        """The whole object as JSON-compatible values."""
+        return self.model_dump(mode="json")
+
+    def differences(self, other: "StudyConfig") -> list[str]:
+        """What differs from ``other`` beyond the harmless fields, a line each: ``key: other's value -> own value``."""
+        ours, theirs = _flat(self.stored()), _flat(other.stored())
+        return [
+            f"{key}: {theirs.get(key)} -> {ours.get(key)}"
+            for key in sorted(ours.keys() | theirs.keys())
+            if key not in HARMLESS and ours.get(key) != theirs.get(key)
+        ]
+
+
+def find_study_file(study: str | Path) -> Path:
+    """The path of a study file, given as a path or as the name of one that comes with the package.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    import studies
+
+    path = Path(study)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in studies.files()}
+    if str(study) in shipped:
+        return shipped[str(study)]
+    raise ConfigError(f"no study file {study}: give a path to a YAML file or one of {', '.join(sorted(shipped))}")
+
+
+def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        inner = tree.setdefault(key, {})
+        if not isinstance(inner, dict):
+            return  # validation names the wrong section
+        tree = inner
+    tree[keys[-1]] = value
+
+
+def _resolve_places(tree: dict[str, Any], study_file: Path, given: dict[str, Any]) -> None:
+    """Expand what stands in the file in place of a path: variables, ``~``, and folders relative to the file."""
+    for key, option in (("data.path", "--data DIR"), ("model.checkpoint", "--checkpoint FILE"), ("storage", "--storage URL")):
+        *sections, last = key.split(".")
+        holder: Any = tree
+        for section in sections:
+            holder = holder.get(section) if isinstance(holder, dict) else None
+        if key in given or not isinstance(holder, dict) or not isinstance(holder.get(last), str):
+            continue
+
+        def value(match: re.Match[str], key: str = key, option: str = option) -> str:
+            name = match[1] or match[2]
+            if name not in os.environ:
+                raise ConfigError(
+                    f"study file {study_file}: {key}: environment variable {name} is not set: set it or give {option}"
+                )
+            return os.environ[name]
+
+        text = _VARIABLE.sub(value, holder[last])
+        holder[last] = text if key == "storage" else study_file.parent.absolute() / Path(text).expanduser()
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "file"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        allowed = ", ".join(_keys_beside(first["loc"]))
+        return f"{key}: unknown key (value {first['input']!r}): allowed here are {allowed}"
+    if first["type"] == "missing":
+        return f"{key}: missing: it has no default"
+    if isinstance(first["input"], dict):
+        return f"{key}: {message}"
+    return f"{key}: {first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = StudyConfig
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        section = annotation
+    return list(section.model_fields)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves

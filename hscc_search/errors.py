@@ -1,0 +1,48 @@
+"""Every exception that a user's input can cause.
+
+::
+
+    HsccError
+    ├── ConfigError        a study file or an option is wrong
+    ├── DataError          images cannot be used
+    ├── ModelError         a network cannot be built, or a checkpoint does not fit it
+    ├── CompressionError   a network or a setting cannot be compressed
+    ├── StorageError       a database cannot be reached, or a study is not in it
+    ├── StudyError         a study cannot go on, or holds nothing that was asked for
+    └── ExportError        a folder cannot be written or read back
+
+The message is one line: what is wrong, where, and what would work. The command line prints it and leaves
+with exit code 2.
+"""
+
+
+class HsccError(Exception):
+    """Base class of every error that hscc-search raises on purpose."""
+
+
+class ConfigError(HsccError):
+    """A study file or an option is wrong."""
+
+
+class DataError(HsccError):
+    """Images cannot be used."""
+
+
+class ModelError(HsccError):
+    """A network cannot be built, or a checkpoint does not fit it."""
+
+
+class CompressionError(HsccError):
+    """A network or a setting cannot be compressed."""
+
+
+class StorageError(HsccError):
+    """A database cannot be reached, or a study is not in it."""
+
+
+class StudyError(HsccError):
+    """A study cannot go on, or holds nothing that was asked for."""
+
+
+class ExportError(HsccError):
+    """A folder cannot be written or read back."""

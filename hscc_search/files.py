@@ -1,0 +1,57 @@
+"""Folders and files that are whole or absent, whatever kills the process that writes them."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_folder(kind: str) -> Path:
+    """The user's cache folder for one kind of result; ``HSCC_CACHE`` names another place for all of them."""
+    root = os.environ.get("HSCC_CACHE")
+    folder = (Path(root) if root else platformdirs.user_cache_path("hscc-search")) / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside ``path`` to write to; it takes the name ``path`` at the end.
+
+    When the block raises, the temporary file is removed and ``path`` is left as it was.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` to fill; it takes the name ``path`` at the end.
+
+    When the block raises, the temporary folder is removed and ``path`` does not come to exist.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

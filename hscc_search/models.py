@@ -1,0 +1,203 @@
+"""The dense networks: build one by name, read its weights, find the device it runs on."""
+
+import hashlib
+import importlib
+import inspect
+import pickle
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from hscc_search.errors import ModelError
+from hscc_search.torchvision_operators import make_importable
+
+
+class DigitsCNN(nn.Sequential):
+    """A small network for small images: four 3 x 3 convolutions and two fully connected layers.
+
+    Args:
+        classes: number of outputs.
+        image_size: side of the images in pixels, a multiple of 4.
+    """
+
+    def __init__(self, classes: int, image_size: int = 16) -> None:
+        side = image_size // 4
+        super().__init__(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 128, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(128, 128, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(128 * side * side, 128),
+            nn.ReLU(),
+            nn.Linear(128, classes),
+        )
+
+
+def build(name: str, classes: int, image_size: int, weights: str | None = None) -> nn.Module:
+    """Build a classifier with random or torchvision's weights, in evaluation mode.
+
+    Args:
+        name: ``digits_cnn``, the name of a torchvision classifier such as ``alexnet``, or ``module:function``
+            for a function of your own that takes the number of classes and returns a module.
+        classes: number of outputs.
+        image_size: side of the images in pixels.
+        weights: name of torchvision weights, such as ``DEFAULT``; the last layer is then made anew for
+            ``classes`` outputs.
+
+    Raises:
+        ModelError: there is no such network or function, or it fails to build.
+    """
+    if weights is not None and (":" in name or name == "digits_cnn"):
+        raise ModelError(f"model.weights is for torchvision networks, not for {name}: use model.checkpoint")
+    if name == "digits_cnn":
+        if image_size % 4:
+            raise ModelError(f"digits_cnn needs an image size that is a multiple of 4, not {image_size}")
+        return DigitsCNN(classes, image_size).eval()
+    if ":" in name:
+        return _build_own(name, classes).eval()
+    make_importable()
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise ModelError(
+            f"no network named {name!r}: give digits_cnn, a torchvision classifier such as alexnet, "
+            "or your own module:function"
+        )
+    if weights is None:
+        extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        return models.get_model(name, weights=None, num_classes=classes, **extra).eval()  # type: ignore[no-any-return]
+    try:
+        network: nn.Module = models.get_model(name, weights=weights)
+    except Exception as error:
+        raise ModelError(f"cannot get torchvision weights {weights!r} for {name}: {_one_line(error)}") from error
+    _replace_last_layer(network, classes)
+    return network.eval()
+
+
+def _build_own(name: str, classes: int) -> nn.Module:
+    module_name, _, function_name = name.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # a console script does not look into the folder that it is started from
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+        network = function(classes)
+    except Exception as error:  # whatever the user's code raises
+        raise ModelError(f"cannot build {name} with {classes} classes: {_one_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
+    return network
+
+
+def _replace_last_layer(network: nn.Module, classes: int) -> None:
+    name, layer = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+    parent_name, _, child = name.rpartition(".")
+    parent = network.get_submodule(parent_name)
+    if isinstance(layer, nn.Linear):
+        setattr(parent, child, nn.Linear(layer.in_features, classes))
+    elif isinstance(layer, nn.Conv2d):
+        setattr(parent, child, nn.Conv2d(layer.in_channels, classes, kernel_size=1))
+
+
+def source_of_own(name: str) -> str | None:
+    """The source text behind a ``module:function`` name, which decides whether cached weights still fit."""
+    if ":" not in name:
+        return None
+    module_name, _, _ = name.partition(":")
+    return inspect.getsource(importlib.import_module(module_name))
+
+
+def kaiming_initialise(network: nn.Module) -> None:
+    """Kaiming-normal weights and zero biases for every convolution and fully connected layer.
+
+    torchvision's AlexNet with torch's default initialisation needs many epochs to leave its plateau.
+    """
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
+    """Read a safetensors file or a pickled state dict, executing nothing.
+
+    Raises:
+        ModelError: the file is missing or damaged, or holds anything but named tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"no checkpoint at {path}: give a safetensors file or a saved state dict")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"checkpoint {path} is no plain state dict, and nothing else is unpickled: "
+            "save it with torch.save(model.state_dict(), path) or as safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"checkpoint {path} is damaged or of another format: {_one_line(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        found = f"keys {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state).__name__
+        raise ModelError(
+            f"checkpoint {path} holds more than named tensors ({found}): "
+            "save the network alone with torch.save(model.state_dict(), path)"
+        )
+    return state
+
+
+def load_weights(network: nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
+    """Put weights into a network, all or none.
+
+    Raises:
+        ModelError: names or shapes differ; the first differences are named.
+    """
+    own = network.state_dict()
+    problems = [f"{key} is missing" for key in own.keys() - state.keys()]
+    problems += [f"{key} is unknown to the network" for key in state.keys() - own.keys()]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:2])
+        more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
+        raise ModelError(f"{origin} is of another architecture than {type(network).__name__}: {shown}{more}")
+    network.load_state_dict(state)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 over names, types and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for ``auto``, ``cpu`` or ``cuda``.
+
+    Raises:
+        ModelError: CUDA is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelError("no CUDA device is available: use --device cpu or --device auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

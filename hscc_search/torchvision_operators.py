@@ -1,0 +1,30 @@
+"""Make torchvision import beside a CPU build of torch.
+
+torchvision's wheel is built for CUDA. Beside a CPU build of torch its compiled operators do not load, and the
+import fails where it describes the operators ``torchvision::nms`` and ``torchvision::qnms``, which nobody here
+calls. Declaring the two first makes models, transforms and data sets work. Where torchvision imports by itself
+this module does nothing.
+"""
+
+import torch
+
+_SCHEMAS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+# A library's declarations are withdrawn when it is collected.
+_libraries: list[torch.library.Library] = []
+
+
+def make_importable() -> None:
+    """Declare the missing operators if, and only if, ``import torchvision`` fails for want of them."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for schema in _SCHEMAS:
+            library.define(schema)
+        _libraries.append(library)
+        import torchvision  # noqa: F401

@@ -1,0 +1,192 @@
+"""Train the dense network, once: finished weights and every finished epoch are kept in the user's cache folder."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from hscc_search import models
+from hscc_search.config import StudyConfig
+from hscc_search.data import Dataset, Part, Parts
+from hscc_search.evaluation.predict import normalised, predict
+from hscc_search.files import cache_folder, written_whole
+from hscc_search.progress import Progress, Report, silent
+
+# Part of the cache key: raise it when the same configuration would train to other weights.
+_TRAINING_VERSION = 1
+
+
+def dense_network(
+    config: StudyConfig, dataset: Dataset, parts: Parts, device: torch.device, report: Report = silent
+) -> nn.Module:
+    """The dense network of a study with its weights: from the checkpoint, from the cache, or trained now.
+
+    Returns:
+        The network on ``device``, in evaluation mode.
+
+    Raises:
+        ModelError: the network cannot be built or the checkpoint does not fit it.
+    """
+    network = build(config, len(dataset.classes))
+    if config.model.checkpoint is not None:
+        state = models.read_checkpoint(config.model.checkpoint)
+        models.load_weights(network, state, f"checkpoint {config.model.checkpoint}")
+    else:
+        path = checkpoint_path(config, dataset)
+        if not path.exists():
+            train(network, config, parts, path, device, report)
+        models.load_weights(network, models.read_checkpoint(path), f"checkpoint {path}")
+    return network.to(device).eval()
+
+
+def build(config: StudyConfig, classes: int) -> nn.Module:
+    """The dense network of a study before any training, the same for the same seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        network = models.build(config.model.name, classes, config.data.image_size, config.model.weights)
+        if config.model.weights is None:
+            models.kaiming_initialise(network)
+    return network
+
+
+def checkpoint_path(config: StudyConfig, dataset: Dataset) -> Path:
+    """Where the trained weights of a study are kept, keyed by all that they depend on."""
+    key = {
+        "version": _TRAINING_VERSION,
+        "seed": config.seed,
+        "model": config.model.model_dump(exclude={"checkpoint"}),
+        "source": models.source_of_own(config.model.name),
+        "training": config.training.model_dump(),
+        "data": config.data.model_dump(exclude={"path"}),
+        "fingerprint": dataset.fingerprint,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    name = config.model.name.replace(":", "-")
+    return cache_folder("checkpoints") / f"{name}-{digest}.safetensors"
+
+
+def train(
+    network: nn.Module, config: StudyConfig, parts: Parts, path: Path, device: torch.device, report: Report = silent
+) -> None:
+    """Train on the train part and write the weights to ``path``; go on after the last finished epoch if there is one."""
+    settings = config.training
+    network.to(device)
+    data = _on_device(parts.train, device)
+    steps = len(data[1]) // settings.batch_size or 1
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=settings.learning_rate, total_steps=settings.epochs * steps
+    )
+    unfinished = path.with_suffix(".unfinished")
+    first = 0
+    if unfinished.exists():
+        state = torch.load(unfinished, map_location=device, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["epochs"]
+    for epoch in range(first, settings.epochs):
+        with torch.random.fork_rng():
+            # An epoch draws from its own seed, so that going on gives what an unbroken run would have given.
+            torch.manual_seed(config.seed * 100_003 + epoch)
+            loss = _train_epoch(network, data, config, optimizer, schedule, steps)
+        with written_whole(unfinished) as temporary:
+            torch.save(
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "epochs": epoch + 1,
+                },
+                temporary,
+            )
+        right = predict(network, parts.validation, config.data, device).argmax(1) == parts.validation.labels
+        note = f"loss {loss:.3f}, validation accuracy {right.mean():.3f}"
+        report(Progress("training the dense network", epoch + 1, settings.epochs, note))
+    network.eval()
+    with written_whole(path) as temporary:
+        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
+    unfinished.unlink(missing_ok=True)
+
+
+def _on_device(part: Part, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(np.array(part.images)).to(device), torch.from_numpy(part.labels).to(device)
+
+
+def _train_epoch(
+    network: nn.Module,
+    data: tuple[torch.Tensor, torch.Tensor],
+    config: StudyConfig,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    steps: int,
+) -> float:
+    settings = config.training
+    images, labels = data
+    device = images.device
+    network.train()
+    order = torch.randperm(len(labels)).to(device)
+    total = 0.0
+    for step in range(steps):
+        chosen = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+        batch = _augmented(normalised(images[chosen], config.data), settings.flip, settings.affine)
+        target = labels[chosen]
+        share, other = 1.0, torch.arange(len(chosen), device=device)
+        if settings.mixup > 0:
+            share = float(torch.distributions.Beta(settings.mixup, settings.mixup).sample())
+            other = torch.randperm(len(chosen)).to(device)
+            batch = share * batch + (1 - share) * batch[other]
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
+            output = network(batch)
+        output = (output if isinstance(output, torch.Tensor) else output[0]).float()
+        loss = share * functional.cross_entropy(output, target, label_smoothing=settings.label_smoothing)
+        if share < 1:
+            loss = loss + (1 - share) * functional.cross_entropy(
+                output, target[other], label_smoothing=settings.label_smoothing
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += float(loss.detach())
+    network.eval()
+    return total / steps
+
+
+def _augmented(batch: torch.Tensor, flip: bool, affine: bool) -> torch.Tensor:
+    """Flip, turn, shift and scale every image of a batch by amounts of its own."""
+    if not flip and not affine:
+        return batch
+    count = len(batch)
+    mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0) if flip else torch.ones(count)
+    turn, shift, scale = torch.zeros(count), torch.zeros(count, 2), torch.ones(count)
+    if affine:
+        turn = (torch.rand(count) * 2 - 1) * (15 * torch.pi / 180)
+        shift = (torch.rand(count, 2) * 2 - 1) * 0.2  # of half a side
+        scale = 0.85 + torch.rand(count) * 0.3
+    cosine, sine = torch.cos(turn) / scale, torch.sin(turn) / scale
+    rows = torch.stack(
+        [cosine * mirror, -sine, shift[:, 0], sine * mirror, cosine, shift[:, 1]], dim=1
+    ).view(count, 2, 3)
+    grid = functional.affine_grid(rows.to(batch.device), list(batch.shape), align_corners=False)
+    return functional.grid_sample(batch, grid, padding_mode="border", align_corners=False)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 autocast trains faster on a device than float32 does."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
