@@ -1,0 +1,146 @@
+"""Rank-adaptive factors of one layer in one region, fitted to what the dense network answered.
+
+Notation, with C output channels and n samples: y is the dense network's response, y^ = W x^ + b the response of the
+same layer to the input that the partly compressed network delivers, T = cov(y^), S = cov(y, y^).
+
+1. M = I + (S - T)(T + ridge)^-1 predicts y from y^. The ridge shrinks towards the identity, so that M is exactly I
+   where nothing was compressed before, and stays near it in directions that too few samples describe.
+2. For each cluster c, U_c and its eigenvalues are the principal axes of the rows of M y^ that belong to c. The rank
+   k_c is the smallest that keeps the energy.
+3. Basis A = [U_c^T M_c] over the clusters, recombination P = U + (S - U A T) A^T (A T A^T + ridge)^-1: least
+   squares over all channels, shrunk towards the clusters' own axes U.
+
+Everything is expressed in the r <= min(n, C) principal coordinates of y^, so that a fully connected layer with
+thousands of outputs never needs a C x C matrix.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hscc_search.compression.ranks import rank_for_energy
+
+# Relative to the mean eigenvalue of the matrix that it is added to.
+RIDGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """The best linear predictor M of the dense response y from y^, and the statistics it came from.
+
+    Attributes:
+        axes: Q, float64 (C, r), principal axes of y^.
+        variances: the r eigenvalues of T, descending.
+        gap: (S - T) Q, float64 (C, r): how y - y^ varies with the principal coordinates.
+        gain: (S - T) Q (T + ridge)^-1, float64 (C, r), so that M = I + gain Q^T.
+        mean_dense: mean of y, float64 (C,).
+        mean_delivered: mean of y^, float64 (C,).
+    """
+
+    axes: torch.Tensor
+    variances: torch.Tensor
+    gap: torch.Tensor
+    gain: torch.Tensor
+    mean_dense: torch.Tensor
+    mean_delivered: torch.Tensor
+
+    def apply(self, weight: torch.Tensor) -> torch.Tensor:
+        """M times a matrix of C rows."""
+        return weight + self.gain @ (self.axes.T @ weight)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A basis and a recombination, with the ranks they were cut to.
+
+    Attributes:
+        basis: A, float64 (K, C): the basis filters are A W.
+        recombination: P, float64 (C, K).
+        ranks: k_c per cluster; they add up to K, which is at least 1.
+    """
+
+    basis: torch.Tensor
+    recombination: torch.Tensor
+    ranks: tuple[int, ...]
+
+
+def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
+    """Step 1.
+
+    Args:
+        dense: y, float (n, C).
+        delivered: y^ of the same images and positions, float (n, C).
+    """
+    count = len(dense)
+    mean_dense, mean_delivered = dense.mean(dim=0), delivered.mean(dim=0)
+    centred = delivered - mean_delivered
+    gap = (dense - mean_dense) - centred
+    if count < dense.shape[1]:
+        values, vectors = torch.linalg.eigh((centred @ centred.T).double() / count)
+        values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+        kept = values > values[0] * 1e-12
+        values, vectors = values[kept], vectors[:, kept]
+        coordinates = vectors * (values * count).sqrt()
+        axes = (centred.T.double() @ vectors) / (values * count).sqrt()
+        gap_axes = gap.T.double() @ coordinates / count
+    else:
+        values, axes = torch.linalg.eigh((centred.T @ centred).double() / count)
+        values, axes = values.flip(0).clamp(min=0), axes.flip(1)
+        gap_axes = (gap.T @ centred).double() / count @ axes
+    return Predictor(
+        axes=axes,
+        variances=values,
+        gap=gap_axes,
+        gain=gap_axes / (values + _ridge(values)),
+        mean_dense=mean_dense.double(),
+        mean_delivered=mean_delivered.double(),
+    )
+
+
+def factorise(predictor: Predictor, clusters: np.ndarray, energy: float) -> Factors:
+    """Steps 2 and 3.
+
+    Args:
+        predictor: from :func:`fit_predictor`.
+        clusters: int64 (C,), the cluster of each channel, labels from 0 on.
+        energy: share of each cluster's variance that its rank keeps.
+    """
+    # F F^T = M T M^T
+    spread = (predictor.axes + predictor.gain) * predictor.variances.sqrt()
+    columns, ranks = [], []
+    for cluster in range(int(clusters.max()) + 1):
+        members = torch.from_numpy(np.flatnonzero(clusters == cluster)).to(spread.device)
+        axes, values = _principal_axes(spread[members])
+        rank = rank_for_energy(values, energy)
+        block = torch.zeros(len(spread), rank, dtype=spread.dtype, device=spread.device)
+        block[members] = axes[:, :rank]
+        columns.append(block)
+        ranks.append(rank)
+    if sum(ranks) == 0:  # the response is constant, so any one filter will do
+        columns.append(torch.eye(len(spread), 1, dtype=spread.dtype, device=spread.device))
+        ranks[0] = 1
+    axes = torch.cat(columns, dim=1)
+    basis = axes.T + (axes.T @ predictor.gain) @ predictor.axes.T
+    inner = basis @ predictor.axes
+    inner_covariance = (inner * predictor.variances) @ inner.T
+    cross = (predictor.axes * predictor.variances + predictor.gap) @ inner.T
+    ridge = _ridge(inner_covariance.diagonal()) * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
+    correction = torch.linalg.solve(inner_covariance + ridge, (cross - axes @ inner_covariance).T).T
+    return Factors(basis=basis, recombination=axes + correction, ranks=tuple(ranks))
+
+
+def _principal_axes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvectors and eigenvalues, descending, of ``rows @ rows.T`` for rows of shape (channels, r)."""
+    if rows.shape[0] <= rows.shape[1]:
+        values, axes = torch.linalg.eigh(rows @ rows.T)
+        return axes.flip(1), values.flip(0).clamp(min=0)
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    kept = values > values[0] * 1e-12
+    values, vectors = values[kept], vectors[:, kept]
+    return rows @ vectors / values.sqrt(), values
+
+
+def _ridge(values: torch.Tensor) -> torch.Tensor:
+    return RIDGE * values.mean() + torch.finfo(values.dtype).tiny

@@ -1,0 +1,116 @@
+"""The compressed layers that run: ordinary torch modules, made of ordinary convolutions and linear layers.
+
+A factored region computes ``y = P (B x) + b``: basis filters B (rank x D), then the recombination P
+(Cout x rank) with a bias. A dense region keeps one convolution.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hscc_search.compression.regions import Piece
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The form of one compressed layer: all but its weights.
+
+    Attributes:
+        output_size: height and width of the map that the layer makes; (1, 1) for a fully connected layer.
+        ranks: total rank of each region, or None for a region that stays dense.
+        pieces: rectangles that cover the map, see :mod:`hscc_search.compression.regions`.
+    """
+
+    output_size: tuple[int, int]
+    ranks: tuple[int | None, ...]
+    pieces: tuple[Piece, ...]
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values."""
+        return asdict(self)
+
+    @classmethod
+    def from_stored(cls, tree: dict[str, Any]) -> "Blueprint":
+        """Undo :meth:`stored`."""
+        height, width = tree["output_size"]
+        return cls((height, width), tuple(tree["ranks"]), tuple(Piece(**piece) for piece in tree["pieces"]))
+
+
+class RegionConv2d(nn.Module):
+    """A convolution with filters of its own for each region of its output map.
+
+    Takes float (images, Cin, height, width) of the one size that it was made for, and returns
+    (images, Cout, \\*output_size).
+    """
+
+    def __init__(self, layer: nn.Conv2d, blueprint: Blueprint) -> None:
+        super().__init__()
+        self.blueprint = blueprint
+        self.kernel_reach = tuple(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+        self.stride = layer.stride
+        self.whole = len(blueprint.pieces) == 1
+        self.padding = conv_padding(layer)
+        self.regions = nn.ModuleList(_region(layer, rank, self.padding if self.whole else (0, 0)) for rank in blueprint.ranks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve each piece of the map with its region's filters."""
+        if self.whole:
+            return self.regions[0](x)  # type: ignore[no-any-return]
+        vertical, horizontal = self.padding
+        if vertical or horizontal:
+            x = functional.pad(x, (horizontal, horizontal, vertical, vertical))
+        bands: dict[tuple[int, int], list[torch.Tensor]] = {}
+        for piece in self.blueprint.pieces:
+            rows = self._inputs(piece.top, piece.bottom, 0)
+            columns = self._inputs(piece.left, piece.right, 1)
+            part = self.regions[piece.region](x[:, :, rows, columns])
+            bands.setdefault((piece.top, piece.bottom), []).append(part)
+        return torch.cat([torch.cat(parts, dim=3) for parts in bands.values()], dim=2)
+
+    def _inputs(self, first: int, last: int, axis: int) -> slice:
+        stride = self.stride[axis]
+        return slice(first * stride, (last - 1) * stride + self.kernel_reach[axis])
+
+
+def build(layer: nn.Module, blueprint: Blueprint) -> nn.Module:
+    """A compressed layer of the given form in place of ``layer``, with weights that are still to be set."""
+    if isinstance(layer, nn.Conv2d):
+        return RegionConv2d(layer, blueprint)
+    assert isinstance(layer, nn.Linear)
+    (rank,) = blueprint.ranks
+    if rank is None:
+        return nn.Linear(layer.in_features, layer.out_features)
+    return nn.Sequential(
+        nn.Linear(layer.in_features, rank, bias=False),
+        nn.Linear(rank, layer.out_features),
+    )
+
+
+def conv_padding(layer: nn.Conv2d) -> tuple[int, int]:
+    """Zeros added above and below, left and right."""
+    if isinstance(layer.padding, str):
+        if layer.padding == "valid":
+            return (0, 0)
+        vertical, horizontal = (d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+        return (vertical, horizontal)
+    vertical, horizontal = layer.padding
+    return (vertical, horizontal)
+
+
+def _region(layer: nn.Conv2d, rank: int | None, padding: tuple[int, int]) -> nn.Module:
+    outputs = layer.out_channels if rank is None else rank
+    convolution = nn.Conv2d(
+        layer.in_channels,
+        outputs,
+        layer.kernel_size,  # type: ignore[arg-type]
+        layer.stride,  # type: ignore[arg-type]
+        padding,
+        layer.dilation,  # type: ignore[arg-type]
+        bias=rank is None,
+    )
+    if rank is None:
+        return convolution
+    return nn.Sequential(convolution, nn.Conv2d(rank, layer.out_channels, 1))
