@@ -1,0 +1,71 @@
+"""What a network costs: multiply-adds, FLOPs, parameters, bytes."""
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# fvcore's names of the operators that multiply and add. What it counts beside these (normalisation, pooling) are
+# other operations, and torch's counter and the formula leave them out as well.
+_MULTIPLY_ADD = {"conv", "linear", "addmm", "matmul", "bmm", "einsum"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one image. One multiply-add is one MAC and two FLOPs.
+
+    Attributes:
+        macs: multiply-adds of convolutions, fully connected layers and matrix products, counted by fvcore.
+        flops: twice the MACs.
+        macs_torch: the same by torch's own counter; a difference means that one of them misses an operator.
+        parameters: number of weights.
+        megabytes: parameters and buffers, in 10^6 bytes.
+        uncounted: operators that fvcore does not know, with how often they occur.
+    """
+
+    macs: int
+    flops: int
+    macs_torch: int
+    parameters: int
+    megabytes: float
+    uncounted: dict[str, int]
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def measure_cost(network: nn.Module, image_size: int) -> Cost:
+    """Count on one image of zeros.
+
+    Args:
+        network: in evaluation mode; takes float32 (images, 3, image_size, image_size).
+        image_size: side of the image in pixels.
+    """
+    image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
+    analysis = FlopCountAnalysis(network, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    tracer = logging.getLogger("torch.jit._trace")
+    level = tracer.level
+    tracer.setLevel(logging.ERROR)
+    try:
+        counted = analysis.by_operator()
+    finally:
+        tracer.setLevel(level)
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    # fvcore calls them flops, but counts multiply-adds. This is the one place where that is put right.
+    macs = sum(int(count) for operator, count in counted.items() if operator in _MULTIPLY_ADD)
+    tensors = [*network.parameters(), *network.buffers()]
+    return Cost(
+        macs=macs,
+        flops=2 * macs,
+        macs_torch=counter.get_total_flops() // 2,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        megabytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6,
+        uncounted={name.removeprefix("aten::"): count for name, count in analysis.unsupported_ops().items()},
+    )

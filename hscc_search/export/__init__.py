@@ -1,0 +1,1 @@
+"""What is shipped: a folder that runs, and the check that it still does."""

@@ -1,0 +1,44 @@
+"""A network together with the normalisation that it was trained with, so that deployment needs no knowledge of it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from hscc_search.errors import CompressionError
+
+
+class Deployed(nn.Module):
+    """Takes RGB images as they come and returns class scores.
+
+    Takes float32 (images, 3, image_size, image_size) with values 0 to 1, returns float32 (images, classes) before
+    softmax.
+
+    Args:
+        network: takes normalised images.
+        mean: per channel, of values 0 to 1.
+        std: per channel.
+        image_size: the only side that the network takes, in pixels.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float], image_size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.image_size = image_size
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Class scores of images.
+
+        Raises:
+            CompressionError: the images have another size.
+        """
+        if images.shape[1:] != (3, self.image_size, self.image_size):
+            raise CompressionError(
+                f"this network takes images of shape (n, 3, {self.image_size}, {self.image_size}), not {tuple(images.shape)}"
+            )
+        return self.network((images - self.mean) / self.std)  # type: ignore[no-any-return]
