@@ -67,19 +67,11 @@ def layers_info(study: Study, trial: int) -> LayersInfo:
     layers = study.plans[trial]
     return LayersInfo(
         trial=trial,
-        names=tuple(layer["name"] for layer in layers),
-        dense=tuple(layer["macs_dense"] for layer in layers),
-        compressed=tuple(layer["macs"] for layer in layers),
-        notes=tuple(plan_note(layer) for layer in layers),
+        names=tuple(layer.name for layer in layers),
+        dense=tuple(layer.macs_dense for layer in layers),
+        compressed=tuple(layer.macs for layer in layers),
+        notes=tuple(layer.summary for layer in layers),
     )
-
-
-def plan_note(layer: dict[str, Any]) -> str:
-    """What became of one layer, in a few words."""
-    if layer["left_dense"]:
-        return f"left dense: {layer['left_dense']}"
-    ranks = ", ".join(str(sum(ranks)) if ranks else "dense" for ranks in layer["ranks"])
-    return f"total rank per region: {ranks}"
 
 
 def draw_front(info: FrontInfo) -> go.Figure:

@@ -13,13 +13,37 @@ One network, one setting::
     compressed = compress(network, calibration, Setting(regions=4, clusters=1, energy=0.9))
 """
 
-from hscc_search.compression.calibration import Calibration, calibrate
-from hscc_search.compression.hscc import Compressed, LayerPlan, Setting, compress
-from hscc_search.config import StudyConfig
-from hscc_search.errors import HsccError
-from hscc_search.export.bundle import load
-from hscc_search.search.front import Point, knee, select
-from hscc_search.search.study import Study, read_study, run_study
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hscc_search.compression.calibration import Calibration, calibrate
+    from hscc_search.compression.hscc import Compressed, LayerPlan, Setting, compress
+    from hscc_search.config import StudyConfig
+    from hscc_search.errors import HsccError
+    from hscc_search.export.bundle import load
+    from hscc_search.search.front import Point, knee, select
+    from hscc_search.search.study import Study, read_study, run_study
+
+# torch and Optuna take seconds to import, so a name is fetched when it is first used: `hscc-search --help` and a
+# mistyped study file answer at once.
+_HOME = {
+    "Calibration": "compression.calibration",
+    "Compressed": "compression.hscc",
+    "HsccError": "errors",
+    "LayerPlan": "compression.hscc",
+    "Point": "search.front",
+    "Setting": "compression.hscc",
+    "Study": "search.study",
+    "StudyConfig": "config",
+    "calibrate": "compression.calibration",
+    "compress": "compression.hscc",
+    "knee": "search.front",
+    "load": "export.bundle",
+    "read_study": "search.study",
+    "run_study": "search.study",
+    "select": "search.front",
+}
 
 __all__ = [
     "Calibration",
@@ -38,3 +62,9 @@ __all__ = [
     "run_study",
     "select",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

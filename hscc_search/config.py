@@ -14,6 +14,8 @@ from hscc_search.errors import ConfigError
 # compared by content instead: the data's fingerprint and the dense network's.
 HARMLESS = ("trials", "timeout", "storage", "data.path", "model.checkpoint")
 
+DEFAULT_STORAGE = "sqlite:///hscc-studies.db"
+
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -120,7 +122,7 @@ class StudyConfig(_Section):
     space: SpaceConfig = SpaceConfig()
     trials: int = Field(40, ge=1, description="finished trials that the study shall have in all")
     timeout: float | None = Field(None, gt=0, description="seconds after which a run starts no more trials")
-    storage: str = Field("sqlite:///hscc-studies.db", description="SQLAlchemy URL of the database")
+    storage: str = Field(DEFAULT_STORAGE, description="SQLAlchemy URL of the database")
 
     @classmethod
     def from_file(cls, study: str | Path, **overrides: Any) -> "StudyConfig":
@@ -160,6 +162,15 @@ class StudyConfig(_Section):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise ConfigError(f"{origin}: {_explain(error)}") from error
+
+    def placed(self, data: Path | None, checkpoint: Path | None) -> "StudyConfig":
+        """The same study with its images or its checkpoint at another place; None leaves a place as it is."""
+        tree = self.stored()
+        if data is not None:
+            tree["data"]["path"] = data
+        if checkpoint is not None:
+            tree["model"]["checkpoint"] = checkpoint
+        return self.from_tree(tree, f"study {self.name}")
 
     def stored(self) -> dict[str, Any]:
         """The whole object as JSON-compatible values."""

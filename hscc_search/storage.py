@@ -1,8 +1,10 @@
 """Where studies are kept: any database that SQLAlchemy and Optuna's RDB storage speak to."""
 
 import sqlite3
+import warnings
 from pathlib import Path
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
@@ -42,9 +44,11 @@ def open_storage(url: str, create: bool) -> RDBStorage:
     elif parsed.get_backend_name() == "postgresql":
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     try:
-        return RDBStorage(
-            url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return RDBStorage(
+                url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+            )
     except (NoSuchModuleError, ImportError) as error:
         raise StorageError(f"no driver for storage {shown}: {_one_line(error)}") from error
     except DBAPIError as error:

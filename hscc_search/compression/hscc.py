@@ -64,9 +64,22 @@ class LayerPlan:
     ranks: tuple[tuple[int, ...], ...]
     left_dense: str | None = None
 
+    @property
+    def summary(self) -> str:
+        """What became of the layer, in a few words."""
+        if self.left_dense is not None:
+            return f"left dense: {self.left_dense}"
+        ranks = ", ".join(str(sum(ranks)) if ranks else "dense" for ranks in self.ranks)
+        return f"total rank per region: {ranks}"
+
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
         return asdict(self)
+
+    @classmethod
+    def from_stored(cls, tree: dict[str, Any]) -> "LayerPlan":
+        """Undo :meth:`stored`."""
+        return cls(**{**tree, "ranks": tuple(tuple(ranks) for ranks in tree["ranks"])})
 
 
 @dataclass(frozen=True)

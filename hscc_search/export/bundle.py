@@ -80,6 +80,7 @@ def export(study: Study, point: Point, config: StudyConfig, out: Path, device: s
         write_onnx(compressed, config.data.image_size, folder / "model.onnx")
         state = {key: value.contiguous() for key, value in compressed.state_dict().items()}
         save_file(state, folder / "model.safetensors")
+        (folder / "model.safetensors").chmod(0o644)  # safetensors keeps it to the user
         _write_json(folder / "architecture.json", _architecture(config, dataset.classes, measured.compressed))
         report(Progress(f"exporting to {out}", 1, len(steps), steps[1]))
         test, differing = _check(folder, parts.test, len(dataset.classes), config.seed)
@@ -110,7 +111,7 @@ def export(study: Study, point: Point, config: StudyConfig, out: Path, device: s
             "versions": study.versions,
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(stored, sort_keys=False), encoding="utf-8")
-        card = model_card(metrics, config, [layer.stored() for layer in measured.compressed.plan])
+        card = model_card(metrics, config, measured.compressed.plan)
         (folder / "README.md").write_text(card, encoding="utf-8")
         hashes = {path.name: sha256(path) for path in sorted(folder.iterdir())}
         _write_json(folder / "manifest.json", {"sha256": hashes})

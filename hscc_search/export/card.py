@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from hscc_search.compression.hscc import LayerPlan
 from hscc_search.config import StudyConfig
 
 _USE = '''\
@@ -16,7 +17,7 @@ print({classes}[scores.argmax()])
 ```'''
 
 
-def model_card(metrics: dict[str, Any], config: StudyConfig, plan: list[dict[str, Any]]) -> str:
+def model_card(metrics: dict[str, Any], config: StudyConfig, plan: tuple[LayerPlan, ...]) -> str:
     """Markdown that says what the folder holds, how to run it, what it reaches and what was not looked at."""
     dense, test, validation = metrics["dense"], metrics["test"], metrics["validation"]
     classes = metrics["classes"]
@@ -37,9 +38,9 @@ def model_card(metrics: dict[str, Any], config: StudyConfig, plan: list[dict[str
         ("size in MB", f"{dense['megabytes']:.1f}", f"{test['megabytes']:.1f}"),
     ]
     layers = [
-        f"| {layer['name']} | {layer['regions'] or '-'} | {_ranks(layer)} | {layer['macs_dense'] / layer['macs']:.2f}x |"
+        f"| {layer.name} | {layer.regions or '-'} | {layer.summary} | {layer.macs_dense / layer.macs:.2f}x |"
         for layer in plan
-        if layer["macs"]
+        if layer.macs
     ]
     return "\n".join(
         [
@@ -69,7 +70,7 @@ def model_card(metrics: dict[str, Any], config: StudyConfig, plan: list[dict[str
             "",
             "## Layers",
             "",
-            "| layer | regions | total rank per region | fewer MACs |",
+            "| layer | regions | what became of it | fewer MACs |",
             "|---|---|---|---|",
             *layers,
             "",
@@ -85,8 +86,3 @@ def model_card(metrics: dict[str, Any], config: StudyConfig, plan: list[dict[str
 def _with_error(figures: dict[str, Any], key: str) -> str:
     return f"{figures[key]:.4f} ± {figures[key + '_se']:.4f}"
 
-
-def _ranks(layer: dict[str, Any]) -> str:
-    if layer["left_dense"]:
-        return f"left dense: {layer['left_dense']}"
-    return ", ".join(str(sum(ranks)) if ranks else "dense" for ranks in layer["ranks"])

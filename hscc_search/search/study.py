@@ -3,15 +3,18 @@
 import importlib.metadata
 import platform
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 import torch
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
 from hscc_search import models
+from hscc_search.compression.hscc import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
 from hscc_search.errors import HsccError, StorageError, StudyError
@@ -51,7 +54,7 @@ class Study:
     fingerprint: str
     versions: dict[str, str]
     points: tuple[Point, ...]
-    plans: dict[int, list[dict[str, Any]]]
+    plans: dict[int, tuple[LayerPlan, ...]]
     failures: dict[int, str]
 
     @property
@@ -141,7 +144,9 @@ def read_study(storage: str, name: str) -> Study:
         points=tuple(
             _point(trial.number, trial.params, trial.user_attrs["cost"], trial.user_attrs["quality"]) for trial in complete
         ),
-        plans={trial.number: trial.user_attrs["plan"] for trial in complete},
+        plans={
+            trial.number: tuple(LayerPlan.from_stored(layer) for layer in trial.user_attrs["plan"]) for trial in complete
+        },
         failures={
             trial.number: trial.user_attrs.get("failure", "its process ended")
             for trial in trials
@@ -206,7 +211,9 @@ def _create(storage: optuna.storages.RDBStorage, config: StudyConfig, dataset: D
         directions=["minimize", "maximize"],
         load_if_exists=True,
     )
-    study.set_metric_names(["FLOPs", "accuracy"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(["FLOPs", "accuracy"])
     # One attribute, so that a study has its record whole or not at all.
     study.set_user_attr(
         _RECORD,

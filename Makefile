@@ -1,0 +1,41 @@
+# make study   search a small network on data that comes with scikit-learn, from an empty machine to an exported folder
+# make test    everything that must hold
+# make check   lint and types
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STUDY := digits-study
+
+.PHONY: study test check clean
+
+# torch and torchvision are pinned together here: each torchvision fits one torch. pyproject.toml keeps the honest range.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torchvision==0.28.0 --editable .
+	touch $@
+
+$(VENV)/.installed-for-tests: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python tests/browser.py
+	touch $@
+
+study: $(VENV)/.installed
+	mkdir -p $(STUDY)
+	$(BIN)/hscc-search run digits --storage sqlite:///$(STUDY)/studies.db
+	$(BIN)/hscc-search front digits --storage sqlite:///$(STUDY)/studies.db --html $(STUDY)/front.html
+	test -d $(STUDY)/knee || $(BIN)/hscc-search export digits --storage sqlite:///$(STUDY)/studies.db --select knee --out $(STUDY)/knee
+	@echo "page: $(STUDY)/front.html"
+	@echo "exported knee of the front: $(STUDY)/knee (model card: $(STUDY)/knee/README.md)"
+	@echo "next: $(BIN)/hscc-search dashboard --storage sqlite:///$(STUDY)/studies.db"
+
+test: $(VENV)/.installed-for-tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(STUDY)

@@ -1,0 +1,384 @@
+"""The commands: a thin layer that reads options, calls the package, and prints."""
+
+import csv
+import io
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from hscc_search.config import DEFAULT_STORAGE, StudyConfig
+from hscc_search.errors import HsccError
+from hscc_search.progress import Progress, Report
+
+# torch and Optuna take seconds to import, so a command imports what it runs when it runs.
+if TYPE_CHECKING:
+    from hscc_search.search.front import Point
+    from hscc_search.search.study import Study
+
+# A pipe has no width of its own, and 80 columns would cut the front's table.
+_out = Console(width=None if sys.stdout.isatty() else 120)
+_err = Console(stderr=True)
+_Command = TypeVar("_Command", bound=Callable[..., None])
+
+
+def main() -> None:
+    """Run a command; bad input ends it with one line and exit code 2, Ctrl-C with 130."""
+    warnings.simplefilter("ignore")
+    try:
+        sys.exit(_commands(standalone_mode=False, prog_name="hscc-search") or 0)
+    except HsccError as error:
+        _fail(str(error), 2)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(f"{' '.join(error.format_message().split()).rstrip('.')}: see {_usage_of(error)} --help", 2)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("stopped: what was finished is stored, and the same command goes on", 130)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115
+        sys.exit(0)
+
+
+def _fail(message: str, code: int) -> None:
+    _err.print(f"error: {message}" if code == 2 else message, style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _usage_of(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "hscc-search"
+
+
+def _quiet_optuna() -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+@contextmanager
+def _bars() -> Iterator[Report]:
+    """Show a bar per task on the error stream."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=_err) as bars:
+
+        def report(progress: Progress) -> None:
+            if progress.task not in tasks:
+                tasks[progress.task] = bars.add_task(progress.task, note="")
+            bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=progress.note)
+
+        yield report
+
+
+def _say(line: str) -> None:
+    _out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _storage_option(command: _Command) -> _Command:
+    return click.option(
+        "--storage", metavar="URL", envvar="HSCC_STORAGE", default=DEFAULT_STORAGE, show_default=True,
+        help="Database of the studies, as a SQLAlchemy URL.",
+    )(command)
+
+
+def _data_option(command: _Command) -> _Command:
+    return click.option(
+        "--data", metavar="DIR", type=click.Path(path_type=Path), help="Image folder, in place of the study file's data.path."
+    )(command)
+
+
+def _checkpoint_option(command: _Command) -> _Command:
+    return click.option(
+        "--checkpoint", metavar="FILE", type=click.Path(path_type=Path),
+        help="Trained weights (safetensors or a plain state dict), in place of training.",
+    )(command)
+
+
+def _device_option(command: _Command) -> _Command:
+    return click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+    )(command)
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return path.absolute() if path is not None else None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="hscc-search")
+def _commands() -> None:
+    """Search for the best ways to compress a convolutional network: FLOPs against accuracy."""
+
+
+@_commands.command()
+@click.argument("study")
+@_data_option
+@_device_option
+def train(study: str, data: Path | None, device: str) -> None:
+    """Train the dense network of STUDY, a file or a name, and keep it in the cache.
+
+    `run` does this by itself.
+    """
+    config = StudyConfig.from_file(study, data__path=_absolute(data))
+    if config.model.checkpoint is not None:
+        _say(f"study {config.name} names the checkpoint {config.model.checkpoint}: there is nothing to train")
+        return
+    from hscc_search.evaluation.predict import predict
+    from hscc_search.search.study import train_dense
+    from hscc_search.training import checkpoint_path
+
+    with _bars() as report:
+        dataset, parts, network = train_dense(config, device, report)
+    scores = predict(network, parts.validation, config.data, next(network.parameters()).device)
+    accuracy = float((scores.argmax(axis=1) == parts.validation.labels).mean())
+    _say(f"dense {config.model.name}: accuracy {accuracy:.4f} on {len(parts.validation)} validation images")
+    _say(f"checkpoint: {checkpoint_path(config, dataset)}")
+    _say(f"next: hscc-search run {study}{f' --data {data}' if data else ''}")
+
+
+@_commands.command()
+@click.argument("study")
+@click.option("--storage", metavar="URL", envvar="HSCC_STORAGE", help="Database of the studies, in place of the study file's.")
+@click.option("--trials", metavar="N", type=click.IntRange(min=1), help="Finished trials that the study shall have in all.")
+@click.option("--timeout", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Start no more trials after S seconds.")
+@_data_option
+@_checkpoint_option
+@_device_option
+def run(
+    study: str,
+    storage: str | None,
+    trials: int | None,
+    timeout: float | None,
+    data: Path | None,
+    checkpoint: Path | None,
+    device: str,
+) -> None:
+    """Start STUDY, a file or a name, or go on with it until it has all its trials."""
+    config = StudyConfig.from_file(
+        study,
+        storage=storage,
+        trials=trials,
+        timeout=timeout,
+        data__path=_absolute(data),
+        model__checkpoint=_absolute(checkpoint),
+    )
+    from hscc_search.search.study import run_study
+
+    _quiet_optuna()
+    with _bars() as report:
+        result = run_study(config, device, report)
+    _out.print(_front_table(result))
+    _say_counting(result)
+    _say(f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted; stored in {config.storage}")
+    where = "" if config.storage == DEFAULT_STORAGE else f" --storage {config.storage}"
+    _say(f"next: hscc-search front {config.name}{where} --html front.html")
+
+
+@_commands.command()
+@click.argument("study_name")
+@_storage_option
+@click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write the front as a page that needs nothing else.")
+def front(study_name: str, storage: str, form: str, html: Path | None) -> None:
+    """Show the front of STUDY_NAME, with the dense network beside it."""
+    from hscc_search.search.study import read_study
+
+    _quiet_optuna()
+    study = read_study(storage, study_name)
+    if form == "json":
+        members = [point.stored() for point in study.front]
+        click.echo(json.dumps({"study": study_name, "dense": study.dense.stored(), "front": members}, indent=2))
+    elif form == "csv":
+        click.echo(_front_csv(study), nl=False)
+    else:
+        _out.print(_front_table(study))
+        _say_counting(study)
+    if html is not None:
+        if not html.parent.is_dir():
+            raise click.BadParameter(f"there is no folder {html.parent}", param_hint="--html")
+        from dashboards.page import write_page
+
+        write_page(study, html)
+        where = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
+        click.echo(f"page: {html}", err=form != "table")
+        click.echo(f"next: hscc-search export {study_name}{where} --select knee --out {study_name}-knee", err=form != "table")
+
+
+@_commands.command()
+@click.argument("study_name")
+@_storage_option
+@click.option(
+    "--select", "rule", metavar="RULE", default="knee", show_default=True,
+    help="knee, trial:N, min-accuracy:X (validation, 0 to 1) or max-flops:X (per image).",
+)
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), required=True, help="Folder to write; it must not exist.")
+@_data_option
+@_checkpoint_option
+@_device_option
+def export(
+    study_name: str, storage: str, rule: str, out: Path, data: Path | None, checkpoint: Path | None, device: str
+) -> None:
+    """Write one trial of STUDY_NAME as a folder that runs in deployment."""
+    from hscc_search.export.bundle import export as export_trial
+    from hscc_search.search.front import select
+    from hscc_search.search.study import read_study
+
+    _quiet_optuna()
+    study = read_study(storage, study_name)
+    point = select(rule, study.points)
+    config = study.config.placed(_absolute(data), _absolute(checkpoint))
+    with _bars() as report:
+        metrics = export_trial(study, point, config, out, device, report)
+    dense, test = metrics["dense"], metrics["test"]
+    _say(
+        f"trial {point.trial}: {dense['flops'] / test['flops']:.2f}x fewer FLOPs, test accuracy {test['accuracy']:.4f} "
+        f"(dense {dense['accuracy']:.4f}) on {test['images']} images"
+    )
+    _say(f"exported: {out}")
+    _say(f"next: read {out / 'README.md'}, or in Python: hscc_search.load({str(out)!r})")
+
+
+@_commands.command()
+@_storage_option
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def studies(storage: str, form: str) -> None:
+    """List the studies of a storage."""
+    from hscc_search.search.study import list_studies
+
+    _quiet_optuna()
+    listing = list_studies(storage)
+    if form == "json":
+        click.echo(json.dumps(listing, indent=2))
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("study", "finished", "wanted", "failed", "running", "started"):
+        table.add_column(column, justify="left" if column in ("study", "started") else "right")
+    for row in listing:
+        cells = (row[key] for key in ("name", "finished", "wanted", "failed", "running", "started"))
+        table.add_row(*("-" if cell is None else str(cell) for cell in cells))
+    _out.print(table)
+
+
+@_commands.command()
+@_storage_option
+@click.option("--host", metavar="H", default="127.0.0.1", show_default=True, help="Address to listen at; there is no password.")
+@click.option("--port", metavar="P", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+def dashboard(storage: str, host: str, port: int) -> None:
+    """Serve optuna-dashboard and the Plotly front on one address, read-only."""
+    from dashboards.live import serve
+
+    _quiet_optuna()
+    serve(storage, host, port, lambda address: click.echo(f"dashboard: {address} (Ctrl-C ends it)"))
+
+
+@_commands.group()
+def data() -> None:
+    """Look at image folders."""
+
+
+@data.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def check(folder: Path, form: str) -> None:
+    """Count images, copies, label conflicts and unreadable files below DIR.
+
+    Exact and near copies never hurt: a split keeps them on one side. Unreadable files stop a study (exit code 2).
+    """
+    from hscc_search.data import check_folder
+
+    with _bars() as report:
+        found = check_folder(folder, report)
+    if form == "json":
+        tree = {
+            "images": sum(found.classes.values()),
+            "classes": found.classes,
+            "exact_copies": found.exact_copies,
+            "near_copy_pairs": found.near_pairs,
+            "label_conflicts": [[str(first), str(second)] for first, second in found.conflicts],
+            "unreadable": [{"file": str(path), "reason": reason} for path, reason in found.unreadable],
+        }
+        click.echo(json.dumps(tree, indent=2))
+    else:
+        table = Table("class", "images", box=box.SIMPLE_HEAD)
+        for name, count in found.classes.items():
+            table.add_row(name, str(count))
+        table.add_section()
+        table.add_row("all", str(sum(found.classes.values())))
+        _out.print(table)
+        _say(f"exact copies: {found.exact_copies} images have the bytes of another one")
+        _say(f"near copies: {found.near_pairs} more pairs show the same thing")
+        _say(f"label conflicts: {len(found.conflicts)} pairs of copies carry different labels")
+        for first, second in found.conflicts:
+            _say(f"  {first}  {second}")
+        _say(f"unreadable: {len(found.unreadable)} files")
+        for path, reason in found.unreadable:
+            _say(f"  {path}: {reason}")
+    if found.unreadable:
+        raise click.ClickException(f"{len(found.unreadable)} unreadable files below {folder}: replace or remove them")
+
+
+def _front_table(study: "Study") -> Table:
+    members, dense = study.front, study.dense
+    names = list(members[0].settings) if members else []
+    table = Table(title=f"{study.config.name}: front of {len(study.points)} trials, accuracy on the validation part", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("trial", *names, "GMACs", "GFLOPs", "fewer FLOPs", "parameters", "accuracy", "macro F1"):
+        table.add_column(column, justify="right", overflow="fold")
+
+    def cells(point: "Point") -> list[str]:
+        return [
+            "dense" if point.trial is None else str(point.trial),
+            *(f"{point.settings[name]:.4g}" if point.settings else "-" for name in names),
+            f"{point.macs / 1e9:.4f}",
+            f"{point.flops / 1e9:.4f}",
+            f"{dense.flops / point.flops:.2f}x",
+            f"{point.parameters:,}",
+            f"{point.accuracy:.4f} ± {point.accuracy_se:.4f}",
+            f"{point.macro_f1:.4f} ± {point.macro_f1_se:.4f}",
+        ]
+
+    table.add_row(*cells(dense), style="red", end_section=True)
+    for point in members:
+        table.add_row(*cells(point))
+    return table
+
+
+def _say_counting(study: "Study") -> None:
+    cost = study.dense_details["cost"]
+    if cost["macs"] != cost["macs_torch"]:
+        _say(
+            f"careful: fvcore counts {cost['macs']} MACs for the dense network, torch {cost['macs_torch']}: "
+            "one of them misses an operator"
+        )
+    if cost["uncounted"]:
+        names = ", ".join(f"{name} ({count})" for name, count in cost["uncounted"].items())
+        _say(f"one multiply-add is one MAC and two FLOPs; operators that are not counted: {names}")
+
+
+def _front_csv(study: "Study") -> str:
+    members = study.front
+    settings = list(members[0].settings) if members else []
+    figures = [key for key in study.dense.stored()]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", *settings, *figures])
+    for point in (study.dense, *members):
+        tree: dict[str, Any] = point.stored()
+        label = "dense" if point.trial is None else point.trial
+        writer.writerow([label, *(point.settings.get(name, "") for name in settings), *(tree[key] for key in figures)])
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hscc_search.config import StudyConfig
+
+ROOT = Path(__file__).parent.parent
+MRI = Path(os.environ.get("BRAIN_TUMOR_MRI", ROOT.parent / "shared" / "data" / "brain_tumor_mri"))
+
+
+@pytest.fixture(scope="session")
+def cli():
+    """Run the command line as a user does: ``cli("front", "digits", cwd=folder)``."""
+
+    def call(*arguments, cwd, code=0, env=None):
+        command = [sys.executable, "-m", "hscc_search.cli", *map(str, arguments)]
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=600, check=False
+        )
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def mri():
+    """The brain-tumour images. They are no part of the project; where tests must be complete, they must be there."""
+    if not MRI.is_dir():
+        assert "CI" not in os.environ, f"no images at {MRI}"
+        pytest.skip(f"no images at {MRI}: set BRAIN_TUMOR_MRI")
+    return MRI
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """The digits study with its storage in a folder of the test's own."""
+
+    def make(**overrides):
+        return StudyConfig.from_file("digits", storage=f"sqlite:///{tmp_path}/studies.db", **overrides)
+
+    return make
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Write random images: ``image_folder({"cat": 5, "dog": 5})``; returns the folder."""
+
+    def make(classes, side=40, suffix="png", seed=0, name="images"):
+        generator = np.random.default_rng(seed)
+        for class_name, count in classes.items():
+            folder = tmp_path / name / class_name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                coarse = generator.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(coarse).resize((side, side)).save(folder / f"{index}.{suffix}")
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    torch.set_num_threads(2)
