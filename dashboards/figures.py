@@ -1,5 +1,6 @@
 """Plotly figures of a study. Each is two steps: plain data first, then the drawing of it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +135,14 @@ def draw_front(info: FrontInfo) -> go.Figure:
         )
     )
     figure.update_layout(**_layout(f"{info.study}: FLOPs against accuracy"), legend={"orientation": "h", "y": -0.2})
-    figure.update_xaxes(title="GFLOPs per image (1 multiply-add = 2 FLOPs), logarithmic", type="log", **_axis())
+    ticks = _log_ticks([point.flops / 1e9 for point in (*info.members, *info.others, info.dense)])
+    figure.update_xaxes(
+        title="GFLOPs per image (1 multiply-add = 2 FLOPs), logarithmic",
+        type="log",
+        tickvals=ticks,
+        ticktext=[f"{tick:g}" for tick in ticks],
+        **_axis(),
+    )
     figure.update_yaxes(title="accuracy, validation part", tickformat=".0%", **_axis())
     return figure
 
@@ -154,7 +162,9 @@ def draw_layers(info: LayersInfo) -> go.Figure:
                 hovertemplate="%{x}: %{y:.4f} GMACs<br>%{text}<extra></extra>",
             )
         )
-    figure.update_layout(**_layout(f"trial {info.trial}: where the multiply-adds went"), legend={"orientation": "h", "y": -0.2})
+    figure.update_layout(
+        **_layout(f"trial {info.trial}: where the multiply-adds went"), legend={"orientation": "h", "y": -0.2}
+    )
     figure.update_xaxes(title="layer, in execution order", type="category", **_axis())
     figure.update_yaxes(title="GMACs per image", **_axis())
     return figure
@@ -170,6 +180,12 @@ def _hover(point: Point, dense: Point) -> str:
         f"{point.parameters:,} parameters ({dense.parameters / point.parameters:.2f}x fewer)",
     ]
     return "<br>".join(lines)
+
+
+def _log_ticks(values: list[float]) -> list[float]:
+    """Round numbers 1, 2, 5 of each power of ten around some values; Plotly alone writes digits without their power."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    return [float(f"{step}e{power}") for power in range(low, high + 1) for step in (1, 2, 5)]
 
 
 def _layout(title: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from dashboards.page import front_page, studies_page
 from hscc_search.errors import HsccError, StorageError
 from hscc_search.search.study import list_studies, read_study
-from hscc_search.storage import open_storage
+from hscc_search.storage import existing_storage
 
 _Environment = dict[str, Any]
 _Application = Callable[[_Environment, Callable[..., Any]], Iterable[bytes]]
@@ -27,7 +27,7 @@ def application(storage: str) -> _Application:
     Raises:
         StorageError: the storage cannot be reached.
     """
-    dashboard: _Application = optuna_dashboard.wsgi(open_storage(storage, create=False))
+    dashboard: _Application = optuna_dashboard.wsgi(existing_storage(storage))
     script = get_plotlyjs().encode()
 
     def answer(environment: _Environment, start: Callable[..., Any]) -> Iterable[bytes]:
@@ -66,7 +66,9 @@ def serve(storage: str, host: str, port: int, started: Callable[[str], None]) ->
     try:
         server = waitress.create_server(application(storage), host=host, port=port)
     except OSError as error:
-        raise StorageError(f"cannot listen at {host}:{port} ({error.strerror or error}): choose another with --port") from error
+        raise StorageError(
+            f"cannot listen at {host}:{port} ({error.strerror or error}): choose another with --port"
+        ) from error
     started(f"http://{host}:{server.effective_port}")
     try:
         server.run()

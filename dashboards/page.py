@@ -50,7 +50,12 @@ def front_page(study: Study, script_url: str | None) -> str:
         failed=len(study.failures),
         failures=study.failures,
         figures=[
-            plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+            plotly.io.to_html(
+                figure,
+                full_html=False,
+                include_plotlyjs=False,
+                config={"displaylogo": False, "responsive": True},
+            )
             for figure in figures
         ],
         settings=list(info.members[0].settings) if info.members else [],

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from hscc_search.config import DEFAULT_STORAGE, StudyConfig
-from hscc_search.errors import HsccError
+from hscc_search.errors import DataError, HsccError
 from hscc_search.progress import Progress, Report
 
 # torch and Optuna take seconds to import, so a command imports what it runs when it runs.
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from hscc_search.search.study import Study
 
 # A pipe has no width of its own, and 80 columns would cut the front's table.
-_out = Console(width=None if sys.stdout.isatty() else 120)
-_err = Console(stderr=True)
+_out = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
+_err = Console(stderr=True, emoji=False)
+# Between two lines of progress in a log file.
+_LOG_SECONDS = 15
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
@@ -52,7 +55,13 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    _err.print(f"error: {message}" if code == 2 else message, style="red", markup=False, highlight=False, soft_wrap=True)
+    _err.print(
+        f"error: {message}" if code == 2 else message,
+        style="red",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     sys.exit(code)
 
 
@@ -69,8 +78,17 @@ def _quiet_optuna() -> None:
 
 @contextmanager
 def _bars() -> Iterator[Report]:
-    """Show a bar per task on the error stream."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    """Show a bar per task on the error stream; where that is no terminal, a line now and then."""
+    if not _err.is_terminal:
+        yield _log_line(time.monotonic())
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     tasks: dict[str, TaskID] = {}
     with Bars(*columns, console=_err) as bars:
 
@@ -82,33 +100,57 @@ def _bars() -> Iterator[Report]:
         yield report
 
 
+def _log_line(last: float) -> Report:
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last > _LOG_SECONDS:
+            last = time.monotonic()
+            note = f" ({progress.note})" if progress.note else ""
+            click.echo(f"{progress.task}: {progress.done}/{progress.total}{note}", err=True)
+
+    return report
+
+
 def _say(line: str) -> None:
     _out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _storage_option(command: _Command) -> _Command:
     return click.option(
-        "--storage", metavar="URL", envvar="HSCC_STORAGE", default=DEFAULT_STORAGE, show_default=True,
+        "--storage",
+        metavar="URL",
+        envvar="HSCC_STORAGE",
+        default=DEFAULT_STORAGE,
+        show_default=True,
         help="Database of the studies, as a SQLAlchemy URL.",
     )(command)
 
 
 def _data_option(command: _Command) -> _Command:
     return click.option(
-        "--data", metavar="DIR", type=click.Path(path_type=Path), help="Image folder, in place of the study file's data.path."
+        "--data",
+        metavar="DIR",
+        type=click.Path(path_type=Path),
+        help="Image folder, in place of the study file's data.path.",
     )(command)
 
 
 def _checkpoint_option(command: _Command) -> _Command:
     return click.option(
-        "--checkpoint", metavar="FILE", type=click.Path(path_type=Path),
+        "--checkpoint",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
         help="Trained weights (safetensors or a plain state dict), in place of training.",
     )(command)
 
 
 def _device_option(command: _Command) -> _Command:
     return click.option(
-        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where to compute.",
     )(command)
 
 
@@ -150,9 +192,24 @@ def train(study: str, data: Path | None, device: str) -> None:
 
 @_commands.command()
 @click.argument("study")
-@click.option("--storage", metavar="URL", envvar="HSCC_STORAGE", help="Database of the studies, in place of the study file's.")
-@click.option("--trials", metavar="N", type=click.IntRange(min=1), help="Finished trials that the study shall have in all.")
-@click.option("--timeout", metavar="S", type=click.FloatRange(min=0, min_open=True), help="Start no more trials after S seconds.")
+@click.option(
+    "--storage",
+    metavar="URL",
+    envvar="HSCC_STORAGE",
+    help="Database of the studies, in place of the study file's.",
+)
+@click.option(
+    "--trials",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Finished trials that the study shall have in all.",
+)
+@click.option(
+    "--timeout",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Start no more trials after S seconds.",
+)
 @_data_option
 @_checkpoint_option
 @_device_option
@@ -175,22 +232,30 @@ def run(
         model__checkpoint=_absolute(checkpoint),
     )
     from hscc_search.search.study import run_study
+    from hscc_search.storage import shown
 
     _quiet_optuna()
     with _bars() as report:
         result = run_study(config, device, report)
     _out.print(_front_table(result))
     _say_counting(result)
-    _say(f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted; stored in {config.storage}")
-    where = "" if config.storage == DEFAULT_STORAGE else f" --storage {config.storage}"
-    _say(f"next: hscc-search front {config.name}{where} --html front.html")
+    _say(
+        f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted; "
+        f"stored in {shown(config.storage)}"
+    )
+    _say(f"next: hscc-search front {config.name}{_where(config.storage)} --html front.html")
 
 
 @_commands.command()
 @click.argument("study_name")
 @_storage_option
 @click.option("--format", "form", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
-@click.option("--html", metavar="FILE", type=click.Path(path_type=Path), help="Write the front as a page that needs nothing else.")
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the front as a page that needs nothing else.",
+)
 def front(study_name: str, storage: str, form: str, html: Path | None) -> None:
     """Show the front of STUDY_NAME, with the dense network beside it."""
     from hscc_search.search.study import read_study
@@ -211,24 +276,42 @@ def front(study_name: str, storage: str, form: str, html: Path | None) -> None:
         from dashboards.page import write_page
 
         write_page(study, html)
-        where = "" if storage == DEFAULT_STORAGE else f" --storage {storage}"
         click.echo(f"page: {html}", err=form != "table")
-        click.echo(f"next: hscc-search export {study_name}{where} --select knee --out {study_name}-knee", err=form != "table")
+        click.echo(
+            f"next: hscc-search export {study_name}{_where(storage)} --select knee --out {study_name}-knee",
+            err=form != "table",
+        )
 
 
 @_commands.command()
 @click.argument("study_name")
 @_storage_option
 @click.option(
-    "--select", "rule", metavar="RULE", default="knee", show_default=True,
+    "--select",
+    "rule",
+    metavar="RULE",
+    default="knee",
+    show_default=True,
     help="knee, trial:N, min-accuracy:X (validation, 0 to 1) or max-flops:X (per image).",
 )
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), required=True, help="Folder to write; it must not exist.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to write; it must not exist.",
+)
 @_data_option
 @_checkpoint_option
 @_device_option
 def export(
-    study_name: str, storage: str, rule: str, out: Path, data: Path | None, checkpoint: Path | None, device: str
+    study_name: str,
+    storage: str,
+    rule: str,
+    out: Path,
+    data: Path | None,
+    checkpoint: Path | None,
+    device: str,
 ) -> None:
     """Write one trial of STUDY_NAME as a folder that runs in deployment."""
     from hscc_search.export.bundle import export as export_trial
@@ -273,8 +356,21 @@ def studies(storage: str, form: str) -> None:
 
 @_commands.command()
 @_storage_option
-@click.option("--host", metavar="H", default="127.0.0.1", show_default=True, help="Address to listen at; there is no password.")
-@click.option("--port", metavar="P", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--host",
+    metavar="H",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at; there is no password.",
+)
+@click.option(
+    "--port",
+    metavar="P",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="0 takes a free one.",
+)
 def dashboard(storage: str, host: str, port: int) -> None:
     """Serve optuna-dashboard and the Plotly front on one address, read-only."""
     from dashboards.live import serve
@@ -326,13 +422,23 @@ def check(folder: Path, form: str) -> None:
         for path, reason in found.unreadable:
             _say(f"  {path}: {reason}")
     if found.unreadable:
-        raise click.ClickException(f"{len(found.unreadable)} unreadable files below {folder}: replace or remove them")
+        raise DataError(f"{len(found.unreadable)} unreadable files below {folder}: replace or remove them")
+
+
+def _where(storage: str) -> str:
+    from hscc_search.storage import shown
+
+    return "" if storage == DEFAULT_STORAGE else f" --storage {shown(storage)}"
 
 
 def _front_table(study: "Study") -> Table:
     members, dense = study.front, study.dense
     names = list(members[0].settings) if members else []
-    table = Table(title=f"{study.config.name}: front of {len(study.points)} trials, accuracy on the validation part", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title=f"{study.config.name}: front of {len(study.points)} trials, accuracy on the validation part",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
     for column in ("trial", *names, "GMACs", "GFLOPs", "fewer FLOPs", "parameters", "accuracy", "macro F1"):
         table.add_column(column, justify="right", overflow="fold")
 
@@ -369,7 +475,7 @@ def _say_counting(study: "Study") -> None:
 def _front_csv(study: "Study") -> str:
     members = study.front
     settings = list(members[0].settings) if members else []
-    figures = [key for key in study.dense.stored()]
+    figures = list(study.dense.stored())
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", *settings, *figures])

@@ -1,5 +1,6 @@
 """The study file: YAML, checked into one immutable object, and stored with the study it describes."""
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -20,7 +21,7 @@ _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -31,8 +32,10 @@ class DataConfig(_Section):
     image_size: int = Field(224, ge=8, le=1024, description="side of the square images, in pixels")
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the images that the search measures on")
     test: float = Field(0.15, gt=0, lt=0.5, description="share of the images kept for the export")
-    split_seed: int = Field(0, ge=0)
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), strict=False, description="per channel, of 0..1")
+    split_seed: int = Field(0, ge=0, lt=2**32)
+    mean: tuple[float, ...] = Field(
+        (0.485, 0.456, 0.406), strict=False, min_length=3, max_length=3, description="per channel, of 0..1"
+    )
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (0.229, 0.224, 0.225), strict=False, min_length=3, max_length=3
     )
@@ -51,7 +54,9 @@ class ModelConfig(_Section):
 
     name: str = Field(description="'digits_cnn', a torchvision classifier, or your own 'module:function'")
     weights: str | None = Field(None, description="torchvision weights to start from, such as DEFAULT")
-    checkpoint: Path | None = Field(None, strict=False, description="trained weights; without it the network is trained")
+    checkpoint: Path | None = Field(
+        None, strict=False, description="trained weights; without it the network is trained"
+    )
 
 
 class TrainingConfig(_Section):
@@ -114,7 +119,7 @@ class StudyConfig(_Section):
     """One study: the content of a study file with every default filled in."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig = TrainingConfig()
@@ -139,7 +144,8 @@ class StudyConfig(_Section):
         path = find_study_file(study)
         try:
             tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        # PyYAML lets errors of its number and date readers, and of deep nesting, through as they are.
+        except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
             raise ConfigError(f"study file {path} is no YAML: {' '.join(str(error).split())}") from error
         except OSError as error:
             raise ConfigError(f"cannot read study file {path}: {error.strerror}") from error
@@ -195,8 +201,9 @@ def find_study_file(study: str | Path) -> Path:
     import studies
 
     path = Path(study)
-    if path.is_file():
-        return path
+    with contextlib.suppress(OSError):  # a name too long for a file
+        if path.is_file():
+            return path
     shipped = {file.stem: file for file in studies.files()}
     if str(study) in shipped:
         return shipped[str(study)]
@@ -214,7 +221,11 @@ def _put(tree: dict[str, Any], keys: list[str], value: Any) -> None:
 
 def _resolve_places(tree: dict[str, Any], study_file: Path, given: dict[str, Any]) -> None:
     """Expand what stands in the file in place of a path: variables, ``~``, and folders relative to the file."""
-    for key, option in (("data.path", "--data DIR"), ("model.checkpoint", "--checkpoint FILE"), ("storage", "--storage URL")):
+    for key, option in (
+        ("data.path", "--data DIR"),
+        ("model.checkpoint", "--checkpoint FILE"),
+        ("storage", "--storage URL"),
+    ):
         *sections, last = key.split(".")
         holder: Any = tree
         for section in sections:
@@ -231,7 +242,10 @@ def _resolve_places(tree: dict[str, Any], study_file: Path, given: dict[str, Any
             return os.environ[name]
 
         text = _VARIABLE.sub(value, holder[last])
-        holder[last] = text if key == "storage" else study_file.parent.absolute() / Path(text).expanduser()
+        try:
+            holder[last] = text if key == "storage" else study_file.parent.absolute() / Path(text).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"study file {study_file}: {key}: {text!r} names a user without a home folder") from error
 
 
 def _explain(error: ValidationError) -> str:
@@ -243,7 +257,7 @@ def _explain(error: ValidationError) -> str:
         return f"{key}: unknown key (value {first['input']!r}): allowed here are {allowed}"
     if first["type"] == "missing":
         return f"{key}: missing: it has no default"
-    if isinstance(first["input"], dict):
+    if first["type"] == "value_error":  # ours, and it names the value
         return f"{key}: {message}"
     return f"{key}: {first['input']!r} is not allowed: {message[0].lower()}{message[1:]}"
 

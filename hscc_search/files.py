@@ -10,12 +10,21 @@ from pathlib import Path
 
 import platformdirs
 
+from hscc_search.errors import ConfigError
+
 
 def cache_folder(kind: str) -> Path:
-    """The user's cache folder for one kind of result; ``HSCC_CACHE`` names another place for all of them."""
+    """The user's cache folder for one kind of result; ``HSCC_CACHE`` names another place for all of them.
+
+    Raises:
+        ConfigError: the folder cannot be made.
+    """
     root = os.environ.get("HSCC_CACHE")
     folder = (Path(root) if root else platformdirs.user_cache_path("hscc-search")) / kind
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot use {folder} as cache ({error.strerror}): set HSCC_CACHE to a folder") from error
     return folder
 
 
@@ -41,7 +50,6 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
     When the block raises, the temporary folder is removed and ``path`` does not come to exist.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary

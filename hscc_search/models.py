@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -56,16 +55,30 @@ def build(name: str, classes: int, image_size: int, weights: str | None = None) 
             ``classes`` outputs.
 
     Raises:
-        ModelError: there is no such network or function, or it fails to build.
+        ModelError: there is no such network or function, it fails to build, or it does not take such images.
     """
+    network = _build(name, classes, image_size, weights).eval()
+    try:
+        with torch.no_grad():
+            output = network(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # whatever a network raises
+        message = f"{name} cannot take images of {image_size} x {image_size} pixels: {_one_line(error)}"
+        raise ModelError(message) from error
+    if not isinstance(output, torch.Tensor) or output.shape != (1, classes):
+        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ModelError(f"{name} must return scores of shape (images, {classes}), not {found} for one image")
+    return network
+
+
+def _build(name: str, classes: int, image_size: int, weights: str | None) -> nn.Module:
     if weights is not None and (":" in name or name == "digits_cnn"):
         raise ModelError(f"model.weights is for torchvision networks, not for {name}: use model.checkpoint")
     if name == "digits_cnn":
         if image_size % 4:
             raise ModelError(f"digits_cnn needs an image size that is a multiple of 4, not {image_size}")
-        return DigitsCNN(classes, image_size).eval()
+        return DigitsCNN(classes, image_size)
     if ":" in name:
-        return _build_own(name, classes).eval()
+        return _build_own(name, classes)
     make_importable()
     from torchvision import models
 
@@ -76,13 +89,13 @@ def build(name: str, classes: int, image_size: int, weights: str | None = None) 
         )
     if weights is None:
         extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        return models.get_model(name, weights=None, num_classes=classes, **extra).eval()  # type: ignore[no-any-return]
+        return models.get_model(name, weights=None, num_classes=classes, **extra)  # type: ignore[no-any-return]
     try:
         network: nn.Module = models.get_model(name, weights=weights)
     except Exception as error:
         raise ModelError(f"cannot get torchvision weights {weights!r} for {name}: {_one_line(error)}") from error
     _replace_last_layer(network, classes)
-    return network.eval()
+    return network
 
 
 def _build_own(name: str, classes: int) -> nn.Module:
@@ -101,7 +114,9 @@ def _build_own(name: str, classes: int) -> nn.Module:
 
 
 def _replace_last_layer(network: nn.Module, classes: int) -> None:
-    name, layer = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+    name, layer = [
+        (name, layer) for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
+    ][-1]
     parent_name, _, child = name.rpartition(".")
     parent = network.get_submodule(parent_name)
     if isinstance(layer, nn.Linear):
@@ -139,13 +154,17 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ModelError(f"no checkpoint at {path}: give a safetensors file or a saved state dict")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"checkpoint {path} is no plain state dict, and nothing else is unpickled: "
             "save it with torch.save(model.state_dict(), path) or as safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file makes the readers raise nearly anything
         raise ModelError(f"checkpoint {path} is damaged or of another format: {_one_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         found = f"keys {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state).__name__

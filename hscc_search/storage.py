@@ -2,10 +2,14 @@
 
 import sqlite3
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage
+from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
@@ -19,61 +23,101 @@ HEARTBEAT_SECONDS = 15
 GRACE_SECONDS = 60
 
 
-def open_storage(url: str, create: bool) -> RDBStorage:
-    """Open a database of studies.
+def open_storage(url: str) -> RDBStorage:
+    """Open a database of studies, and make it one where it is none yet.
 
     SQLite is put into write-ahead mode, so that readers (a dashboard, ``front``) and a writer do not wait for each
     other, and with a busy timeout, so that writers wait in turn.
 
     Args:
         url: SQLAlchemy URL, such as ``sqlite:///studies.db`` or ``postgresql://user@host/database``.
-        create: whether a missing SQLite file is made; a command that only reads leaves nothing behind.
 
     Raises:
         StorageError: the URL is malformed, the database cannot be reached, or it holds something else.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise StorageError(f"storage {url!r} is no database URL: use for instance sqlite:///{url}") from error
-    shown = parsed.render_as_string(hide_password=True)
-    options: dict[str, object] = {"pool_pre_ping": True}
-    if parsed.get_backend_name() == "sqlite":
-        _prepare_sqlite(parsed, create)
-        options["connect_args"] = {"timeout": BUSY_SECONDS}
-    elif parsed.get_backend_name() == "postgresql":
-        options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
-    try:
+    with _explained(url) as (parsed, options):
+        if parsed.get_backend_name() == "sqlite":
+            connection = sqlite3.connect(str(parsed.database), timeout=BUSY_SECONDS)
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+            finally:
+                connection.close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             return RDBStorage(
                 url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
             )
+
+
+def find_storage(url: str) -> RDBStorage | None:
+    """Open a database of studies if it is one; None where it is still to be made, and then nothing is left behind.
+
+    Raises:
+        StorageError: as :func:`open_storage`.
+    """
+    with _explained(url) as (parsed, options):
+        if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
+            return None
+        engine = create_engine(url, **options)
+        try:
+            if not inspect(engine).has_table("studies"):
+                return None
+        finally:
+            engine.dispose()
+    return open_storage(url)
+
+
+def existing_storage(url: str) -> RDBStorage:
+    """Open a database of studies to read from it.
+
+    Raises:
+        StorageError: as :func:`open_storage`, and where there are no studies yet.
+    """
+    storage = find_storage(url)
+    if storage is None:
+        raise StorageError(
+            f"no studies in {shown(url)}: run one there first, or name another database with --storage URL"
+        )
+    return storage
+
+
+def shown(url: str) -> str:
+    """A database URL without its password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+@contextmanager
+def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
+    """Check a URL and say in one line what goes wrong with it; gives the parsed URL and its engine's options."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:
+        raise StorageError(f"storage {url!r} is no database URL: use for instance sqlite:///studies.db") from error
+    options: dict[str, Any] = {"pool_pre_ping": True}
+    if parsed.get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": BUSY_SECONDS}
+        _check_sqlite_place(parsed)
+    elif parsed.get_backend_name() == "postgresql":
+        options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
+    try:
+        create_engine(url, **options).dispose()  # connects to nothing, but reads the URL's options
+        yield parsed, options
     except (NoSuchModuleError, ImportError) as error:
-        raise StorageError(f"no driver for storage {shown}: {_one_line(error)}") from error
-    except DBAPIError as error:
-        raise StorageError(f"cannot reach storage {shown}: {_one_line(error.orig or error)}") from error
-    except RuntimeError as error:  # the tables are of another version of Optuna
-        raise StorageError(f"cannot use storage {shown}: {_one_line(error)}") from error
+        raise StorageError(f"no driver for storage {shown(url)}: {_one_line(error)}") from error
+    except (DBAPIError, sqlite3.DatabaseError) as error:
+        cause = error.orig or error if isinstance(error, DBAPIError) else error
+        raise StorageError(f"cannot use storage {shown(url)}: {_one_line(cause)}") from error
+    except (RuntimeError, ValueError, TypeError) as error:  # tables of another Optuna, or options of the wrong type
+        raise StorageError(f"cannot use storage {shown(url)}: {_one_line(error)}") from error
 
 
-def _prepare_sqlite(url: URL, create: bool) -> None:
+def _check_sqlite_place(url: URL) -> None:
     if not url.database or url.database == ":memory:":
         raise StorageError("storage sqlite:// without a file forgets everything: use sqlite:///studies.db")
-    path = Path(url.database)
-    if not path.exists() and not create:
-        raise StorageError(f"no database at {path}: run a study there first, or name another with --storage URL")
-    if not path.parent.is_dir():
-        raise StorageError(f"cannot reach storage {path}: there is no folder {path.parent.absolute()}")
-    try:
-        connection = sqlite3.connect(path, timeout=BUSY_SECONDS)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
-        raise StorageError(f"cannot use storage {path}: {error}") from error
+    folder = Path(url.database).parent
+    if not folder.is_dir():
+        raise StorageError(f"cannot use storage {shown(str(url))}: there is no folder {folder.absolute()}")
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: object) -> str:
     return " ".join(str(error).split())[:300]

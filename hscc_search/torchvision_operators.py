@@ -19,7 +19,7 @@ _libraries: list[torch.library.Library] = []
 def make_importable() -> None:
     """Declare the missing operators if, and only if, ``import torchvision`` fails for want of them."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

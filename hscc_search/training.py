@@ -72,11 +72,16 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset) -> Path:
 
 
 def train(
-    network: nn.Module, config: StudyConfig, parts: Parts, path: Path, device: torch.device, report: Report = silent
+    network: nn.Module,
+    config: StudyConfig,
+    parts: Parts,
+    path: Path,
+    device: torch.device,
+    report: Report = silent,
 ) -> None:
-    """Train on the train part and write the weights to ``path``; go on after the last finished epoch if there is one."""
+    """Train on the train part and write the weights to ``path``, going on after the last finished epoch."""
     settings = config.training
-    network.to(device)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = _on_device(parts.train, device)
     steps = len(data[1]) // settings.batch_size or 1
     optimizer = torch.optim.SGD(
@@ -85,6 +90,7 @@ def train(
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         nesterov=settings.momentum > 0,
+        fused=True,  # one pass over the weights: with AlexNet's 57 million the plain one takes a fifth of a step
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=settings.learning_rate, total_steps=settings.epochs * steps
@@ -177,9 +183,9 @@ def _augmented(batch: torch.Tensor, flip: bool, affine: bool) -> torch.Tensor:
         shift = (torch.rand(count, 2) * 2 - 1) * 0.2  # of half a side
         scale = 0.85 + torch.rand(count) * 0.3
     cosine, sine = torch.cos(turn) / scale, torch.sin(turn) / scale
-    rows = torch.stack(
-        [cosine * mirror, -sine, shift[:, 0], sine * mirror, cosine, shift[:, 1]], dim=1
-    ).view(count, 2, 3)
+    rows = torch.stack([cosine * mirror, -sine, shift[:, 0], sine * mirror, cosine, shift[:, 1]], dim=1).view(
+        count, 2, 3
+    )
     grid = functional.affine_grid(rows.to(batch.device), list(batch.shape), align_corners=False)
     return functional.grid_sample(batch, grid, padding_mode="border", align_corners=False)
 
@@ -187,6 +193,6 @@ def _augmented(batch: torch.Tensor, flip: bool, affine: bool) -> torch.Tensor:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 autocast trains faster on a device than float32 does."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -21,7 +21,13 @@ def cli():
     def call(*arguments, cwd, code=0, env=None):
         command = [sys.executable, "-m", "hscc_search.cli", *map(str, arguments)]
         done = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=600, check=False
+            command,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            timeout=600,
+            check=False,
         )
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
@@ -66,5 +72,6 @@ def image_folder(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def two_threads():
-    torch.set_num_threads(2)
+def one_thread():
+    """Many small computations: waiting for a second thread costs more than it brings, the more on a busy machine."""
+    torch.set_num_threads(1)

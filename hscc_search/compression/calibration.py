@@ -1,5 +1,6 @@
 """What one pass of the dense network over calibration images leaves behind."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -83,17 +84,20 @@ def responses_on(layer: nn.Module, x: torch.Tensor, lattice: Lattice) -> torch.T
     if isinstance(layer, nn.Linear):
         return layer(x)[None]  # type: ignore[no-any-return]
     assert isinstance(layer, nn.Conv2d)
-    vertical, horizontal = conv_padding(layer)
+    left, right, top, bottom = conv_padding(layer)
     first = [lattice.start * stride for stride in layer.stride]
     # Negative padding crops: the first kept position moves to the corner.
-    x = functional.pad(x, (horizontal - first[1], horizontal, vertical - first[0], vertical))
+    x = functional.pad(x, (left - first[1], right, top - first[0], bottom))
     stride = [lattice.step * stride for stride in layer.stride]
     return positions_first(functional.conv2d(x, layer.weight, layer.bias, stride, 0, layer.dilation))
 
 
 def positions_first(maps: torch.Tensor) -> torch.Tensor:
-    """From (images, channels, height, width) to (height * width, images, channels)."""
-    return maps.flatten(2).permute(2, 0, 1).contiguous()
+    """A copy of (images, channels, height, width) as (height * width, images, channels).
+
+    Always a copy: an activation that works in place must not reach what was kept.
+    """
+    return maps.flatten(2).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()
@@ -112,8 +116,10 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
     network.eval()
     for name, value in network.named_parameters():
         if not torch.isfinite(value).all():
-            raise CompressionError(f"weights {name} of the dense network are not all finite: train it again or use another checkpoint")
-    candidates = {
+            raise CompressionError(
+                f"weights {name} of the dense network are not all finite: train it again or use another checkpoint"
+            )
+    candidates: dict[str, nn.Module] = {
         name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
     }
     macs, reasons = _look(network, candidates, images[:1])
@@ -151,18 +157,27 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
     return Calibration(images, tuple(records), {name: (macs.get(name, 0), reason) for name, reason in reasons.items()})
 
 
-def _look(network: nn.Module, candidates: dict[str, nn.Module], image: torch.Tensor) -> tuple[dict[str, int], dict[str, str]]:
+def _look(
+    network: nn.Module, candidates: dict[str, nn.Module], image: torch.Tensor
+) -> tuple[dict[str, int], dict[str, str]]:
     """Multiply-adds of each layer in execution order, and why some cannot be compressed, from one image."""
     macs: dict[str, int] = {}
     reasons: dict[str, str] = {}
 
+    names = Counter(id(layer) for _, layer in network.named_modules(remove_duplicate=False))
+
     def look(name: str, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
         if name in macs:
             reasons[name] = "called more than once in one pass"
-        positions = output[0].numel() // output.shape[1 if isinstance(layer, nn.Conv2d) else -1]
-        macs[name] = macs.get(name, 0) + positions * layer.weight.numel()  # type: ignore[union-attr,operator]
-        if isinstance(layer, nn.Linear) and inputs[0].dim() != 2:
-            reasons.setdefault(name, "fully connected over more than one position")
+        positions = output.numel() // layer.weight.shape[0]
+        macs[name] = macs.get(name, 0) + positions * layer.weight.numel()
+        if name == "":
+            reasons.setdefault(name, "it is the whole network")
+        if names[id(layer)] > 1:
+            reasons.setdefault(name, "registered under more than one name")
+        if len(output) != len(image) or (isinstance(layer, nn.Linear) and output.dim() != 2):
+            reasons.setdefault(name, "called on more than one position as if they were images")
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
             reasons.setdefault(name, "depthwise" if layer.groups == layer.in_channels else "grouped")
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":

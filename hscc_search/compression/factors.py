@@ -79,7 +79,7 @@ def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
     if count < dense.shape[1]:
         values, vectors = torch.linalg.eigh((centred @ centred.T).double() / count)
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-        kept = values > values[0] * 1e-12
+        kept = values > values.sum() * 1e-12
         values, vectors = values[kept], vectors[:, kept]
         coordinates = vectors * (values * count).sqrt()
         axes = (centred.T.double() @ vectors) / (values * count).sqrt()
@@ -137,10 +137,10 @@ def _principal_axes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return axes.flip(1), values.flip(0).clamp(min=0)
     values, vectors = torch.linalg.eigh(rows.T @ rows)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    kept = values > values[0] * 1e-12
+    kept = values > values.sum() * 1e-12
     values, vectors = values[kept], vectors[:, kept]
     return rows @ vectors / values.sqrt(), values
 
 
 def _ridge(values: torch.Tensor) -> torch.Tensor:
-    return RIDGE * values.mean() + torch.finfo(values.dtype).tiny
+    return RIDGE * values.sum() / max(len(values), 1) + torch.finfo(values.dtype).tiny

@@ -18,7 +18,9 @@ from hscc_search.compression.calibration import Calibration, LayerRecord, respon
 from hscc_search.compression.channels import coactivation
 from hscc_search.compression.factors import Factors, Predictor, factorise, fit_predictor
 from hscc_search.compression.layers import Blueprint, RegionConv2d, build
-from hscc_search.compression.regions import label_map, pieces
+from hscc_search.compression.ranks import check_energy
+from hscc_search.compression.regions import check_regions, label_map, pieces
+from hscc_search.errors import CompressionError
 
 # A layer below this share of the network's multiply-adds is not worth an approximation.
 TINY_SHARE = 1e-4
@@ -35,6 +37,9 @@ class Setting:
         energy: share of each cluster's response variance that its rank keeps, above 0 and up to 1.
         region_strategy: ``grid`` or ``bands``.
         seed: of the clustering.
+
+    Raises:
+        CompressionError: a value is out of range.
     """
 
     regions: int
@@ -42,6 +47,12 @@ class Setting:
     energy: float
     region_strategy: str = "grid"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clusters < 1:
+            raise CompressionError(f"clusters must be 1 or more, not {self.clusters}")
+        check_regions(self.region_strategy, self.regions)
+        check_energy(self.energy)
 
 
 @dataclass(frozen=True)
@@ -123,11 +134,10 @@ def compress(network: nn.Module, calibration: Calibration, setting: Setting) -> 
         network: the dense network that ``calibration`` was made with.
         calibration: from :func:`hscc_search.compression.calibration.calibrate`.
         setting: how.
-
-    Raises:
-        CompressionError: the setting is out of range.
     """
-    total = sum(record.macs for record in calibration.records) + sum(macs for macs, _ in calibration.left_dense.values())
+    total = sum(record.macs for record in calibration.records) + sum(
+        macs for macs, _ in calibration.left_dense.values()
+    )
     result = copy.deepcopy(network).eval()
     pending: dict[str, _Pending] = {}
     left = [LayerPlan(name, macs, macs, 0, (), reason) for name, (macs, reason) in calibration.left_dense.items()]
@@ -196,15 +206,19 @@ def compress_layer(
     )
     module = build(layer, blueprint).to(device=x.device, dtype=weight.dtype)
     region_modules = module.regions if isinstance(module, RegionConv2d) else [module]
-    for target, (predictor, factors) in zip(region_modules, found, strict=True):
-        _fill(target, layer, predictor, factors)
+    for target, fitted in zip(region_modules, found, strict=True):
+        _fill(target, layer, *fitted)
     areas = np.bincount(labels.ravel())
     macs = sum(
         int(area) * (inputs * outputs if rank is None else rank * (inputs + outputs))
         for area, rank in zip(areas, blueprint.ranks, strict=True)
     )
     plan = LayerPlan(
-        record.name, record.macs, macs, region_count, tuple(() if factors is None else factors.ranks for _, factors in found)
+        record.name,
+        record.macs,
+        macs,
+        region_count,
+        tuple(() if factors is None else factors.ranks for _, factors in found),
     )
     return module.eval(), plan, blueprint
 
@@ -212,17 +226,21 @@ def compress_layer(
 def _fill(target: nn.Module, layer: nn.Conv2d | nn.Linear, predictor: Predictor, factors: Factors | None) -> None:
     """Set the weights of one region so that its mean response is the dense network's."""
     weight = layer.weight.detach().flatten(1).double()
-    bias = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device) if layer.bias is None else layer.bias.detach().double()
+    bias = (
+        torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
+        if layer.bias is None
+        else layer.bias.detach().double()
+    )
     without_bias = predictor.mean_delivered - bias
     if factors is None:
         corrected = predictor.apply(weight)
-        target.weight.copy_(corrected.view_as(target.weight))  # type: ignore[operator,union-attr,arg-type]
-        target.bias.copy_(predictor.mean_dense - predictor.apply(without_bias[:, None])[:, 0])  # type: ignore[operator,union-attr]
+        target.weight.copy_(corrected.view_as(target.weight))  # type: ignore[operator, arg-type]
+        target.bias.copy_(predictor.mean_dense - predictor.apply(without_bias[:, None])[:, 0])  # type: ignore[operator]
         return
     assert isinstance(target, nn.Sequential)
     encode, decode = target
     basis = factors.basis @ weight
     offset = predictor.mean_dense - factors.recombination @ (factors.basis @ without_bias)
-    encode.weight.copy_(basis.view_as(encode.weight))  # type: ignore[operator,union-attr,arg-type]
-    decode.weight.copy_(factors.recombination.view_as(decode.weight))  # type: ignore[operator,union-attr,arg-type]
-    decode.bias.copy_(offset)  # type: ignore[operator,union-attr]
+    encode.weight.copy_(basis.view_as(encode.weight))  # type: ignore[operator, arg-type]
+    decode.weight.copy_(factors.recombination.view_as(decode.weight))  # type: ignore[operator, arg-type]
+    decode.bias.copy_(offset)  # type: ignore[operator]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from hscc_search.compression.regions import Piece
+from hscc_search.errors import CompressionError
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,26 @@ class RegionConv2d(nn.Module):
         self.stride = layer.stride
         self.whole = len(blueprint.pieces) == 1
         self.padding = conv_padding(layer)
-        self.regions = nn.ModuleList(_region(layer, rank, self.padding if self.whole else (0, 0)) for rank in blueprint.ranks)
+        left, right, top, bottom = self.padding
+        # A region that is the whole map pads as it convolves, which saves a copy of the input.
+        own = (top, left) if self.whole and (left, top) == (right, bottom) else None
+        if own is not None:
+            self.padding = (0, 0, 0, 0)
+        self.regions = nn.ModuleList(_region(layer, rank, own or (0, 0)) for rank in blueprint.ranks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve each piece of the map with its region's filters."""
+        """Convolve each piece of the map with its region's filters.
+
+        Raises:
+            CompressionError: the input is of another size than the layer was made for.
+        """
+        if any(self.padding):
+            x = functional.pad(x, self.padding)
         if self.whole:
             return self.regions[0](x)  # type: ignore[no-any-return]
-        vertical, horizontal = self.padding
-        if vertical or horizontal:
-            x = functional.pad(x, (horizontal, horizontal, vertical, vertical))
+        size = tuple((x.shape[2 + axis] - self.kernel_reach[axis]) // self.stride[axis] + 1 for axis in (0, 1))
+        if size != self.blueprint.output_size:
+            raise CompressionError(f"regions belong to a map of {self.blueprint.output_size} positions, not {size}")
         bands: dict[tuple[int, int], list[torch.Tensor]] = {}
         for piece in self.blueprint.pieces:
             rows = self._inputs(piece.top, piece.bottom, 0)
@@ -89,15 +101,15 @@ def build(layer: nn.Module, blueprint: Blueprint) -> nn.Module:
     )
 
 
-def conv_padding(layer: nn.Conv2d) -> tuple[int, int]:
-    """Zeros added above and below, left and right."""
+def conv_padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Zeros that a convolution adds left, right, above and below, as :func:`torch.nn.functional.pad` takes them."""
     if isinstance(layer.padding, str):
         if layer.padding == "valid":
-            return (0, 0)
-        vertical, horizontal = (d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
-        return (vertical, horizontal)
+            return (0, 0, 0, 0)
+        vertical, horizontal = (d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+        return (horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2)
     vertical, horizontal = layer.padding
-    return (vertical, horizontal)
+    return (horizontal, horizontal, vertical, vertical)
 
 
 def _region(layer: nn.Conv2d, rank: int | None, padding: tuple[int, int]) -> nn.Module:

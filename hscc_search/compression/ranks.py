@@ -5,6 +5,12 @@ import torch
 from hscc_search.errors import CompressionError
 
 
+def check_energy(energy: float) -> None:
+    """Raise CompressionError unless an energy is above 0 and at most 1."""
+    if not 0 < energy <= 1:
+        raise CompressionError(f"energy must be above 0 and at most 1, not {energy}")
+
+
 def rank_for_energy(eigenvalues: torch.Tensor, energy: float) -> int:
     """The smallest rank whose eigenvalues hold at least a share ``energy`` of their sum.
 
@@ -18,8 +24,7 @@ def rank_for_energy(eigenvalues: torch.Tensor, energy: float) -> int:
     Raises:
         CompressionError: the energy is out of range.
     """
-    if not 0 < energy <= 1:
-        raise CompressionError(f"energy must be above 0 and at most 1, not {energy}")
+    check_energy(energy)
     kept = eigenvalues.clamp(min=0)
     total = kept.sum()
     if total <= 0:

@@ -4,6 +4,7 @@ Every strategy returns one label map, int64 of shape (height, width) with labels
 is executed as pieces: rectangles of one region each, in rows of equal height.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,18 +45,25 @@ def bands(height: int, width: int, regions: int) -> np.ndarray:
     return np.repeat(_equal_runs(height, min(regions, height))[:, None], width, axis=1)
 
 
+STRATEGIES = {"grid": grid, "bands": bands}
+
+
 def label_map(strategy: str, height: int, width: int, regions: int) -> np.ndarray:
     """The label map of a strategy, ``grid`` or ``bands``.
 
     Raises:
         CompressionError: there is no such strategy, or ``regions`` is below 1.
     """
+    check_regions(strategy, regions)
+    return STRATEGIES[strategy](height, width, regions)
+
+
+def check_regions(strategy: str, regions: int) -> None:
+    """Raise CompressionError unless there is such a strategy and ``regions`` is 1 or more."""
     if regions < 1:
         raise CompressionError(f"regions must be 1 or more, not {regions}")
-    strategies = {"grid": grid, "bands": bands}
-    if strategy not in strategies:
-        raise CompressionError(f"no region strategy {strategy!r}: use {' or '.join(strategies)}")
-    return strategies[strategy](height, width, regions)
+    if strategy not in STRATEGIES:
+        raise CompressionError(f"no region strategy {strategy!r}: use {' or '.join(STRATEGIES)}")
 
 
 def pieces(labels: np.ndarray) -> tuple[Piece, ...]:
@@ -67,12 +75,10 @@ def pieces(labels: np.ndarray) -> tuple[Piece, ...]:
     height, width = labels.shape
     found = []
     row_breaks = [0, *(np.flatnonzero((labels[1:] != labels[:-1]).any(axis=1)) + 1).tolist(), height]
-    for top, bottom in zip(row_breaks, row_breaks[1:], strict=False):
+    for top, bottom in itertools.pairwise(row_breaks):
         row = labels[top]
         breaks = [0, *(np.flatnonzero(row[1:] != row[:-1]) + 1).tolist(), width]
-        found += [
-            Piece(top, bottom, left, right, int(row[left])) for left, right in zip(breaks, breaks[1:], strict=False)
-        ]
+        found += [Piece(top, bottom, left, right, int(row[left])) for left, right in itertools.pairwise(breaks)]
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ _ROWS_AT_ONCE = 4096
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
     """The DCT hash of an image, bool, shape (256,)."""
-    return imagehash.phash(image, hash_size=HASH_SIDE).hash.ravel()  # type: ignore[no-any-return]
+    return imagehash.phash(image, hash_size=HASH_SIDE).hash.ravel()
 
 
 def near_pairs(hashes: np.ndarray) -> np.ndarray:

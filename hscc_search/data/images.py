@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from hscc_search.config import DataConfig
 from hscc_search.data.copies import copy_groups, near_pairs, perceptual_hash
@@ -87,14 +87,28 @@ def read_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             if image.mode not in _EIGHT_BIT_MODES:
                 raise DataError(
-                    f"image {path} has pixel mode {image.mode}, which would be clipped: convert it to 8 bits per channel"
+                    f"image {path} has pixel mode {image.mode}, which would be clipped: "
+                    "convert it to 8 bits per channel"
                 )
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"cannot read image {path} ({error}): replace or remove it; "
-            "`hscc-search data check` lists all such files"
-        ) from error
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's readers raise what they meet: OSError, SyntaxError, struct.error, ...
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(
+        f"cannot read image {path} ({reason}): replace or remove it; `hscc-search data check` lists all such files"
+    )
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def find_images(folder: Path) -> list[tuple[Path, str]]:
@@ -107,12 +121,14 @@ def find_images(folder: Path) -> list[tuple[Path, str]]:
     """
     if not folder.is_dir():
         raise DataError(f"no image folder at {folder}: give a folder with one folder of images per class")
-    paths = [
-        Path(root) / name
-        for root, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in EXTENSIONS and not name.startswith(".")
-    ]
+    paths: list[Path] = []
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(root)) in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add(place)
+        paths += [Path(root) / name for name in names if Path(name).suffix.lower() in EXTENSIONS and name[0] != "."]
     if not paths:
         raise DataError(f"no images below {folder}: expected class folders with files such as .jpg or .png")
     for path in paths:
@@ -133,7 +149,7 @@ def check_folder(folder: Path, report: Report = silent) -> FolderReport:
 
     def look(item: tuple[Path, str]) -> tuple[str, np.ndarray] | DataError:
         try:
-            return sha256(item[0]), perceptual_hash(read_image(item[0]))
+            return _digest(item[0]), perceptual_hash(read_image(item[0]))
         except DataError as error:
             return error
 
@@ -151,9 +167,7 @@ def check_folder(folder: Path, report: Report = silent) -> FolderReport:
         classes=dict(sorted(Counter(class_name for _, class_name in found).items())),
         exact_copies=len(digests) - len(set(digests)),
         near_pairs=sum(digests[first] != digests[second] for first, second in pairs),
-        conflicts=[
-            (kept[first][0], kept[second][0]) for first, second in pairs if kept[first][1] != kept[second][1]
-        ],
+        conflicts=[(kept[first][0], kept[second][0]) for first, second in pairs if kept[first][1] != kept[second][1]],
         unreadable=unreadable,
     )
 
@@ -161,10 +175,8 @@ def check_folder(folder: Path, report: Report = silent) -> FolderReport:
 def _folder_sources(folder: Path) -> list[_Source]:
     found = find_images(folder)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(sha256, [path for path, _ in found]))
-    return [
-        _Source(class_name, digest, path, None) for (path, class_name), digest in zip(found, digests, strict=True)
-    ]
+        digests = list(pool.map(_digest, [path for path, _ in found]))
+    return [_Source(class_name, digest, path, None) for (path, class_name), digest in zip(found, digests, strict=True)]
 
 
 def _digit_sources() -> list[_Source]:
@@ -205,7 +217,9 @@ def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
     sources.sort(key=lambda source: (source.class_name, source.digest))
     classes = tuple(sorted({source.class_name for source in sources}))
     if len(classes) < 2:
-        raise DataError(f"only one class, {classes[0]!r}, below {config.path}: a classifier needs two or more class folders")
+        raise DataError(
+            f"only one class, {classes[0]!r}, below {config.path}: a classifier needs two or more class folders"
+        )
     listing = "\n".join(f"{source.class_name} {source.digest}" for source in sources)
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
     folder = cache_folder("pixels") / f"{fingerprint[:32]}-{config.image_size}-v{_PIXEL_VERSION}"

@@ -24,7 +24,9 @@ def normalised(images: torch.Tensor, config: DataConfig) -> torch.Tensor:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, part: Part, config: DataConfig, device: torch.device, batch_size: int = 64) -> np.ndarray:
+def predict(
+    network: nn.Module, part: Part, config: DataConfig, device: torch.device, batch_size: int = 64
+) -> np.ndarray:
     """The network's outputs before softmax.
 
     Returns:
@@ -35,4 +37,4 @@ def predict(network: nn.Module, part: Part, config: DataConfig, device: torch.de
         network(normalised(torch.from_numpy(part.images[start : start + batch_size]).to(device), config)).float().cpu()
         for start in range(0, len(part), batch_size)
     ]
-    return torch.cat(outputs).numpy()  # type: ignore[no-any-return]
+    return torch.cat(outputs).numpy()

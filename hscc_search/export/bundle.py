@@ -44,7 +44,9 @@ _BATCH = 64
 _TOLERANCE = 1e-3
 
 
-def export(study: Study, point: Point, config: StudyConfig, out: Path, device: str = "auto", report: Report = silent) -> dict[str, Any]:
+def export(
+    study: Study, point: Point, config: StudyConfig, out: Path, device: str = "auto", report: Report = silent
+) -> dict[str, Any]:
     """Compress with a trial's setting again, write the folder, load both models back and measure them on the test part.
 
     Args:
@@ -64,15 +66,25 @@ def export(study: Study, point: Point, config: StudyConfig, out: Path, device: s
     """
     if out.exists():
         raise ExportError(f"output folder {out} exists: name one that does not")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot write to {out.parent} ({error.strerror}): name another output folder") from error
     dataset, parts, network = train_dense(config, device, report)
     if dataset.fingerprint != study.fingerprint:
-        raise ExportError(f"the images at {config.data.path} are not those of study {config.name}: give them with --data DIR")
+        raise ExportError(
+            f"the images at {config.data.path} are not those of study {config.name}: give them with --data DIR"
+        )
     if models.weights_digest(network) != study.dense_details["weights"]:
-        raise ExportError(f"the dense network is not that of study {config.name}: give its weights with --checkpoint FILE")
+        raise ExportError(
+            f"the dense network is not that of study {config.name}: give its weights with --checkpoint FILE"
+        )
     place = next(network.parameters()).device
     bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, place, report)
     measured = bench.measure(setting_of(config, point.settings))
-    compressed = Deployed(measured.compressed.network, config.data.mean, config.data.std, config.data.image_size).cpu().eval()
+    compressed = (
+        Deployed(measured.compressed.network, config.data.mean, config.data.std, config.data.image_size).cpu().eval()
+    )
     dense = Deployed(network, config.data.mean, config.data.std, config.data.image_size).cpu().eval()
     with folder_written_whole(out) as folder:
         steps = ("writing model.onnx", "loading the models back", "writing the model card")
@@ -93,18 +105,24 @@ def export(study: Study, point: Point, config: StudyConfig, out: Path, device: s
             "settings": point.settings,
             "classes": list(dataset.classes),
             "dense": {**dense_cost, **dense_test.stored(), "validation": study.dense_details["quality"]},
-            "validation": {**measured.cost.stored(), **measured.quality.stored(), "images": len(parts.validation)},
+            "validation": {
+                **measured.cost.stored(),
+                **measured.quality.stored(),
+                "images": len(parts.validation),
+            },
             "test": {
                 **measured.cost.stored(),
                 **test.stored(),
                 "images": len(parts.test),
-                "right": int(round(test.accuracy * len(parts.test))),
+                "right": round(test.accuracy * len(parts.test)),
                 "torch_differs_on": differing,
             },
         }
         _write_json(folder / "metrics.json", metrics)
         stored = {
-            "study": config.model_dump(mode="json", exclude={"storage": True, "data": {"path"}, "model": {"checkpoint"}}),
+            "study": config.model_dump(
+                mode="json", exclude={"storage": True, "data": {"path"}, "model": {"checkpoint"}}
+            ),
             "trial": point.trial,
             "settings": point.settings,
             "dataset_fingerprint": dataset.fingerprint,
@@ -196,7 +214,7 @@ def _onnx_scores(path: Path, part: Part) -> np.ndarray:
 @torch.no_grad()
 def _torch_scores(module: nn.Module, part: Part) -> np.ndarray:
     batches = (torch.from_numpy(part.images[start : start + _BATCH]) for start in range(0, len(part), _BATCH))
-    return torch.cat([module(batch.float() / 255) for batch in batches]).numpy()  # type: ignore[no-any-return]
+    return torch.cat([module(batch.float() / 255) for batch in batches]).numpy()
 
 
 def _write_json(path: Path, tree: Any) -> None:

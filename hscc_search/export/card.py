@@ -5,7 +5,7 @@ from typing import Any
 from hscc_search.compression.hscc import LayerPlan
 from hscc_search.config import StudyConfig
 
-_USE = '''\
+_USE = """\
 ```python
 import numpy as np, onnxruntime
 from PIL import Image
@@ -14,20 +14,25 @@ image = Image.open("image.jpg").convert("RGB").resize(({side}, {side}), Image.Re
 pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
 scores = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels}})[0]
 print({classes}[scores.argmax()])
-```'''
+```"""
 
 
 def model_card(metrics: dict[str, Any], config: StudyConfig, plan: tuple[LayerPlan, ...]) -> str:
     """Markdown that says what the folder holds, how to run it, what it reaches and what was not looked at."""
     dense, test, validation = metrics["dense"], metrics["test"], metrics["validation"]
-    classes = metrics["classes"]
+    classes, side = metrics["classes"], config.data.image_size
     settings = ", ".join(
-        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in metrics["settings"].items()
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in metrics["settings"].items()
     )
     rows = [
         ("accuracy, test part", _with_error(dense, "accuracy"), _with_error(test, "accuracy")),
         ("macro F1, test part", _with_error(dense, "macro_f1"), _with_error(test, "macro_f1")),
-        ("accuracy, validation part", _with_error(dense["validation"], "accuracy"), _with_error(validation, "accuracy")),
+        (
+            "accuracy, validation part",
+            _with_error(dense["validation"], "accuracy"),
+            _with_error(validation, "accuracy"),
+        ),
         *(
             (f"recall of {name}, test part", f"{dense['recall'][index]:.3f}", f"{test['recall'][index]:.3f}")
             for index, name in enumerate(classes)
@@ -50,11 +55,10 @@ def model_card(metrics: dict[str, Any], config: StudyConfig, plan: tuple[LayerPl
             "",
             "## Use",
             "",
-            f"Takes RGB images of {config.data.image_size} x {config.data.image_size} pixels, float32 values 0 to 1, shape "
-            f"(batch, 3, {config.data.image_size}, {config.data.image_size}); normalisation is part of the network. Returns "
-            f"one score per class: {', '.join(classes)}.",
+            f"Takes RGB images of {side} x {side} pixels, float32 values 0 to 1, shape (batch, 3, {side}, {side}); "
+            f"normalisation is part of the network. Returns one score per class: {', '.join(classes)}.",
             "",
-            _USE.format(side=config.data.image_size, classes=classes),
+            _USE.format(side=side, classes=classes),
             "",
             'As a torch module that can be trained further: `hscc_search.load("this folder")`.',
             "",
@@ -64,9 +68,10 @@ def model_card(metrics: dict[str, Any], config: StudyConfig, plan: tuple[LayerPl
             "|---|---|---|",
             *(f"| {name} | {before} | {after} |" for name, before, after in rows),
             "",
-            f"± is one bootstrap standard error over images ({test['images']} in the test part, {validation['images']} in the "
-            "validation part). One multiply-add is one MAC and two FLOPs. The setting was chosen on the validation part; "
-            "the test part was used for this table alone, run by ONNX Runtime from model.onnx.",
+            f"± is one bootstrap standard error over images ({test['images']} in the test part, "
+            f"{validation['images']} in the validation part). One multiply-add is one MAC and two FLOPs. The setting "
+            "was chosen on the validation part; the test part was used for this table alone, run by ONNX Runtime from "
+            "model.onnx.",
             "",
             "## Layers",
             "",
@@ -76,8 +81,8 @@ def model_card(metrics: dict[str, Any], config: StudyConfig, plan: tuple[LayerPl
             "",
             "## Limits",
             "",
-            "Measured on images of the study's data set only. Other scanners, populations and image sizes were not looked at; "
-            "the network is no medical device.",
+            "Measured on images of the study's data set only. Other scanners, populations and image sizes were not "
+            "looked at; the network is no medical device.",
             "",
         ]
     )
@@ -85,4 +90,3 @@ def model_card(metrics: dict[str, Any], config: StudyConfig, plan: tuple[LayerPl
 
 def _with_error(figures: dict[str, Any], key: str) -> str:
     return f"{figures[key]:.4f} ± {figures[key + '_se']:.4f}"
-

@@ -37,8 +37,7 @@ class Deployed(nn.Module):
         Raises:
             CompressionError: the images have another size.
         """
-        if images.shape[1:] != (3, self.image_size, self.image_size):
-            raise CompressionError(
-                f"this network takes images of shape (n, 3, {self.image_size}, {self.image_size}), not {tuple(images.shape)}"
-            )
+        side = self.image_size
+        if images.shape[1:] != (3, side, side):
+            raise CompressionError(f"this network takes shape (n, 3, {side}, {side}), not {tuple(images.shape)}")
         return self.network((images - self.mean) / self.std)  # type: ignore[no-any-return]

@@ -1,1 +1,1 @@
-"""The search around the compressor: what is sampled, what a trial measures, how a study goes on, who is on the front."""
+"""The search around the compressor: what a trial measures, how a study goes on, who is on the front."""

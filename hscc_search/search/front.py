@@ -94,7 +94,7 @@ def select(rule: str, points: Sequence[Point]) -> Point:
     """
     members = front(points)
     kind, _, text = rule.partition(":")
-    if kind == "knee" and not text:
+    if rule == "knee":
         return knee(members)
     if kind == "trial" and text.isdecimal():
         found = [point for point in points if point.trial == int(text)]

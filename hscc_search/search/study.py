@@ -22,7 +22,7 @@ from hscc_search.evaluation.cost import measure_cost
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.search.front import Point, front
 from hscc_search.search.objective import Bench, Measurement, make_bench, setting_of
-from hscc_search.storage import open_storage
+from hscc_search.storage import existing_storage, find_storage, open_storage, shown
 from hscc_search.training import dense_network
 
 _RECORD = "hscc"
@@ -77,8 +77,8 @@ def run_study(config: StudyConfig, device: str = "auto", report: Report = silent
         HsccError: bad input, a study whose file has changed, or trials that fail one after the other.
     """
     place = models.choose_device(device)
-    storage = open_storage(config.storage, create=True)
-    study = _find(storage, config.name)
+    storage = find_storage(config.storage)
+    study = _find(storage, config.name) if storage is not None else None
     record = _record(study, config.name) if study is not None else None
     if record is not None:
         differences = config.differences(_stored_config(record, config.name))
@@ -104,12 +104,14 @@ def run_study(config: StudyConfig, device: str = "auto", report: Report = silent
         )
     bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, place, report)
     if study is None or record is None:
-        study = _create(storage, config, dataset, bench)
+        study = _create(config, dataset, bench)
     _run_trials(study, bench, report)
     return read_study(config.storage, config.name)
 
 
-def train_dense(config: StudyConfig, device: str = "auto", report: Report = silent) -> tuple[Dataset, Parts, torch.nn.Module]:
+def train_dense(
+    config: StudyConfig, device: str = "auto", report: Report = silent
+) -> tuple[Dataset, Parts, torch.nn.Module]:
     """Train the dense network of a study, or take it from the cache; returns it with the data it belongs to."""
     place = models.choose_device(device)
     dataset = load_dataset(config.data, report)
@@ -123,7 +125,7 @@ def read_study(storage: str, name: str) -> Study:
     Raises:
         StorageError: the storage cannot be reached or holds no such study.
     """
-    opened = open_storage(storage, create=False)
+    opened = existing_storage(storage)
     study = _find(opened, name)
     if study is None:
         known = ", ".join(sorted(optuna.get_all_study_names(opened))) or "none"
@@ -142,10 +144,12 @@ def read_study(storage: str, name: str) -> Study:
         fingerprint=record["fingerprint"],
         versions=record["versions"],
         points=tuple(
-            _point(trial.number, trial.params, trial.user_attrs["cost"], trial.user_attrs["quality"]) for trial in complete
+            _point(trial.number, trial.params, trial.user_attrs["cost"], trial.user_attrs["quality"])
+            for trial in complete
         ),
         plans={
-            trial.number: tuple(LayerPlan.from_stored(layer) for layer in trial.user_attrs["plan"]) for trial in complete
+            trial.number: tuple(LayerPlan.from_stored(layer) for layer in trial.user_attrs["plan"])
+            for trial in complete
         },
         failures={
             trial.number: trial.user_attrs.get("failure", "its process ended")
@@ -157,7 +161,7 @@ def read_study(storage: str, name: str) -> Study:
 
 def list_studies(storage: str) -> list[dict[str, Any]]:
     """The studies in a storage: name, finished, failed and running trials, wanted trials, and when they began."""
-    opened = open_storage(storage, create=False)
+    opened = existing_storage(storage)
     listing = []
     for study in (optuna.load_study(study_name=name, storage=opened) for name in optuna.get_all_study_names(opened)):
         record = study.user_attrs.get(_RECORD)
@@ -187,10 +191,14 @@ def _record(study: optuna.Study, name: str) -> dict[str, Any] | None:
     record = study.user_attrs.get(_RECORD)
     if record is None:
         if study.get_trials(deepcopy=False):
-            raise StudyError(f"study {name!r} in this storage was not made by hscc-search: choose another name or storage")
+            raise StudyError(
+                f"study {name!r} in this storage was not made by hscc-search: choose another name or storage"
+            )
         return None
     if record["version"] != _RECORD_VERSION:
-        raise StudyError(f"study {name!r} was made by another version of hscc-search ({record['versions']['hscc-search']})")
+        raise StudyError(
+            f"study {name!r} was made by another version of hscc-search ({record['versions']['hscc-search']})"
+        )
     return dict(record)
 
 
@@ -198,7 +206,7 @@ def _stored_config(record: dict[str, Any], name: str) -> StudyConfig:
     return StudyConfig.from_tree(record["config"], f"stored study {name}")
 
 
-def _create(storage: optuna.storages.RDBStorage, config: StudyConfig, dataset: Dataset, bench: Bench) -> optuna.Study:
+def _create(config: StudyConfig, dataset: Dataset, bench: Bench) -> optuna.Study:
     dense = {
         "cost": measure_cost(bench.network, config.data.image_size).stored(),
         "quality": bench.quality(bench.network).stored(),
@@ -206,7 +214,7 @@ def _create(storage: optuna.storages.RDBStorage, config: StudyConfig, dataset: D
     }
     study = optuna.create_study(
         study_name=config.name,
-        storage=storage,
+        storage=open_storage(config.storage),
         sampler=_sampler(0),
         directions=["minimize", "maximize"],
         load_if_exists=True,
@@ -219,7 +227,7 @@ def _create(storage: optuna.storages.RDBStorage, config: StudyConfig, dataset: D
         _RECORD,
         {
             "version": _RECORD_VERSION,
-            "config": config.stored(),
+            "config": {**config.stored(), "storage": shown(config.storage)},
             "versions": _versions(),
             "fingerprint": dataset.fingerprint,
             "images": len(dataset.labels),
@@ -304,4 +312,7 @@ def _point(number: int | None, params: dict[str, Any], cost: dict[str, Any], qua
 
 def _versions() -> dict[str, str]:
     packages = ("hscc-search", "torch", "torchvision", "optuna", "scikit-learn", "fvcore", "numpy")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }

@@ -1,0 +1,226 @@
+import itertools
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hscc_search.compression import factors
+from hscc_search.compression.factors import factorise, fit_predictor
+
+seeds = st.integers(0, 2**32 - 1)
+energies = st.floats(0.05, 1)
+channel_counts = st.integers(2, 10)
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def responses(seed, count, channels):
+    """Correlated channels of unequal variance and mean, and the same after some damage."""
+    dense = normal(seed, count, channels) @ normal(seed + 1, channels, channels) + 3 * normal(seed + 2, channels)
+    delivered = dense @ (torch.eye(channels) + 0.2 * normal(seed + 3, channels, channels))
+    return dense, delivered + 0.3 * normal(seed + 4, count, channels) - 1
+
+
+def random_clusters(seed, channels, clusters):
+    labels = np.random.default_rng(seed).integers(0, clusters, channels)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+
+
+def one_cluster(channels):
+    return np.zeros(channels, np.int64)
+
+
+def approximated(predictor, found, delivered):
+    centred = delivered - predictor.mean_delivered
+    return predictor.mean_dense + centred @ found.basis.T @ found.recombination.T
+
+
+def matrix(predictor):
+    return predictor.apply(torch.eye(len(predictor.axes), dtype=torch.float64))
+
+
+def least_squares(inputs, outputs):
+    """X that minimises the distance of ``inputs @ X.T`` from ``outputs``, both centred."""
+    inputs, outputs = inputs - inputs.mean(dim=0), outputs - outputs.mean(dim=0)
+    return torch.from_numpy(np.linalg.lstsq(inputs.numpy(), outputs.numpy(), rcond=None)[0].T)
+
+
+def covariance(samples):
+    centred = samples - samples.mean(dim=0)
+    return centred.T @ centred / len(samples)
+
+
+@contextmanager
+def ridge_of(value):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factors, "RIDGE", value)
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(count=st.integers(2, 30), channels=channel_counts, seed=seeds)
+@settings(max_examples=40, deadline=None)
+def test_an_intact_input_is_predicted_by_the_identity_itself(dtype, count, channels, seed):
+    dense = responses(seed, count, channels)[0].to(dtype)
+    weight = normal(seed, channels, 7)
+    assert torch.equal(fit_predictor(dense, dense.clone()).apply(weight), weight)
+
+
+@given(channels=channel_counts, spare=st.integers(2, 20), seed=seeds)
+@settings(max_examples=40, deadline=None)
+def test_few_samples_and_many_samples_take_ways_that_agree(channels, spare, seed):
+    count = channels + spare
+    dense, delivered = responses(seed, count, channels)
+    # Silent channels change nothing, but make the samples fewer than the channels.
+    silent = torch.zeros(count, spare + 3, dtype=torch.float64)
+    many = fit_predictor(dense, delivered)
+    few = fit_predictor(torch.cat([dense, silent], dim=1), torch.cat([delivered, silent], dim=1))
+    assert few.axes.shape[1] == channels
+    torch.testing.assert_close(few.variances, many.variances, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(matrix(few)[:channels, :channels], matrix(many), rtol=1e-6, atol=1e-6)
+    clusters = one_cluster(channels)
+    expected = approximated(many, factorise(many, clusters, 0.9), delivered)
+    found = factorise(few, one_cluster(channels + silent.shape[1]), 0.9)
+    padded = approximated(few, found, torch.cat([delivered, silent], dim=1))
+    torch.testing.assert_close(padded[:, :channels], expected, rtol=1e-5, atol=1e-5)
+    assert padded[:, channels:].abs().max() < 1e-6
+
+
+@given(channels=channel_counts, seed=seeds)
+@settings(max_examples=40, deadline=None)
+def test_without_ridge_the_predictor_is_least_squares(channels, seed):
+    dense, delivered = responses(seed, 80, channels)
+    with ridge_of(1e-14):
+        found = matrix(fit_predictor(dense, delivered))
+    torch.testing.assert_close(found, least_squares(delivered, dense), rtol=1e-6, atol=1e-6)
+
+
+@given(channels=channel_counts, seed=seeds, ridge=st.floats(1e-4, 10))
+@settings(max_examples=40, deadline=None)
+def test_the_predictor_is_ridge_regression_towards_the_identity(channels, seed, ridge):
+    dense, delivered = responses(seed, 80, channels)
+    with ridge_of(ridge):
+        found = matrix(fit_predictor(dense, delivered))
+    T = covariance(delivered)
+    both = covariance(torch.cat([dense, delivered], dim=1))
+    S = both[:channels, channels:]
+    I = torch.eye(channels, dtype=torch.float64)  # noqa: E741
+    expected = I + (S - T) @ torch.linalg.inv(T + ridge * T.diagonal().mean() * I)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@given(count=st.integers(2, 40), channels=channel_counts, clusters=st.integers(1, 4), seed=seeds)
+@settings(max_examples=80, deadline=None)
+def test_all_the_energy_reproduces_the_response_whatever_the_clusters(count, channels, clusters, seed):
+    dense, _ = responses(seed, count, channels)
+    predictor = fit_predictor(dense, dense)
+    found = factorise(predictor, random_clusters(seed, channels, clusters), 1.0)
+    torch.testing.assert_close(approximated(predictor, found, dense), dense, rtol=1e-5, atol=1e-5)
+
+
+@given(channels=channel_counts, clusters=st.integers(1, 4), energy=energies, seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_without_ridge_the_recombination_is_least_squares(channels, clusters, energy, seed):
+    dense, delivered = responses(seed, 80, channels)
+    with ridge_of(1e-14):
+        predictor = fit_predictor(dense, delivered)
+        found = factorise(predictor, random_clusters(seed, channels, clusters), energy)
+    expected = least_squares(delivered @ found.basis.T, dense)
+    torch.testing.assert_close(found.recombination, expected, rtol=1e-5, atol=1e-5)
+
+
+@given(channels=channel_counts, clusters=st.integers(1, 4), energy=energies, seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_each_cluster_gets_the_rank_of_its_own_variance(channels, clusters, energy, seed):
+    dense, _ = responses(seed, 60, channels)
+    labels = random_clusters(seed, channels, clusters)
+    found = factorise(fit_predictor(dense, dense), labels, energy)
+    assert len(found.ranks) == labels.max() + 1
+    assert found.basis.shape == (sum(found.ranks), channels)
+    assert found.recombination.shape == (channels, sum(found.ranks))
+    for cluster, rank in enumerate(found.ranks):
+        values = torch.linalg.eigvalsh(covariance(dense[:, labels == cluster])).flip(0)
+        share = values.cumsum(0) / values.sum()
+        assert share[rank - 1] >= energy - 1e-9
+        assert rank == 1 or share[rank - 2] < energy + 1e-9
+
+
+@given(count=st.integers(2, 60), channels=channel_counts, energy=energies, seed=seeds)
+@settings(max_examples=80, deadline=None)
+def test_one_cluster_loses_the_dropped_variance_and_no_more(count, channels, energy, seed):
+    dense, _ = responses(seed, count, channels)
+    predictor = fit_predictor(dense, dense)
+    found = factorise(predictor, one_cluster(channels), energy)
+    error = (approximated(predictor, found, dense) - dense).square().sum() / count
+    values = torch.linalg.eigvalsh(covariance(dense)).flip(0)
+    dropped = values[found.ranks[0] :].clamp(min=0).sum()
+    torch.testing.assert_close(error, dropped, rtol=1e-6, atol=1e-9 * float(values.sum()))
+
+
+@given(channels=channel_counts, energy=energies, seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_without_ridge_a_damaged_input_is_answered_as_well_as_that_rank_can(channels, energy, seed):
+    dense, delivered = responses(seed, 80, channels)
+    with ridge_of(1e-14):
+        predictor = fit_predictor(dense, delivered)
+        found = factorise(predictor, one_cluster(channels), energy)
+    error = (approximated(predictor, found, delivered) - dense).square().sum() / len(dense)
+    # Reduced-rank regression: the optimum keeps the leading axes of the predicted response.
+    M = least_squares(delivered, dense)
+    predicted = torch.linalg.eigvalsh(M @ covariance(delivered) @ M.T).flip(0)
+    optimum = covariance(dense).trace() - predicted[: found.ranks[0]].sum()
+    torch.testing.assert_close(error, optimum, rtol=1e-5, atol=1e-7)
+
+
+@given(channels=channel_counts, damaged=st.booleans(), seed=seeds)
+@settings(max_examples=40, deadline=None)
+def test_the_error_does_not_rise_with_the_energy(channels, damaged, seed):
+    dense, delivered = responses(seed, 80, channels)
+    delivered = delivered if damaged else dense
+    predictor = fit_predictor(dense, delivered)
+    errors = []
+    for energy in (0.1, 0.3, 0.6, 0.8, 0.9, 0.99, 1.0):
+        found = factorise(predictor, one_cluster(channels), energy)
+        errors.append((approximated(predictor, found, delivered) - dense).square().mean())
+    # The ridge alone may cost a part in a thousand.
+    slack = 1e-3 * dense.var() if damaged else 1e-9
+    assert all(later <= earlier + slack for earlier, later in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40], ids=lambda count: f"{count} samples")
+@pytest.mark.parametrize("energy", [0.5, 1.0])
+@pytest.mark.parametrize("clusters", [1, 3])
+def test_a_constant_response_takes_one_filter_and_is_exact(count, energy, clusters):
+    channels = 6
+    dense = torch.arange(channels, dtype=torch.float64).expand(count, channels) - 2.5
+    delivered = dense + 1
+    predictor = fit_predictor(dense, delivered)
+    found = factorise(predictor, np.arange(channels) % clusters, energy)
+    assert sum(found.ranks) == 1
+    assert len(found.ranks) == clusters
+    assert torch.equal(approximated(predictor, found, delivered), dense)
+
+
+@pytest.mark.parametrize("count", [4, 40], ids=["few samples", "many samples"])
+def test_a_cluster_that_never_changes_takes_no_filter(count):
+    dense = normal(0, count, 6)
+    dense[:, 3:] = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
+    predictor = fit_predictor(dense, dense)
+    found = factorise(predictor, np.array([0, 0, 0, 1, 1, 1]), 1.0)
+    assert found.ranks == (3, 0)
+    torch.testing.assert_close(approximated(predictor, found, dense), dense)
+
+
+@pytest.mark.parametrize("count", [4, 40], ids=["few samples", "many samples"])
+def test_an_input_that_lost_all_variance_is_answered_by_the_mean(count):
+    dense = normal(1, count, 6)
+    delivered = torch.ones(count, 6, dtype=torch.float64)
+    predictor = fit_predictor(dense, delivered)
+    found = factorise(predictor, one_cluster(6), 0.9)
+    expected = dense.mean(dim=0).expand(count, 6)
+    torch.testing.assert_close(approximated(predictor, found, delivered), expected)

@@ -1,0 +1,162 @@
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+
+from hscc_search.errors import HsccError, StudyError
+from hscc_search.search.study import list_studies, read_study, run_study
+from hscc_search.storage import existing_storage, open_storage
+
+
+def values(study):
+    return [(point.trial, point.settings, point.flops, point.accuracy) for point in study.points]
+
+
+def test_same_seed_gives_the_same_trials(digits, tmp_path):
+    first = run_study(digits(trials=12))
+    second = run_study(digits(trials=12).model_copy(update={"storage": f"sqlite:///{tmp_path}/other.db"}))
+    assert len(first.points) == 12
+    assert values(first) == values(second)
+    assert first.plans == second.plans
+
+
+def test_another_seed_gives_other_trials(digits, tmp_path):
+    first = run_study(digits(trials=2))
+    other = digits(trials=2, seed=1, model__checkpoint=None, training__epochs=1, name="other")
+    assert [point.settings for point in run_study(other).points] != [point.settings for point in first.points]
+
+
+def test_going_on_gives_what_an_unbroken_run_gives(digits, tmp_path):
+    unbroken = run_study(digits(trials=14))
+    elsewhere = f"sqlite:///{tmp_path}/other.db"
+    for trials in (5, 11, 14):
+        study = run_study(digits(trials=trials).model_copy(update={"storage": elsewhere}))
+        assert len(study.points) == trials
+    assert values(study) == values(unbroken)
+
+
+def test_a_finished_study_does_nothing(digits):
+    run_study(digits(trials=3))
+    told = []
+    study = run_study(digits(trials=2), report=told.append)
+    assert len(study.points) == 3
+    assert told == []
+
+
+def test_a_trial_records_plan_measures_and_seconds(digits):
+    config = digits(trials=1)
+    study = run_study(config)
+    (trial,) = optuna.load_study(study_name="digits", storage=existing_storage(config.storage)).trials
+    assert trial.values == [study.points[0].flops, study.points[0].accuracy]
+    assert set(trial.params) == {"regions", "clusters", "energy"}
+    assert set(trial.user_attrs["seconds"]) == {"compress", "count", "evaluate"}
+    assert set(trial.user_attrs["quality"]) >= {
+        "accuracy",
+        "accuracy_se",
+        "macro_f1",
+        "recall",
+        "recall_se",
+        "f1",
+        "f1_se",
+    }
+    assert sum(layer["macs"] for layer in trial.user_attrs["plan"]) == trial.user_attrs["cost"]["macs"]
+
+
+def test_the_study_keeps_what_it_was_made_of(digits):
+    config = digits(trials=1)
+    study = run_study(config)
+    assert study.config == config
+    assert study.dense.macs == study.dense_details["cost"]["macs_torch"]
+    assert len(study.fingerprint) == 64
+    assert set(study.versions) >= {"hscc-search", "torch", "optuna"}
+    opened = optuna.load_study(study_name="digits", storage=existing_storage(config.storage))
+    assert opened.metric_names == ["FLOPs", "accuracy"]
+    assert [direction.name for direction in opened.directions] == ["MINIMIZE", "MAXIMIZE"]
+
+
+def test_a_changed_study_file_is_refused_with_the_difference(digits):
+    run_study(digits(trials=1))
+    with pytest.raises(StudyError, match=r"space\.energy\.low: 0\.5 -> 0\.6"):
+        run_study(digits(trials=2, space__energy={"low": 0.6, "high": 0.995}))
+    assert len(run_study(digits(trials=2, timeout=1000.0)).points) == 2
+
+
+def test_another_dense_network_is_refused(digits, tmp_path):
+    from safetensors.torch import save_file
+
+    from hscc_search import models
+
+    run_study(digits(trials=1))
+    save_file(models.build("digits_cnn", 10, 16).state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(StudyError, match="another dense network"):
+        run_study(digits(trials=2, model__checkpoint=tmp_path / "other.safetensors"))
+
+
+def test_a_study_of_other_makers_is_left_alone(digits):
+    config = digits(trials=1)
+    study = optuna.create_study(study_name="digits", storage=open_storage(config.storage))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
+    with pytest.raises(StudyError, match="not made by hscc-search"):
+        run_study(config)
+    assert len(study.trials) == 1
+
+
+def test_the_timeout_starts_no_more_trials(digits):
+    assert len(run_study(digits(trials=1000, timeout=1.0)).points) < 1000
+
+
+def test_trials_that_all_fail_end_the_study_with_the_reason(digits, monkeypatch):
+    from hscc_search.search.objective import Bench
+
+    def fail(bench, setting):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Bench, "measure", fail)
+    config = digits(trials=3)
+    with pytest.raises(HsccError, match="5 trials in a row failed, the last one because RuntimeError: out of memory"):
+        run_study(config)
+    study = read_study(config.storage, "digits")
+    assert study.failures == dict.fromkeys(range(5), "RuntimeError: out of memory")
+    assert study.points == ()
+    monkeypatch.undo()
+    assert len(run_study(config).points) == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_loses_no_finished_trial_and_goes_on(digits, tmp_path, how):
+    config = digits(trials=40)
+    run_study(digits(trials=1))  # trained and created
+    command = [sys.executable, "-m", "hscc_search.cli", "run", "digits", "--storage", config.storage, "--trials", "40"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    while len(read_study(config.storage, "digits").points) < 4:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
+    stderr = process.communicate()[1].decode()
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Traceback" not in stderr
+    before = values(read_study(config.storage, "digits"))
+    assert 4 <= len(before) < 40
+    after = run_study(config.model_copy(update={"trials": len(before) + 3}))
+    assert values(after)[: len(before)] == before
+    assert len(after.points) == len(before) + 3
+
+
+def test_studies_are_listed(digits):
+    config = digits(trials=2)
+    run_study(config)
+    (row,) = list_studies(config.storage)
+    assert (row["name"], row["finished"], row["wanted"], row["failed"], row["running"]) == ("digits", 2, 2, 0, 0)
+
+
+def test_ten_lines_of_python(digits):
+    import hscc_search as hscc
+
+    config = digits(trials=4)
+    study = hscc.run_study(config)
+    assert [point.trial for point in study.front]
+    assert hscc.select("knee", study.points) in study.front

