@@ -174,9 +174,22 @@ def test_the_digits_network_needs_a_size_that_two_poolings_divide():
 
 
 def test_a_function_in_the_working_folder_builds_a_network(own_module):
-    own_module("def make(classes):\n    return nn.Linear(7, classes)\n")
+    own_module("def make(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, classes))\n")
     network = build("own_networks:make", 4, 32)
-    assert (network.out_features, network.training) == (4, False)
+    assert (network[1].out_features, network.training) == (4, False)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("nn.Flatten()", "must return scores of shape"),
+        ("nn.Sequential(nn.Flatten(), nn.Linear(7, classes))", "cannot take images of 32 x 32 pixels"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_images_is_refused(own_module, source, reason):
+    own_module(f"def make(classes):\n    return {source}\n")
+    with pytest.raises(ModelError, match=reason):
+        build("own_networks:make", 4, 32)
 
 
 @pytest.mark.parametrize(

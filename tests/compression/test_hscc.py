@@ -303,13 +303,13 @@ def test_a_plan_tells_ranks_or_the_reason(residual):
 
 
 @pytest.mark.parametrize(
-    "setting",
-    [Setting(0, 1, 0.9), Setting(1, 0, 0.9), Setting(1, 1, 0.0), Setting(1, 1, 1.5), Setting(1, 1, 0.9, "rings")],
+    "values",
+    [(0, 1, 0.9), (1, 0, 0.9), (1, 1, 0.0), (1, 1, 1.5), (1, 1, 0.9, "rings")],
     ids=["regions", "clusters", "no energy", "too much energy", "strategy"],
 )
-def test_a_setting_out_of_range_is_an_error(digits_cnn, setting):
+def test_a_setting_out_of_range_is_an_error(values):
     with pytest.raises(CompressionError):
-        compress(*digits_cnn, setting)
+        Setting(*values)
 
 
 def test_regions_have_filters_of_their_own():
