@@ -9,8 +9,8 @@ A study, from the file to the front::
 
 One network, one setting::
 
-    calibration = calibrate(network, images)
-    compressed = compress(network, calibration, Setting(regions=4, clusters=1, energy=0.9))
+    network, images = load_dense(config)
+    compressed = compress(network, calibrate(network, images), Setting(regions=4, clusters=1, energy=0.9))
 """
 
 import importlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hscc_search.errors import HsccError
     from hscc_search.export.bundle import load
     from hscc_search.search.front import Point, knee, select
-    from hscc_search.search.study import Study, read_study, run_study
+    from hscc_search.search.study import Study, load_dense, read_study, run_study
 
 # torch and Optuna take seconds to import, so a name is fetched when it is first used: `hscc-search --help` and a
 # mistyped study file answer at once.
@@ -40,6 +40,7 @@ _HOME = {
     "compress": "compression.hscc",
     "knee": "search.front",
     "load": "export.bundle",
+    "load_dense": "search.study",
     "read_study": "search.study",
     "run_study": "search.study",
     "select": "search.front",
@@ -58,6 +59,7 @@ __all__ = [
     "compress",
     "knee",
     "load",
+    "load_dense",
     "read_study",
     "run_study",
     "select",

@@ -38,12 +38,14 @@ class LayerRecord:
         name: the layer's path in the network, such as ``features.3``.
         lattice: which positions of the output map were kept; 1 x 1 for a fully connected layer.
         responses: y before the activation, float32 (positions, images, Cout).
+        effects: how much the loss depends on each channel, float32 (Cout,), mean about 1, see :func:`calibrate`.
         macs: multiply-adds of the dense layer per image.
     """
 
     name: str
     lattice: Lattice
     responses: torch.Tensor
+    effects: torch.Tensor
     macs: int
 
 
@@ -100,9 +102,12 @@ def positions_first(maps: torch.Tensor) -> torch.Tensor:
     return maps.flatten(2).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
 
 
-@torch.no_grad()
 def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent, batch_size: int = 64) -> Calibration:
-    """Run the dense network over calibration images once and keep its responses.
+    """Run the dense network over calibration images once, forwards and backwards, and keep its responses.
+
+    The effect of a channel is the root mean square of the gradient that it receives from the log-likelihood of a
+    class drawn from the network's own prediction, which is the square root of its diagonal Fisher information: how
+    strongly, to second order, an error in that channel moves the prediction.
 
     Args:
         network: the dense network.
@@ -114,6 +119,7 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
         CompressionError: a weight or a response is not finite, or nothing can be compressed.
     """
     network.eval()
+    generator = torch.Generator(images.device).manual_seed(0)
     for name, value in network.named_parameters():
         if not torch.isfinite(value).all():
             raise CompressionError(
@@ -124,39 +130,64 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
     }
     macs, reasons = _look(network, candidates, images[:1])
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in macs if name not in reasons}
+    squares: dict[str, torch.Tensor] = {}
     lattices: dict[str, Lattice] = {}
 
     def keep(name: str, output: torch.Tensor) -> None:
         if isinstance(candidates[name], nn.Linear):
             lattices[name] = Lattice(1, 1, 0, 1)
-            kept[name].append(output[None].clone())
-            return
-        lattice = lattices.setdefault(name, choose_lattice(*output.shape[2:]))
-        rows = slice(lattice.start, None, lattice.step)
-        kept[name].append(positions_first(output[:, :, rows, rows]))
+            kept[name].append(output.detach()[None].clone())
+        else:
+            lattice = lattices.setdefault(name, choose_lattice(*output.shape[2:]))
+            rows = slice(lattice.start, None, lattice.step)
+            kept[name].append(positions_first(output.detach()[:, :, rows, rows]))
+        # A hook on the tensor, since an activation in place would change what a module's own hook sees.
+        if output.requires_grad:
+            output.register_hook(lambda gradient: add_squares(name, gradient))
+
+    def add_squares(name: str, gradient: torch.Tensor) -> None:
+        channels = gradient.transpose(1, -1).flatten(0, -2)
+        squares[name] = squares.get(name, 0) + channels.square().sum(dim=0)
 
     hooks = [
         candidates[name].register_forward_hook(lambda _, __, output, name=name: keep(name, output)) for name in kept
     ]
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)  # the gradients of the responses are all that is needed
         for start in range(0, len(images), batch_size):
-            network(images[start : start + batch_size])
+            scores = network(images[start : start + batch_size].detach().requires_grad_()).float().log_softmax(dim=1)
+            drawn = torch.multinomial(scores.detach().exp().nan_to_num(0, 0, 0) + 1e-12, 1, generator=generator)
+            scores.gather(1, drawn).sum().backward()
             report(Progress("calibrating", min(start + batch_size, len(images)), len(images)))
     finally:
         for hook in hooks:
             hook.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
     records = []
     for name in kept:
         responses = torch.cat(kept[name], dim=1)
         kept[name].clear()
         if not torch.isfinite(responses).all():
             raise CompressionError(f"layer {name} answers with values that are not finite: the dense network is broken")
-        records.append(LayerRecord(name, lattices[name], responses, macs[name]))
+        records.append(LayerRecord(name, lattices[name], responses, _effects(squares.get(name), responses), macs[name]))
     if not records:
         raise CompressionError("the network has no convolution or fully connected layer that can be compressed")
     return Calibration(images, tuple(records), {name: (macs.get(name, 0), reason) for name, reason in reasons.items()})
 
 
+def _effects(squares: torch.Tensor | None, responses: torch.Tensor) -> torch.Tensor:
+    """Root mean squares relative to their mean; 1 where the loss depends on nothing."""
+    if squares is None or not squares.sum() > 0:
+        return torch.ones_like(responses[0, 0])
+    roots = squares.sqrt()
+    # A channel without any effect on these images still counts a little, for the sake of others.
+    return roots / roots.mean() + 1e-3
+
+
+@torch.no_grad()
 def _look(
     network: nn.Module, candidates: dict[str, nn.Module], image: torch.Tensor
 ) -> tuple[dict[str, int], dict[str, str]]:

@@ -1,7 +1,8 @@
 """Rank-adaptive factors of one layer in one region, fitted to what the dense network answered.
 
 Notation, with C output channels and n samples: y is the dense network's response, y^ = W x^ + b the response of the
-same layer to the input that the partly compressed network delivers, T = cov(y^), S = cov(y, y^).
+same layer to the input that the partly compressed network delivers, T = cov(y^), S = cov(y, y^). Responses come
+weighted by the channels' effects on the loss, so that variance is lost where it matters least.
 
 1. M = I + (S - T)(T + ridge)^-1 predicts y from y^. The ridge shrinks towards the identity, so that M is exactly I
    where nothing was compressed before, and stays near it in directions that too few samples describe.

@@ -195,7 +195,7 @@ def compress_layer(
         chosen = torch.from_numpy(positions if len(positions) else np.arange(len(seen))).to(x.device)
         dense = record.responses[chosen].flatten(0, 1)
         clusters = coactivation(dense, 1 if linear else setting.clusters, setting.seed)
-        predictor = fit_predictor(dense, delivered[chosen].flatten(0, 1))
+        predictor = fit_predictor(dense * record.effects, delivered[chosen].flatten(0, 1) * record.effects)
         factors = factorise(predictor, clusters, setting.energy)
         pays = sum(factors.ranks) * (inputs + outputs) < inputs * outputs
         found.append((predictor, factors if pays else None))
@@ -207,7 +207,7 @@ def compress_layer(
     module = build(layer, blueprint).to(device=x.device, dtype=weight.dtype)
     region_modules = module.regions if isinstance(module, RegionConv2d) else [module]
     for target, fitted in zip(region_modules, found, strict=True):
-        _fill(target, layer, *fitted)
+        _fill(target, layer, record.effects.double(), *fitted)
     areas = np.bincount(labels.ravel())
     macs = sum(
         int(area) * (inputs * outputs if rank is None else rank * (inputs + outputs))
@@ -223,24 +223,30 @@ def compress_layer(
     return module.eval(), plan, blueprint
 
 
-def _fill(target: nn.Module, layer: nn.Conv2d | nn.Linear, predictor: Predictor, factors: Factors | None) -> None:
-    """Set the weights of one region so that its mean response is the dense network's."""
-    weight = layer.weight.detach().flatten(1).double()
-    bias = (
-        torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
-        if layer.bias is None
-        else layer.bias.detach().double()
-    )
-    without_bias = predictor.mean_delivered - bias
+def _fill(
+    target: nn.Module,
+    layer: nn.Conv2d | nn.Linear,
+    effects: torch.Tensor,
+    predictor: Predictor,
+    factors: Factors | None,
+) -> None:
+    """Set the weights of one region so that its mean response is the dense network's.
+
+    ``predictor`` and ``factors`` speak of responses times ``effects``: so do weight and bias here, and what leaves
+    the region is divided by them.
+    """
+    weight = layer.weight.detach().flatten(1).double() * effects[:, None]
+    bias = torch.zeros_like(effects) if layer.bias is None else layer.bias.detach().double() * effects
+    without_bias = (predictor.mean_delivered - bias)[:, None]
+    last: Any
     if factors is None:
-        corrected = predictor.apply(weight)
-        target.weight.copy_(corrected.view_as(target.weight))  # type: ignore[operator, arg-type]
-        target.bias.copy_(predictor.mean_dense - predictor.apply(without_bias[:, None])[:, 0])  # type: ignore[operator]
-        return
-    assert isinstance(target, nn.Sequential)
-    encode, decode = target
-    basis = factors.basis @ weight
-    offset = predictor.mean_dense - factors.recombination @ (factors.basis @ without_bias)
-    encode.weight.copy_(basis.view_as(encode.weight))  # type: ignore[operator, arg-type]
-    decode.weight.copy_(factors.recombination.view_as(decode.weight))  # type: ignore[operator, arg-type]
-    decode.bias.copy_(offset)  # type: ignore[operator]
+        filters, last = predictor.apply(weight), target
+        offset = predictor.mean_dense - predictor.apply(without_bias)[:, 0]
+    else:
+        assert isinstance(target, nn.Sequential)
+        first, last = target
+        first.weight.copy_((factors.basis @ weight).view_as(first.weight))  # type: ignore[operator, arg-type]
+        filters = factors.recombination
+        offset = predictor.mean_dense - (factors.recombination @ (factors.basis @ without_bias))[:, 0]
+    last.weight.copy_((filters / effects[:, None]).view_as(last.weight))
+    last.bias.copy_(offset / effects)

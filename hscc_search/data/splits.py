@@ -85,14 +85,24 @@ def split_indices(
     return train, validation, test
 
 
+def _one_of_each(part: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The first image of each group among the images of a part."""
+    return part[np.sort(np.unique(groups[part], return_index=True)[1])]
+
+
 def split(dataset: Dataset, validation: float, test: float, seed: int) -> Parts:
     """Divide a data set into train, validation and test.
+
+    The train part keeps copies, as more of the same does no harm there. The other two hold one image of each group of
+    copies: an image that counts several times would weigh its one outcome several times, and make every standard
+    error over images too small.
 
     Raises:
         DataError: a class is too small to stand in all three parts.
     """
     shares = (1 - validation - test, validation, test)
-    indices = split_indices(dataset.labels, dataset.groups, shares, seed)
+    train_indices, *measured = split_indices(dataset.labels, dataset.groups, shares, seed)
+    indices = (train_indices, *(_one_of_each(part, dataset.groups) for part in measured))
     for name, part in zip(("train", "validation", "test"), indices, strict=True):
         for label, class_name in enumerate(dataset.classes):
             if not np.any(dataset.labels[part] == label):

@@ -89,9 +89,14 @@ def make_bench(
     report: Report = silent,
 ) -> Bench:
     """Calibrate, and keep what all trials of a study share."""
-    sample = train.sample(config.compression.calibration_images, config.seed)
-    images = normalised(torch.from_numpy(sample.images).to(device), config.data)
+    images = calibration_images(config, train, device)
     return Bench(config, network, classes, calibrate(network, images, report), validation, device)
+
+
+def calibration_images(config: StudyConfig, train: Part, device: torch.device) -> torch.Tensor:
+    """The calibration images of a study as its network takes them, float32 (images, 3, side, side)."""
+    sample = train.sample(config.compression.calibration_images, config.seed)
+    return normalised(torch.from_numpy(sample.images).to(device), config.data)
 
 
 def setting_of(config: StudyConfig, params: dict[str, Any]) -> Setting:

@@ -21,7 +21,7 @@ from hscc_search.errors import HsccError, StorageError, StudyError
 from hscc_search.evaluation.cost import measure_cost
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.search.front import Point, front
-from hscc_search.search.objective import Bench, Measurement, make_bench, setting_of
+from hscc_search.search.objective import Bench, Measurement, calibration_images, make_bench, setting_of
 from hscc_search.storage import existing_storage, find_storage, open_storage, shown
 from hscc_search.training import dense_network
 
@@ -117,6 +117,19 @@ def train_dense(
     dataset = load_dataset(config.data, report)
     parts = split(dataset, config.data.validation, config.data.test, config.data.split_seed)
     return dataset, parts, dense_network(config, dataset, parts, place, report)
+
+
+def load_dense(
+    config: StudyConfig, device: str = "auto", report: Report = silent
+) -> tuple[torch.nn.Module, torch.Tensor]:
+    """The dense network of a study and its calibration images, ready for :func:`hscc_search.calibrate`.
+
+    Returns:
+        The network in evaluation mode, trained now where it was not before, and float32 images as it takes them,
+        shape (images, 3, side, side), both on the device.
+    """
+    _, parts, network = train_dense(config, device, report)
+    return network, calibration_images(config, parts.train, models.choose_device(device))
 
 
 def read_study(storage: str, name: str) -> Study:
