@@ -1,37 +1,21 @@
 """The commands: a thin layer that reads options, calls the package, and prints."""
 
-import csv
-import io
 import json
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import click
 from rich import box
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from hscc_search.config import DEFAULT_STORAGE, StudyConfig
+from hscc_search.console import counting_lines, err_console, front_csv, front_table, out_console, progress_bars
 from hscc_search.errors import DataError, HsccError
-from hscc_search.progress import Progress, Report
 
 # torch and Optuna take seconds to import, so a command imports what it runs when it runs.
-if TYPE_CHECKING:
-    from hscc_search.search.front import Point
-    from hscc_search.search.study import Study
-
-# A pipe has no width of its own, and 80 columns would cut the front's table.
-_out = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
-_err = Console(stderr=True, emoji=False)
-# Between two lines of progress in a log file.
-_LOG_SECONDS = 15
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
@@ -55,7 +39,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    _err.print(
+    err_console.print(
         f"error: {message}" if code == 2 else message,
         style="red",
         markup=False,
@@ -76,43 +60,8 @@ def _quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-@contextmanager
-def _bars() -> Iterator[Report]:
-    """Show a bar per task on the error stream; where that is no terminal, a line now and then."""
-    if not _err.is_terminal:
-        yield _log_line(time.monotonic())
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=_err) as bars:
-
-        def report(progress: Progress) -> None:
-            if progress.task not in tasks:
-                tasks[progress.task] = bars.add_task(progress.task, note="")
-            bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=progress.note)
-
-        yield report
-
-
-def _log_line(last: float) -> Report:
-    def report(progress: Progress) -> None:
-        nonlocal last
-        if time.monotonic() - last > _LOG_SECONDS:
-            last = time.monotonic()
-            note = f" ({progress.note})" if progress.note else ""
-            click.echo(f"{progress.task}: {progress.done}/{progress.total}{note}", err=True)
-
-    return report
-
-
 def _say(line: str) -> None:
-    _out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _storage_option(command: _Command) -> _Command:
@@ -181,7 +130,7 @@ def train(study: str, data: Path | None, device: str) -> None:
     from hscc_search.search.study import train_dense
     from hscc_search.training import checkpoint_path
 
-    with _bars() as report:
+    with progress_bars() as report:
         dataset, parts, network = train_dense(config, device, report)
     scores = predict(network, parts.validation, config.data, next(network.parameters()).device)
     accuracy = float((scores.argmax(axis=1) == parts.validation.labels).mean())
@@ -235,10 +184,11 @@ def run(
     from hscc_search.storage import shown
 
     _quiet_optuna()
-    with _bars() as report:
+    with progress_bars() as report:
         result = run_study(config, device, report)
-    _out.print(_front_table(result))
-    _say_counting(result)
+    out_console.print(front_table(result))
+    for line in counting_lines(result):
+        _say(line)
     _say(
         f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted; "
         f"stored in {shown(config.storage)}"
@@ -266,10 +216,11 @@ def front(study_name: str, storage: str, form: str, html: Path | None) -> None:
         members = [point.stored() for point in study.front]
         click.echo(json.dumps({"study": study_name, "dense": study.dense.stored(), "front": members}, indent=2))
     elif form == "csv":
-        click.echo(_front_csv(study), nl=False)
+        click.echo(front_csv(study), nl=False)
     else:
-        _out.print(_front_table(study))
-        _say_counting(study)
+        out_console.print(front_table(study))
+        for line in counting_lines(study):
+            _say(line)
     if html is not None:
         if not html.parent.is_dir():
             raise click.BadParameter(f"there is no folder {html.parent}", param_hint="--html")
@@ -322,7 +273,7 @@ def export(
     study = read_study(storage, study_name)
     point = select(rule, study.points)
     config = study.config.placed(_absolute(data), _absolute(checkpoint))
-    with _bars() as report:
+    with progress_bars() as report:
         metrics = export_trial(study, point, config, out, device, report)
     dense, test = metrics["dense"], metrics["test"]
     _say(
@@ -351,7 +302,7 @@ def studies(storage: str, form: str) -> None:
     for row in listing:
         cells = (row[key] for key in ("name", "finished", "wanted", "failed", "running", "started"))
         table.add_row(*("-" if cell is None else str(cell) for cell in cells))
-    _out.print(table)
+    out_console.print(table)
 
 
 @_commands.command()
@@ -394,7 +345,7 @@ def check(folder: Path, form: str) -> None:
     """
     from hscc_search.data import check_folder
 
-    with _bars() as report:
+    with progress_bars() as report:
         found = check_folder(folder, report)
     if form == "json":
         tree = {
@@ -412,7 +363,7 @@ def check(folder: Path, form: str) -> None:
             table.add_row(name, str(count))
         table.add_section()
         table.add_row("all", str(sum(found.classes.values())))
-        _out.print(table)
+        out_console.print(table)
         _say(f"exact copies: {found.exact_copies} images have the bytes of another one")
         _say(f"near copies: {found.near_pairs} more pairs show the same thing")
         _say(f"label conflicts: {len(found.conflicts)} pairs of copies carry different labels")
@@ -429,61 +380,6 @@ def _where(storage: str) -> str:
     from hscc_search.storage import shown
 
     return "" if storage == DEFAULT_STORAGE else f" --storage {shown(storage)}"
-
-
-def _front_table(study: "Study") -> Table:
-    members, dense = study.front, study.dense
-    names = list(members[0].settings) if members else []
-    table = Table(
-        title=f"{study.config.name}: front of {len(study.points)} trials, accuracy on the validation part",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1),
-    )
-    for column in ("trial", *names, "GMACs", "GFLOPs", "fewer FLOPs", "parameters", "accuracy", "macro F1"):
-        table.add_column(column, justify="right", overflow="fold")
-
-    def cells(point: "Point") -> list[str]:
-        return [
-            "dense" if point.trial is None else str(point.trial),
-            *(f"{point.settings[name]:.4g}" if point.settings else "-" for name in names),
-            f"{point.macs / 1e9:.4f}",
-            f"{point.flops / 1e9:.4f}",
-            f"{dense.flops / point.flops:.2f}x",
-            f"{point.parameters:,}",
-            f"{point.accuracy:.4f} ± {point.accuracy_se:.4f}",
-            f"{point.macro_f1:.4f} ± {point.macro_f1_se:.4f}",
-        ]
-
-    table.add_row(*cells(dense), style="red", end_section=True)
-    for point in members:
-        table.add_row(*cells(point))
-    return table
-
-
-def _say_counting(study: "Study") -> None:
-    cost = study.dense_details["cost"]
-    if cost["macs"] != cost["macs_torch"]:
-        _say(
-            f"careful: fvcore counts {cost['macs']} MACs for the dense network, torch {cost['macs_torch']}: "
-            "one of them misses an operator"
-        )
-    if cost["uncounted"]:
-        names = ", ".join(f"{name} ({count})" for name, count in cost["uncounted"].items())
-        _say(f"one multiply-add is one MAC and two FLOPs; operators that are not counted: {names}")
-
-
-def _front_csv(study: "Study") -> str:
-    members = study.front
-    settings = list(members[0].settings) if members else []
-    figures = list(study.dense.stored())
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", *settings, *figures])
-    for point in (study.dense, *members):
-        tree: dict[str, Any] = point.stored()
-        label = "dense" if point.trial is None else point.trial
-        writer.writerow([label, *(point.settings.get(name, "") for name in settings), *(tree[key] for key in figures)])
-    return text.getvalue()
 
 
 if __name__ == "__main__":

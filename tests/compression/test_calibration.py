@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hscc_search.compression.calibration import POSITIONS, calibrate, choose_lattice, responses_on
+from hscc_search.compression.hscc import Setting, compress_layer
 from hscc_search.errors import CompressionError
 from hscc_search.models import DigitsCNN
 
@@ -209,3 +210,50 @@ def test_calibration_leaves_weights_and_hooks_alone_and_reports_each_batch():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(layer._forward_hooks for layer in network.modules())
     assert [(step.done, step.total) for step in seen] == [(4, 10), (8, 10), (10, 10)]
+
+
+def network_of_known_effects(inplace):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ).eval()
+    with torch.no_grad():
+        network[0].weight[2], network[0].bias[2] = network[0].weight[1], network[0].bias[1]
+        network[4].weight[:, 0] = 0
+        network[4].weight[:, 2] = 2 * network[4].weight[:, 1]
+    return network
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_the_effect_of_a_channel_is_in_proportion_to_what_the_loss_makes_of_it(inplace):
+    network = network_of_known_effects(inplace)
+    convolution, _ = calibrate(network, torch.randn(70, 3, 8, 8)).records
+    effects = convolution.effects - 1e-3
+    assert effects[0].item() == pytest.approx(0, abs=1e-6)
+    assert effects[2].item() == pytest.approx(2 * effects[1].item(), rel=1e-5)
+    assert effects.mean().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_calibration_leaves_gradients_and_their_flags_alone():
+    network = network_of_known_effects(True)
+    network[4].bias.requires_grad_(False)
+    calibrate(network, torch.randn(8, 3, 8, 8))
+    assert [parameter.requires_grad for parameter in network.parameters()] == [True, True, True, False]
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_errors_go_where_the_loss_does_not_look():
+    """Of two independent channels and one filter, the one that the loss hears is kept, though it varies less."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(16, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        network[0].weight.zero_()
+        network[0].weight[0, 0], network[0].weight[1, 1] = 3, 1
+        network[3].weight.copy_(torch.tensor([[0.0, 5.0], [0.0, -5.0]]))
+    images = torch.randn(256, 16, 4, 4)
+    record = calibrate(network, images).records[0]
+    with torch.no_grad():
+        module, plan, _ = compress_layer(network[0], images, record, Setting(1, 1, 0.5))
+        error = (module(images) - network[0](images)).square().mean(dim=(0, 2, 3))
+    assert plan.ranks == ((1,),)
+    assert error[1] < 0.01 * error[0]

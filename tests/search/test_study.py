@@ -79,8 +79,8 @@ def test_the_study_keeps_what_it_was_made_of(digits):
 
 def test_a_changed_study_file_is_refused_with_the_difference(digits):
     run_study(digits(trials=1))
-    with pytest.raises(StudyError, match=r"space\.energy\.low: 0\.5 -> 0\.6"):
-        run_study(digits(trials=2, space__energy={"low": 0.6, "high": 0.995}))
+    with pytest.raises(StudyError, match=r"space\.energy\.low: 0\.7 -> 0\.6"):
+        run_study(digits(trials=2, space__energy={"low": 0.6, "high": 0.998}))
     assert len(run_study(digits(trials=2, timeout=1000.0)).points) == 2
 
 

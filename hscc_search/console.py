@@ -1,0 +1,121 @@
+"""What the command line draws: progress, the front as a table and as CSV."""
+
+import csv
+import io
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from hscc_search.progress import Progress, Report
+
+if TYPE_CHECKING:  # importing these takes seconds, and drawing needs only what is handed in
+    from hscc_search.search.front import Point
+    from hscc_search.search.study import Study
+
+# A pipe has no width of its own, and 80 columns would cut the front's table.
+out_console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
+err_console = Console(stderr=True, emoji=False)
+# Between two lines of progress in a log file.
+_LOG_SECONDS = 15
+
+
+@contextmanager
+def progress_bars() -> Iterator[Report]:
+    """Show a bar per task on the error stream; where that is no terminal, a line now and then."""
+    if not err_console.is_terminal:
+        yield _log_line(time.monotonic())
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=err_console) as bars:
+
+        def report(progress: Progress) -> None:
+            if progress.task not in tasks:
+                tasks[progress.task] = bars.add_task(progress.task, note="")
+            bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=progress.note)
+
+        yield report
+
+
+def _log_line(last: float) -> Report:
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last > _LOG_SECONDS:
+            last = time.monotonic()
+            note = f" ({progress.note})" if progress.note else ""
+            click.echo(f"{progress.task}: {progress.done}/{progress.total}{note}", err=True)
+
+    return report
+
+
+def front_table(study: "Study") -> Table:
+    """The front and, above it, the dense network."""
+    members, dense = study.front, study.dense
+    names = list(members[0].settings) if members else []
+    table = Table(
+        title=f"{study.config.name}: front of {len(study.points)} trials, accuracy on the validation part",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    for column in ("trial", *names, "GMACs", "GFLOPs", "fewer FLOPs", "parameters", "accuracy", "macro F1"):
+        table.add_column(column, justify="right", overflow="fold")
+
+    def cells(point: "Point") -> list[str]:
+        return [
+            "dense" if point.trial is None else str(point.trial),
+            *(f"{point.settings[name]:.4g}" if point.settings else "-" for name in names),
+            f"{point.macs / 1e9:.4f}",
+            f"{point.flops / 1e9:.4f}",
+            f"{dense.flops / point.flops:.2f}x",
+            f"{point.parameters:,}",
+            f"{point.accuracy:.4f} ± {point.accuracy_se:.4f}",
+            f"{point.macro_f1:.4f} ± {point.macro_f1_se:.4f}",
+        ]
+
+    table.add_row(*cells(dense), style="red", end_section=True)
+    for point in members:
+        table.add_row(*cells(point))
+    return table
+
+
+def counting_lines(study: "Study") -> Iterator[str]:
+    """What a reader of FLOPs must know: what is counted, what is not, and where two counters disagree."""
+    cost = study.dense_details["cost"]
+    if cost["macs"] != cost["macs_torch"]:
+        yield (
+            f"careful: fvcore counts {cost['macs']} MACs for the dense network, torch {cost['macs_torch']}: "
+            "one of them misses an operator"
+        )
+    if cost["uncounted"]:
+        names = ", ".join(f"{name} ({count})" for name, count in cost["uncounted"].items())
+        yield f"one multiply-add is one MAC and two FLOPs; operators that are not counted: {names}"
+
+
+def front_csv(study: "Study") -> str:
+    """The dense network and the front as comma-separated values with a header."""
+    members = study.front
+    settings = list(members[0].settings) if members else []
+    figures = list(study.dense.stored())
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", *settings, *figures])
+    for point in (study.dense, *members):
+        tree: dict[str, Any] = point.stored()
+        label = "dense" if point.trial is None else point.trial
+        writer.writerow([label, *(point.settings.get(name, "") for name in settings), *(tree[key] for key in figures)])
+    return text.getvalue()
