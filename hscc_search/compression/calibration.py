@@ -157,7 +157,9 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
         for parameter in trainable:
             parameter.requires_grad_(False)  # the gradients of the responses are all that is needed
         for start in range(0, len(images), batch_size):
-            scores = network(images[start : start + batch_size].detach().requires_grad_()).float().log_softmax(dim=1)
+            output = network(images[start : start + batch_size].detach().requires_grad_()).float()
+            # One row per decision: per image, or per position where a network returns maps.
+            scores = output.transpose(1, -1).flatten(0, -2).log_softmax(dim=1)
             drawn = torch.multinomial(scores.detach().exp().nan_to_num(0, 0, 0) + 1e-12, 1, generator=generator)
             scores.gather(1, drawn).sum().backward()
             report(Progress("calibrating", min(start + batch_size, len(images)), len(images)))
