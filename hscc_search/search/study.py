@@ -10,14 +10,15 @@ from typing import Any
 
 import optuna
 import torch
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from hscc_search import models
 from hscc_search.compression.hscc import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
-from hscc_search.errors import HsccError, StorageError, StudyError
+from hscc_search.errors import StorageError, StudyError
 from hscc_search.evaluation.cost import measure_cost
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.search.front import Point, front
@@ -103,9 +104,18 @@ def run_study(config: StudyConfig, device: str = "auto", report: Report = silent
             "give the same weights with --checkpoint FILE, or give the study a name of its own"
         )
     bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, place, report)
-    if study is None or record is None:
-        study = _create(config, dataset, bench)
-    _run_trials(study, bench, report)
+    try:
+        if study is None or record is None:
+            study = _create(config, dataset, bench)
+        else:  # harmless fields follow the last run: how many trials are wanted, where the images lie
+            study.set_user_attr(_RECORD, {**record, "config": _to_store(config)})
+        _run_trials(study, bench, report)
+    except Exception as error:
+        if not _comes_from_storage(error):
+            raise
+        raise StorageError(
+            f"lost the storage {shown(config.storage)}: finished trials are kept, and the same command goes on"
+        ) from error
     return read_study(config.storage, config.name)
 
 
@@ -219,6 +229,11 @@ def _stored_config(record: dict[str, Any], name: str) -> StudyConfig:
     return StudyConfig.from_tree(record["config"], f"stored study {name}")
 
 
+def _to_store(config: StudyConfig) -> dict[str, Any]:
+    """What is stored of a configuration: all but the database's password."""
+    return {**config.stored(), "storage": shown(config.storage)}
+
+
 def _create(config: StudyConfig, dataset: Dataset, bench: Bench) -> optuna.Study:
     dense = {
         "cost": measure_cost(bench.network, config.data.image_size).stored(),
@@ -240,7 +255,7 @@ def _create(config: StudyConfig, dataset: Dataset, bench: Bench) -> optuna.Study
         _RECORD,
         {
             "version": _RECORD_VERSION,
-            "config": {**config.stored(), "storage": shown(config.storage)},
+            "config": _to_store(config),
             "versions": _versions(),
             "fingerprint": dataset.fingerprint,
             "images": len(dataset.labels),
@@ -262,7 +277,7 @@ def _run_trials(study: optuna.Study, bench: Bench, report: Report) -> None:
         # Seeded by the trial's number, a study that was interrupted samples what an unbroken one would have.
         number = len(study.get_trials(deepcopy=False))
         study.sampler = _sampler(config.seed * 1_000_003 + number)
-        study.optimize(_objective(bench), n_trials=1, catch=(HsccError, RuntimeError, MemoryError))
+        study.optimize(_objective(bench), n_trials=1, catch=(Exception,))
         last = study.get_trials(deepcopy=False)[number]
         if last.state == TrialState.COMPLETE:
             failed_in_a_row = 0
@@ -298,6 +313,15 @@ def _store(trial: optuna.Trial, measured: Measurement) -> None:
     trial.set_user_attr("quality", measured.quality.stored())
     trial.set_user_attr("plan", [layer.stored() for layer in measured.compressed.plan])
     trial.set_user_attr("seconds", {phase: round(value, 4) for phase, value in measured.seconds.items()})
+
+
+def _comes_from_storage(error: BaseException | None) -> bool:
+    """Whether a storage error stands behind another one: Optuna 5 trips over itself when its storage goes away."""
+    while error is not None:
+        if isinstance(error, (StorageInternalError, SQLAlchemyError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _note(trial: FrozenTrial, study: optuna.Study) -> str:

@@ -6,7 +6,7 @@ import time
 import optuna
 import pytest
 
-from hscc_search.errors import HsccError, StudyError
+from hscc_search.errors import HsccError, StorageError, StudyError
 from hscc_search.search.study import list_studies, read_study, run_study
 from hscc_search.storage import existing_storage, open_storage
 
@@ -35,6 +35,7 @@ def test_going_on_gives_what_an_unbroken_run_gives(digits, tmp_path):
     for trials in (5, 11, 14):
         study = run_study(digits(trials=trials).model_copy(update={"storage": elsewhere}))
         assert len(study.points) == trials
+        assert read_study(elsewhere, "digits").config.trials == trials
     assert values(study) == values(unbroken)
 
 
@@ -144,6 +145,23 @@ def test_a_stopped_run_loses_no_finished_trial_and_goes_on(digits, tmp_path, how
     after = run_study(config.model_copy(update={"trials": len(before) + 3}))
     assert values(after)[: len(before)] == before
     assert len(after.points) == len(before) + 3
+
+
+def test_a_storage_that_goes_away_ends_the_run_in_one_line(digits, tmp_path, monkeypatch):
+    from hscc_search.search.objective import Bench
+
+    measure = Bench.measure
+
+    def measure_and_lose(bench, setting):
+        measured = measure(bench, setting)
+        for path in tmp_path.glob("studies.db*"):
+            path.write_bytes(b"no database any more " * 1000)
+        return measured
+
+    run_study(digits(trials=1))
+    monkeypatch.setattr(Bench, "measure", measure_and_lose)
+    with pytest.raises(StorageError, match="lost the storage"):
+        run_study(digits(trials=3))
 
 
 def test_studies_are_listed(digits):
