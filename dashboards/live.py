@@ -27,7 +27,8 @@ def application(storage: str) -> _Application:
     Raises:
         StorageError: the storage cannot be reached.
     """
-    dashboard: _Application = optuna_dashboard.wsgi(existing_storage(storage))
+    opened = existing_storage(storage)
+    dashboard: _Application = optuna_dashboard.wsgi(opened)
     script = get_plotlyjs().encode()
 
     def answer(environment: _Environment, start: Callable[..., Any]) -> Iterable[bytes]:
@@ -36,11 +37,11 @@ def application(storage: str) -> _Application:
             return _respond(start, HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"this dashboard only shows studies")
         try:
             if path == "/":
-                return _respond(start, HTTPStatus.OK, "text/html", studies_page(list_studies(storage)).encode())
+                return _respond(start, HTTPStatus.OK, "text/html", studies_page(list_studies(opened)).encode())
             if path == "/plotly.js":
                 return _respond(start, HTTPStatus.OK, "text/javascript", script, ("Cache-Control", "max-age=86400"))
             if path.startswith("/front/"):
-                study = read_study(storage, unquote(path.removeprefix("/front/")))
+                study = read_study(opened, unquote(path.removeprefix("/front/")))
                 return _respond(start, HTTPStatus.OK, "text/html", front_page(study, script_url="/plotly.js").encode())
         except StorageError as error:
             return _respond(start, HTTPStatus.NOT_FOUND, "text/plain", str(error).encode())

@@ -3,9 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import click
 from rich import box
@@ -14,9 +12,9 @@ from rich.table import Table
 from hscc_search.config import DEFAULT_STORAGE, StudyConfig
 from hscc_search.console import counting_lines, err_console, front_csv, front_table, out_console, progress_bars
 from hscc_search.errors import DataError, HsccError
+from hscc_search.progress import Progress
 
 # torch and Optuna take seconds to import, so a command imports what it runs when it runs.
-_Command = TypeVar("_Command", bound=Callable[..., None])
 
 
 def main() -> None:
@@ -64,43 +62,39 @@ def _say(line: str) -> None:
     out_console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _storage_option(command: _Command) -> _Command:
-    return click.option(
-        "--storage",
-        metavar="URL",
-        envvar="HSCC_STORAGE",
-        default=DEFAULT_STORAGE,
-        show_default=True,
-        help="Database of the studies, as a SQLAlchemy URL.",
-    )(command)
+_storage_option = click.option(
+    "--storage",
+    metavar="URL",
+    envvar="HSCC_STORAGE",
+    default=DEFAULT_STORAGE,
+    show_default=True,
+    help="Database of the studies, as a SQLAlchemy URL.",
+)
 
 
-def _data_option(command: _Command) -> _Command:
-    return click.option(
-        "--data",
-        metavar="DIR",
-        type=click.Path(path_type=Path),
-        help="Image folder, in place of the study file's data.path.",
-    )(command)
+_data_option = click.option(
+    "--data",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Image folder, in place of the study file's data.path.",
+)
 
 
-def _checkpoint_option(command: _Command) -> _Command:
-    return click.option(
-        "--checkpoint",
-        metavar="FILE",
-        type=click.Path(path_type=Path),
-        help="Trained weights (safetensors or a plain state dict), in place of training.",
-    )(command)
+_checkpoint_option = click.option(
+    "--checkpoint",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Trained weights (safetensors or a plain state dict), in place of training.",
+)
 
 
-def _device_option(command: _Command) -> _Command:
-    return click.option(
-        "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
-        default="auto",
-        show_default=True,
-        help="Where to compute.",
-    )(command)
+_device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
 
 
 def _absolute(path: Path | None) -> Path | None:
@@ -184,14 +178,21 @@ def run(
     from hscc_search.storage import shown
 
     _quiet_optuna()
+    worked = False
     with progress_bars() as report:
-        result = run_study(config, device, report)
+
+        def watch(progress: Progress) -> None:
+            nonlocal worked
+            worked = True
+            report(progress)
+
+        result = run_study(config, device, watch)
     out_console.print(front_table(result))
     for line in counting_lines(result):
         _say(line)
     _say(
-        f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted; "
-        f"stored in {shown(config.storage)}"
+        f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted"
+        f"{'' if worked else ', so there is nothing to do'}; stored in {shown(config.storage)}"
     )
     _say(f"next: hscc-search front {config.name}{_where(config.storage)} --html front.html")
 

@@ -50,7 +50,8 @@ def build(config: StudyConfig, classes: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         network = models.build(config.model.name, classes, config.data.image_size, config.model.weights)
-        if config.model.weights is None:
+        # A function of the user's own may return weights that it has loaded; those are not ours to draw anew.
+        if config.model.weights is None and ":" not in config.model.name:
             models.kaiming_initialise(network)
     return network
 

@@ -189,3 +189,16 @@ def test_a_network_starts_from_its_seed_and_leaves_the_callers_randomness_alone(
 def test_a_network_that_cannot_take_images_of_this_size_is_refused_by_name(dataset, parts):
     with pytest.raises(ModelError, match="squeezenet1_1"):
         dense_network(study(model__name="squeezenet1_1"), dataset, parts, CPU)
+
+
+def test_a_network_of_ones_own_keeps_the_weights_that_it_comes_with(tmp_path, monkeypatch):
+    (tmp_path / "with_weights.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make(classes):\n"
+        "    layer = nn.Linear(3 * 16 * 16, classes)\n"
+        "    nn.init.constant_(layer.weight, 0.25)\n"
+        "    return nn.Sequential(nn.Flatten(), layer)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    network = build(StudyConfig.from_file("digits", model__name="with_weights:make"), 10)
+    assert torch.all(network[1].weight == 0.25)

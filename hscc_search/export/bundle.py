@@ -26,7 +26,7 @@ from hscc_search import models
 from hscc_search.compression.hscc import Compressed, rebuild
 from hscc_search.compression.layers import Blueprint
 from hscc_search.config import StudyConfig
-from hscc_search.data import Part
+from hscc_search.data import Part, load_dataset
 from hscc_search.errors import ExportError
 from hscc_search.evaluation.quality import Quality, measure_quality
 from hscc_search.export.card import model_card
@@ -66,15 +66,15 @@ def export(
     """
     if out.exists():
         raise ExportError(f"output folder {out} exists: name one that does not")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ExportError(f"cannot write to {out.parent} ({error.strerror}): name another output folder") from error
-    dataset, parts, network = train_dense(config, device, report)
-    if dataset.fingerprint != study.fingerprint:
+    nearest = next(folder for folder in out.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise ExportError(f"cannot write to {out}: {nearest} is a file: name another output folder")
+    # Read from the cache by what follows; other images must not cost a training before they are refused.
+    if load_dataset(config.data, report).fingerprint != study.fingerprint:
         raise ExportError(
             f"the images at {config.data.path} are not those of study {config.name}: give them with --data DIR"
         )
+    dataset, parts, network = train_dense(config, device, report)
     if models.weights_digest(network) != study.dense_details["weights"]:
         raise ExportError(
             f"the dense network is not that of study {config.name}: give its weights with --checkpoint FILE"
@@ -86,6 +86,7 @@ def export(
         Deployed(measured.compressed.network, config.data.mean, config.data.std, config.data.image_size).cpu().eval()
     )
     dense = Deployed(network, config.data.mean, config.data.std, config.data.image_size).cpu().eval()
+    out.parent.mkdir(parents=True, exist_ok=True)
     with folder_written_whole(out) as folder:
         steps = ("writing model.onnx", "loading the models back", "writing the model card")
         report(Progress(f"exporting to {out}", 0, len(steps), steps[0]))

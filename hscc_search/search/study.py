@@ -142,13 +142,13 @@ def load_dense(
     return network, calibration_images(config, parts.train, models.choose_device(device))
 
 
-def read_study(storage: str, name: str) -> Study:
-    """Read a study from its storage.
+def read_study(storage: str | optuna.storages.RDBStorage, name: str) -> Study:
+    """Read a study from its storage, given by URL or already open.
 
     Raises:
         StorageError: the storage cannot be reached or holds no such study.
     """
-    opened = existing_storage(storage)
+    opened = existing_storage(storage) if isinstance(storage, str) else storage
     study = _find(opened, name)
     if study is None:
         known = ", ".join(sorted(optuna.get_all_study_names(opened))) or "none"
@@ -182,14 +182,15 @@ def read_study(storage: str, name: str) -> Study:
     )
 
 
-def list_studies(storage: str) -> list[dict[str, Any]]:
+def list_studies(storage: str | optuna.storages.RDBStorage) -> list[dict[str, Any]]:
     """The studies in a storage: name, finished, failed and running trials, wanted trials, and when they began."""
-    opened = existing_storage(storage)
+    opened = existing_storage(storage) if isinstance(storage, str) else storage
     listing = []
     for study in (optuna.load_study(study_name=name, storage=opened) for name in optuna.get_all_study_names(opened)):
         record = study.user_attrs.get(_RECORD)
-        states = [trial.state for trial in study.get_trials(deepcopy=False)]
-        starts = [trial.datetime_start for trial in study.get_trials(deepcopy=False) if trial.datetime_start]
+        trials = study.get_trials(deepcopy=False)
+        states = [trial.state for trial in trials]
+        starts = [trial.datetime_start for trial in trials if trial.datetime_start]
         listing.append(
             {
                 "name": study.study_name,

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
-from hypothesis import assume, given, settings
+from geometry import convolutions
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -17,24 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even k
 
 def images(count=4, side=16, seed=0):
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
-
-
-def pair(low, high):
-    return st.tuples(st.integers(low, high), st.integers(low, high))
-
-
-@st.composite
-def convolutions(draw):
-    """A convolution and an input that is large enough for it."""
-    size, kernel, dilation = draw(pair(1, 40)), draw(pair(1, 4)), draw(pair(1, 2))
-    padding = draw(st.one_of(pair(0, 3), st.sampled_from(["same", "valid"])))
-    stride = (1, 1) if padding == "same" else draw(pair(1, 3))
-    if padding != "same":
-        added = (0, 0) if padding == "valid" else padding
-        assume(all(s + 2 * p >= d * (k - 1) + 1 for s, p, d, k in zip(size, added, dilation, kernel, strict=True)))
-    torch.manual_seed(draw(st.integers(0, 1000)))
-    layer = nn.Conv2d(2, 3, kernel, stride, padding, dilation, bias=draw(st.booleans()))
-    return layer.requires_grad_(False), torch.randn(2, 2, *size)
 
 
 @given(height=st.integers(1, 400), width=st.integers(1, 400), limit=st.integers(1, 300))
@@ -61,7 +44,7 @@ def test_no_finer_lattice_is_within_the_limit(side):
     assert math.ceil(side / (lattice.step - 1)) ** 2 > POSITIONS
 
 
-@given(convolution=convolutions(), limit=st.integers(1, 200))
+@given(convolution=convolutions(40), limit=st.integers(1, 200))
 @settings(max_examples=150, deadline=None)
 def test_responses_on_a_lattice_are_those_of_the_full_convolution(convolution, limit):
     layer, x = convolution

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from geometry import convolutions
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
@@ -14,22 +15,10 @@ from hscc_search.compression.regions import Piece, pieces
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
-def pair(low, high):
-    return st.tuples(st.integers(low, high), st.integers(low, high))
-
-
 @st.composite
 def partitioned(draw):
     """A convolution, an input that is large enough for it, and a label map of the output with every label."""
-    size, kernel, dilation = draw(pair(1, 9)), draw(pair(1, 4)), draw(pair(1, 2))
-    padding = draw(st.one_of(pair(0, 3), st.sampled_from(["same", "valid"])))
-    stride = (1, 1) if padding == "same" else draw(pair(1, 3))
-    if padding != "same":
-        added = (0, 0) if padding == "valid" else padding
-        assume(all(s + 2 * p >= d * (k - 1) + 1 for s, p, d, k in zip(size, added, dilation, kernel, strict=True)))
-    torch.manual_seed(draw(st.integers(0, 1000)))
-    layer = nn.Conv2d(2, 3, kernel, stride, padding, dilation).requires_grad_(False)
-    x = torch.randn(2, 2, *size)
+    layer, x = draw(convolutions(9, bias=st.just(True)))
     raw = draw(arrays(np.int64, tuple(layer(x).shape[2:]), elements=st.integers(0, 3)))
     return layer, x, np.unique(raw, return_inverse=True)[1].reshape(raw.shape)
 

@@ -160,3 +160,15 @@ def test_the_model_card_runs(exported, test_part, monkeypatch, capsys, tmp_path)
     Image.fromarray(test_part.images[0].transpose(1, 2, 0)).save(image)
     exec(code.replace('"image.jpg"', repr(str(image))), {})
     assert capsys.readouterr().out.strip() == str(scores(exported, test_part, 1)[0].argmax())
+
+
+def test_other_images_are_refused_before_anything_is_trained_on_them(study, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HSCC_CACHE", str(tmp_path / "cache"))
+    data = study.config.data.model_copy(update={"source": "folder", "path": image_folder({"cat": 12, "dog": 12})})
+    told = []
+    with pytest.raises(ExportError, match="are not those of study digits"):
+        export(
+            study, study.points[0], study.config.model_copy(update={"data": data}), tmp_path / "out", "cpu", told.append
+        )
+    assert {progress.task for progress in told} == {"reading images"}
+    assert not (tmp_path / "out").exists()

@@ -47,6 +47,12 @@ def test_a_finished_study_does_nothing(digits):
     assert told == []
 
 
+def test_a_finished_study_says_that_there_is_nothing_to_do(cli, tmp_path):
+    arguments = ("run", "digits", "--trials", "2")
+    assert "nothing to do" not in cli(*arguments, cwd=tmp_path).stdout
+    assert "2 trials finished, 2 wanted, so there is nothing to do" in cli(*arguments, cwd=tmp_path).stdout
+
+
 def test_a_trial_records_plan_measures_and_seconds(digits):
     config = digits(trials=1)
     study = run_study(config)
