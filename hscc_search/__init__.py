@@ -10,7 +10,7 @@ A study, from the file to the front::
 One network, one setting::
 
     network, images = load_dense(config)
-    compressed = compress(network, calibrate(network, images), Setting(regions=4, clusters=1, energy=0.9))
+    compressed = compress(calibrate(network, images), Setting(regions=4, clusters=1, energy=0.9))
 """
 
 import importlib
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hscc_search.compression.calibration import Calibration, calibrate
-    from hscc_search.compression.hscc import Compressed, LayerPlan, Setting, compress
+    from hscc_search.compression.hscc import Compressed, LayerPlan, compress
+    from hscc_search.compression.setting import Setting
     from hscc_search.config import StudyConfig
     from hscc_search.errors import HsccError
     from hscc_search.export.bundle import load
@@ -33,7 +34,7 @@ _HOME = {
     "HsccError": "errors",
     "LayerPlan": "compression.hscc",
     "Point": "search.front",
-    "Setting": "compression.hscc",
+    "Setting": "compression.setting",
     "Study": "search.study",
     "StudyConfig": "config",
     "calibrate": "compression.calibration",

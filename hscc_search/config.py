@@ -52,8 +52,8 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """Which dense network."""
 
-    name: str = Field(description="'digits_cnn', a torchvision classifier, or your own 'module:function'")
-    weights: str | None = Field(None, description="torchvision weights to start from, such as DEFAULT")
+    name: str = Field(description="'digits_cnn', a torchvision or timm classifier, or your own 'module:function'")
+    weights: str | None = Field(None, description="published weights to start from, such as DEFAULT")
     checkpoint: Path | None = Field(
         None, strict=False, description="trained weights; without it the network is trained"
     )
@@ -73,11 +73,24 @@ class TrainingConfig(_Section):
     mixup: float = Field(0.0, ge=0, description="parameter of the Beta distribution; 0 mixes nothing")
 
 
+class FinetuningConfig(_Section):
+    """How a compressed network is trained further, with the dense network as its teacher.
+
+    Everything that is not said here is as in the training of the dense network.
+    """
+
+    epochs: int = Field(0, ge=0, description="0 leaves compressed networks as they are")
+    learning_rate: float = Field(0.002, gt=0, description="the highest of the schedule")
+    distillation: float = Field(0.5, ge=0, le=1, description="weight of the teacher's scores against the labels")
+    temperature: float = Field(2.0, gt=0, description="that softens the scores of both")
+
+
 class CompressionConfig(_Section):
     """What all trials of a study have in common."""
 
-    region_strategy: Literal["grid", "bands"] = "grid"
-    cluster_strategy: Literal["coactivation"] = "coactivation"
+    region_strategy: Literal["grid", "bands", "kmeans", "slic", "random", "none"] = "grid"
+    cluster_strategy: Literal["coactivation", "contiguous", "random", "none"] = "coactivation"
+    rank_multiple: int = Field(1, ge=1, le=64, description="total ranks are multiples of it; 8 and 16 suit kernels")
     calibration_images: int = Field(512, ge=8, description="taken from the train part")
 
 
@@ -124,6 +137,7 @@ class StudyConfig(_Section):
     model: ModelConfig
     training: TrainingConfig = TrainingConfig()
     compression: CompressionConfig = CompressionConfig()
+    finetuning: FinetuningConfig = FinetuningConfig()
     space: SpaceConfig = SpaceConfig()
     trials: int = Field(40, ge=1, description="finished trials that the study shall have in all")
     timeout: float | None = Field(None, gt=0, description="seconds after which a run starts no more trials")

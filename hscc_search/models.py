@@ -1,11 +1,13 @@
 """The dense networks: build one by name, read its weights, find the device it runs on."""
 
+import difflib
 import hashlib
 import importlib
 import inspect
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -44,18 +46,19 @@ class DigitsCNN(nn.Sequential):
 
 
 def build(name: str, classes: int, image_size: int, weights: str | None = None) -> nn.Module:
-    """Build a classifier with random or torchvision's weights, in evaluation mode.
+    """Build a classifier with random or published weights, in evaluation mode.
 
     Args:
-        name: ``digits_cnn``, the name of a torchvision classifier such as ``alexnet``, or ``module:function``
+        name: ``digits_cnn``, the name of a classifier of torchvision such as ``alexnet`` or else of timm such as
+            ``ghostnetv2_100``, ``timm/NAME`` where both know the name and timm's is meant, or ``module:function``
             for a function of your own that takes the number of classes and returns a module.
         classes: number of outputs.
         image_size: side of the images in pixels.
-        weights: name of torchvision weights, such as ``DEFAULT``; the last layer is then made anew for
-            ``classes`` outputs.
+        weights: ``DEFAULT``, the name of other torchvision weights or timm's tag, such as ``a1_in1k``; the last
+            layer is then made anew for ``classes`` outputs.
 
     Raises:
-        ModelError: there is no such network or function, it fails to build, or it does not take such images.
+        ModelError: there is no such network, function or weights, it fails to build, or it does not take such images.
     """
     network = _build(name, classes, image_size, weights).eval()
     try:
@@ -72,7 +75,7 @@ def build(name: str, classes: int, image_size: int, weights: str | None = None) 
 
 def _build(name: str, classes: int, image_size: int, weights: str | None) -> nn.Module:
     if weights is not None and (":" in name or name == "digits_cnn"):
-        raise ModelError(f"model.weights is for torchvision networks, not for {name}: use model.checkpoint")
+        raise ModelError(f"model.weights is for torchvision and timm networks, not for {name}: use model.checkpoint")
     if name == "digits_cnn":
         if image_size % 4:
             raise ModelError(f"digits_cnn needs an image size that is a multiple of 4, not {image_size}")
@@ -82,11 +85,28 @@ def _build(name: str, classes: int, image_size: int, weights: str | None) -> nn.
     make_importable()
     from torchvision import models
 
-    if name not in models.list_models(module=models):
-        raise ModelError(
-            f"no network named {name!r}: give digits_cnn, a torchvision classifier such as alexnet, "
-            "or your own module:function"
-        )
+    known = models.list_models(module=models)
+    if name in known:
+        return _build_torchvision(name, classes, weights)
+    import timm  # after torchvision has been asked, since it is slow to import
+
+    known_to_timm = timm.list_models()
+    if name.removeprefix("timm/") in known_to_timm:
+        return _build_timm(name.removeprefix("timm/"), classes, image_size, weights)
+    close = difflib.get_close_matches(name, known) + [
+        f"timm/{other}" if other in known else other
+        for other in difflib.get_close_matches(name.removeprefix("timm/"), known_to_timm)
+    ]
+    raise ModelError(
+        f"no network named {name!r} in torchvision or timm: "
+        + (f"did you mean {' or '.join(close)}? Else " if close else "")
+        + "give digits_cnn, a classifier such as alexnet, or your own module:function"
+    )
+
+
+def _build_torchvision(name: str, classes: int, weights: str | None) -> nn.Module:
+    from torchvision import models
+
     if weights is None:
         extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
         return models.get_model(name, weights=None, num_classes=classes, **extra)  # type: ignore[no-any-return]
@@ -96,6 +116,25 @@ def _build(name: str, classes: int, image_size: int, weights: str | None) -> nn.
         raise ModelError(f"cannot get torchvision weights {weights!r} for {name}: {_one_line(error)}") from error
     _replace_last_layer(network, classes)
     return network
+
+
+def _build_timm(name: str, classes: int, image_size: int, weights: str | None) -> nn.Module:
+    import timm
+
+    def create(**extra: Any) -> nn.Module:
+        tagged = name if weights in (None, "DEFAULT") else f"{name}.{weights}"
+        return timm.create_model(tagged, pretrained=weights is not None, num_classes=classes, **extra)
+
+    try:
+        try:
+            return create(img_size=image_size)
+        except TypeError as error:  # most convolutional networks take any size and no such argument
+            if "img_size" not in str(error):
+                raise
+            return create()
+    except Exception as error:
+        wanted = f"get timm weights {weights!r} for" if weights is not None else "build timm network"
+        raise ModelError(f"cannot {wanted} {name} at {image_size} pixels: {_one_line(error)}") from error
 
 
 def _build_own(name: str, classes: int) -> nn.Module:
@@ -134,10 +173,15 @@ def source_of_own(name: str) -> str | None:
 
 
 def kaiming_initialise(network: nn.Module) -> None:
-    """Kaiming-normal weights and zero biases for every convolution and fully connected layer.
+    """Kaiming-normal weights and zero biases for the layers of a network that does not normalise.
 
-    torchvision's AlexNet with torch's default initialisation needs many epochs to leave its plateau.
+    AlexNet with torch's default initialisation needs many epochs to leave its plateau. A network that normalises
+    keeps its own initialisation: the scale of its convolutions matters little, while narrow attention weights and
+    heads that begin at zero would be lost.
     """
+    # By name, since timm has dozens of normalisations (and networks made to do without) that share no base class.
+    if any("Norm" in type(layer).__name__ for layer in network.modules()):
+        return
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

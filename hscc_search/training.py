@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from hscc_search import models
-from hscc_search.config import StudyConfig
+from hscc_search.config import StudyConfig, TrainingConfig
 from hscc_search.data import Dataset, Part, Parts
 from hscc_search.evaluation.predict import normalised, predict
 from hscc_search.files import cache_folder, written_whole
@@ -68,7 +69,7 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset) -> Path:
         "fingerprint": dataset.fingerprint,
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    name = config.model.name.replace(":", "-")
+    name = config.model.name.replace(":", "-").replace("/", "-")
     return cache_folder("checkpoints") / f"{name}-{digest}.safetensors"
 
 
@@ -84,17 +85,9 @@ def train(
     settings = config.training
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = _on_device(parts.train, device)
-    steps = len(data[1]) // settings.batch_size or 1
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
-        fused=True,  # one pass over the weights: with AlexNet's 57 million the plain one takes a fifth of a step
-    )
+    optimizer = _optimizer(network, settings, settings.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=settings.learning_rate, total_steps=settings.epochs * steps
+        optimizer, max_lr=settings.learning_rate, total_steps=settings.epochs * _steps(config, data)
     )
     unfinished = path.with_suffix(".unfinished")
     first = 0
@@ -105,10 +98,7 @@ def train(
         schedule.load_state_dict(state["schedule"])
         first = state["epochs"]
     for epoch in range(first, settings.epochs):
-        with torch.random.fork_rng():
-            # An epoch draws from its own seed, so that going on gives what an unbroken run would have given.
-            torch.manual_seed(config.seed * 100_003 + epoch)
-            loss = _train_epoch(network, data, config, optimizer, schedule, steps)
+        loss = _train_epoch(network, data, config, epoch, optimizer, schedule)
         with written_whole(unfinished) as temporary:
             torch.save(
                 {
@@ -128,48 +118,137 @@ def train(
     unfinished.unlink(missing_ok=True)
 
 
+def fine_tune(
+    network: nn.Module,
+    dense: nn.Module,
+    config: StudyConfig,
+    train: Part,
+    device: torch.device,
+    report: Report = silent,
+) -> None:
+    """Train a compressed network further, in place, with distillation from the dense network (Hinton et al. 2015).
+
+    The loss is ``(1 - d) * cross entropy + d * t^2 * KL(dense || compressed)`` of scores divided by t, with weight d
+    and temperature t of ``config.finetuning``; both networks see the same augmented images.
+
+    Args:
+        network: a compressed network, or any other that takes the same images and gives the same classes.
+        dense: the teacher.
+        config: of the study.
+        train: the train part.
+        device: where both networks are.
+        report: told after each epoch.
+    """
+    tuning = config.finetuning
+    data = _on_device(train, device)
+    network.requires_grad_(True)
+    optimizer = _optimizer(network, config.training, tuning.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=tuning.learning_rate, total_steps=tuning.epochs * _steps(config, data)
+    )
+    teacher = Teacher(dense, tuning.distillation, tuning.temperature)
+    for epoch in range(tuning.epochs):
+        loss = _train_epoch(network, data, config, epoch, optimizer, schedule, teacher)
+        report(Progress("fine-tuning", epoch + 1, tuning.epochs, f"loss {loss:.3f}"))
+    network.eval()
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network to learn from.
+
+    Attributes:
+        network: gives the scores.
+        weight: of its scores against the labels, 0 to 1.
+        temperature: that softens the scores.
+    """
+
+    network: nn.Module
+    weight: float
+    temperature: float
+
+    def loss(self, batch: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """How far the scores ``output`` of a batch are from the teacher's."""
+        with torch.no_grad():
+            wanted = _scores(self.network, batch)
+        divergence = functional.kl_div(
+            (output / self.temperature).log_softmax(1),
+            (wanted / self.temperature).log_softmax(1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return divergence * self.temperature**2
+
+
 def _on_device(part: Part, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(np.array(part.images)).to(device), torch.from_numpy(part.labels).to(device)
+
+
+def _optimizer(network: nn.Module, settings: TrainingConfig, learning_rate: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+        fused=True,  # one pass over the weights: with AlexNet's 57 million the plain one takes a fifth of a step
+    )
+
+
+def _steps(config: StudyConfig, data: tuple[torch.Tensor, torch.Tensor]) -> int:
+    return len(data[1]) // config.training.batch_size or 1
+
+
+def _scores(network: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=fast_bfloat16(batch.device)):
+        output = network(batch)
+    return (output if isinstance(output, torch.Tensor) else output[0]).float()
 
 
 def _train_epoch(
     network: nn.Module,
     data: tuple[torch.Tensor, torch.Tensor],
     config: StudyConfig,
+    epoch: int,
     optimizer: torch.optim.Optimizer,
     schedule: Any,
-    steps: int,
+    teacher: Teacher | None = None,
 ) -> float:
+    """One epoch; returns its mean loss.
+
+    It draws from a seed of its own, so that going on after a stop gives what an unbroken run would have given.
+    """
     settings = config.training
     images, labels = data
     device = images.device
     network.train()
-    order = torch.randperm(len(labels)).to(device)
     total = 0.0
-    for step in range(steps):
-        chosen = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-        batch = _augmented(normalised(images[chosen], config.data), settings.flip, settings.affine)
-        target = labels[chosen]
-        share, other = 1.0, torch.arange(len(chosen), device=device)
-        if settings.mixup > 0:
-            share = float(torch.distributions.Beta(settings.mixup, settings.mixup).sample())
-            other = torch.randperm(len(chosen)).to(device)
-            batch = share * batch + (1 - share) * batch[other]
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
-            output = network(batch)
-        output = (output if isinstance(output, torch.Tensor) else output[0]).float()
-        loss = share * functional.cross_entropy(output, target, label_smoothing=settings.label_smoothing)
-        if share < 1:
-            loss = loss + (1 - share) * functional.cross_entropy(
-                output, target[other], label_smoothing=settings.label_smoothing
-            )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        total += float(loss.detach())
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed * 100_003 + epoch)
+        order = torch.randperm(len(labels)).to(device)
+        for step in range(_steps(config, data)):
+            chosen = order[step * settings.batch_size : (step + 1) * settings.batch_size]
+            batch = _augmented(normalised(images[chosen], config.data), settings.flip, settings.affine)
+            share, other = 1.0, torch.arange(len(chosen), device=device)
+            if settings.mixup > 0:
+                share = float(torch.distributions.Beta(settings.mixup, settings.mixup).sample())
+                other = torch.randperm(len(chosen)).to(device)
+                batch = share * batch + (1 - share) * batch[other]
+            output = _scores(network, batch)
+            loss = torch.zeros((), device=device)
+            for weight, target in ((share, labels[chosen]), (1 - share, labels[chosen][other])):
+                if weight > 0:
+                    smoothing = settings.label_smoothing
+                    loss = loss + weight * functional.cross_entropy(output, target, label_smoothing=smoothing)
+            if teacher is not None:
+                loss = (1 - teacher.weight) * loss + teacher.weight * teacher.loss(batch, output)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach())
     network.eval()
-    return total / steps
+    return total / _steps(config, data)
 
 
 def _augmented(batch: torch.Tensor, flip: bool, affine: bool) -> torch.Tensor:

@@ -151,7 +151,42 @@ def test_a_network_is_built_by_name_with_the_asked_outputs(name, size):
     assert network(torch.zeros(2, 3, size, size)).shape == (2, 5)
 
 
-@pytest.mark.parametrize("name", ["alexnot", "digits", "fasterrcnn_resnet50_fpn", "raft_small", ""])
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("efficientnet_b0", "torchvision.models.efficientnet"),
+        ("timm/efficientnet_b0", "timm.models.efficientnet"),
+        ("ghostnetv2_100", "timm.models.ghostnet"),
+        ("test_vit", "timm.models.vision_transformer"),
+    ],
+)
+def test_a_name_is_looked_up_in_torchvision_and_then_in_timm(name, module):
+    network = build(name, 5, 48)
+    assert type(network).__module__ == module
+    assert network(torch.zeros(2, 3, 48, 48)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [
+        ("resnt18", ["resnet18", "timm/resnet18"]),
+        ("ghostnetv2_10", ["ghostnetv2_100"]),
+        ("timm/ghostnetv2", ["ghostnetv2_100"]),
+        ("mobilnet_v2", ["mobilenet_v2"]),
+    ],
+)
+def test_close_names_are_suggested(name, suggested):
+    with pytest.raises(ModelError, match=f"no network named '{name}' in torchvision or timm: did you mean") as caught:
+        build(name, 5, 32)
+    words = str(caught.value).replace("?", "").split()
+    assert set(suggested) <= set(words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["alexnot", "digits", "fasterrcnn_resnet50_fpn", "raft_small", "", "timm/", "timm/alexnet", "resnet10t.c3_in1k"],
+)
 def test_a_name_of_no_classifier_is_refused(name):
     with pytest.raises(ModelError, match=f"no network named '{name}'"):
         build(name, 5, 32)
@@ -162,9 +197,51 @@ def test_weights_that_torchvision_does_not_have_are_refused():
         build("squeezenet1_1", 5, 32, weights="NOPE")
 
 
+@pytest.mark.parametrize(
+    ("name", "weights", "reason"),
+    [
+        ("resnet10t", "NOPE", "Invalid pretrained tag"),
+        ("vovnet39a", "DEFAULT", "No pretrained weights exist"),
+        ("resnet10t", "DEFAULT", "LocalEntryNotFoundError"),
+        ("resnet10t", "c3_in1k", "LocalEntryNotFoundError"),
+    ],
+)
+def test_weights_that_timm_does_not_have_or_cannot_get_are_refused_in_one_line(
+    tmp_path, monkeypatch, name, weights, reason
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=f"cannot get timm weights '{weights}' for {name}") as caught:
+        build(name, 5, 32, weights=weights)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_timm_is_asked_for_the_tagged_weights(monkeypatch):
+    import timm
+
+    asked = []
+
+    def create(name, **options):
+        asked.append((name, options["pretrained"], options["num_classes"]))
+        return timm_create(name, **{**options, "pretrained": False})
+
+    timm_create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", create)
+    for weights in (None, "DEFAULT", "r160_in1k"):
+        build("test_vit", 5, 32, weights)
+    assert asked == [("test_vit", False, 5), ("test_vit", True, 5), ("test_vit.r160_in1k", True, 5)]
+
+
+def test_a_timm_network_that_cannot_be_built_at_the_size_is_refused_in_one_line():
+    with pytest.raises(ModelError, match="swin_tiny_patch4_window7_224") as caught:
+        build("swin_tiny_patch4_window7_224", 5, 1)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["digits_cnn", "own_networks:make"])
-def test_weights_are_for_torchvision_networks_only(name):
-    with pytest.raises(ModelError, match=r"model\.weights is for torchvision networks"):
+def test_weights_are_for_published_networks_only(name):
+    with pytest.raises(ModelError, match=r"model\.weights is for torchvision and timm networks"):
         build(name, 5, 32, weights="DEFAULT")
 
 
@@ -249,6 +326,24 @@ def test_kaiming_initialisation_gives_the_scale_that_relu_needs():
     assert network[0].weight.std().item() == pytest.approx((2 / (8 * 9)) ** 0.5, rel=0.05)
     assert network[1].weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
     assert not network[0].bias.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn_anew"),
+    [
+        ("digits_cnn", True),
+        ("squeezenet1_1", True),
+        ("mobilenet_v3_small", False),
+        ("test_vit", False),
+        ("test_resnet", False),
+        ("test_nfnet", False),
+    ],
+)
+def test_a_network_that_normalises_keeps_its_own_initialisation(name, drawn_anew):
+    network = build(name, 5, 32)
+    before = weights_digest(network)
+    kaiming_initialise(network)
+    assert (weights_digest(network) != before) == drawn_anew
 
 
 def test_the_device_is_what_is_there():

@@ -1,33 +1,29 @@
 """What one pass of the dense network over calibration images leaves behind."""
 
+import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
-from hscc_search.compression.layers import conv_padding
+from hscc_search.compression.factors import principal_axes
+from hscc_search.compression.folding import Fold, fold_batch_norms
+from hscc_search.compression.lattice import Lattice, choose_lattice, positions_first
+from hscc_search.compression.ranks import rank_for_energy
 from hscc_search.errors import CompressionError
 from hscc_search.progress import Progress, Report, silent
 
-# Positions of a map that are looked at, about: neighbours tell nearly the same.
-POSITIONS = 196
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """Every ``step``-th row and column of an output map, beginning at ``start``."""
-
-    height: int
-    width: int
-    start: int
-    step: int
-
-    @property
-    def indices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows and columns that belong to the lattice."""
-        return torch.arange(self.start, self.height, self.step), torch.arange(self.start, self.width, self.step)
+# Groups of a convolution run one after the other once they are compressed.
+MOST_GROUPS = 8
+# One batch in so many tells the coherence, from the errors that this energy leaves, along axes from so many samples.
+_COHERENCE_SHARE = 4
+_COHERENCE_ENERGY = 0.97
+_COHERENCE_SAMPLES = 8192
 
 
 @dataclass(frozen=True)
@@ -37,80 +33,78 @@ class LayerRecord:
     Attributes:
         name: the layer's path in the network, such as ``features.3``.
         lattice: which positions of the output map were kept; 1 x 1 for a fully connected layer.
-        responses: y before the activation, float32 (positions, images, Cout).
-        effects: how much the loss depends on each channel, float32 (Cout,), mean about 1, see :func:`calibrate`.
+        effects: root mean square of the gradient that reaches each response, see :func:`calibrate`, float32
+            (positions, Cout).
+        coherence: how much more the loss moves than if the errors at different positions and channels were
+            independent.
+        profiles: mean activation at each position of the whole output map, float32 (Cout, height, width).
         macs: multiply-adds of the dense layer per image.
+        groups: of the convolution; 1 for a fully connected layer.
+        fully_connected: whether the layer is one.
+        file: holds y before the activation, float32 (positions, images, Cout).
     """
 
     name: str
     lattice: Lattice
-    responses: torch.Tensor
     effects: torch.Tensor
+    coherence: float
+    profiles: torch.Tensor
     macs: int
+    groups: int
+    fully_connected: bool
+    file: Path
+
+    @property
+    def responses(self) -> torch.Tensor:
+        """The dense responses, float32 (positions, images, Cout), mapped from the file: read what is needed."""
+        return torch.from_numpy(np.load(self.file, mmap_mode="c"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Calibration images and what the dense network answered to them.
 
+    The responses of all layers together may be larger than the memory: they lie in files, in a folder that goes
+    when this object does.
+
     Attributes:
+        network: the dense network, its batch norms folded into the convolutions before them.
+        folds: which ones were.
         images: as the network takes them, float32 (images, 3, height, width).
         records: the layers that can be compressed, in execution order.
         left_dense: every other convolution and fully connected layer: its multiply-adds per image and why.
+        folder: of the records' files.
+        partitions: the layers as they were divided so far, by layer and division.
     """
 
+    network: nn.Module
+    folds: tuple[Fold, ...]
     images: torch.Tensor
     records: tuple[LayerRecord, ...]
     left_dense: dict[str, tuple[int, str]]
+    folder: "tempfile.TemporaryDirectory[str]"
+    partitions: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    def record(self, name: str) -> LayerRecord:
+        """The record of one layer."""
+        return next(record for record in self.records if record.name == name)
 
-def choose_lattice(height: int, width: int, positions: int = POSITIONS) -> Lattice:
-    """The finest lattice of about ``positions`` or fewer positions."""
-    step = 1
-    while -(-height // step) * -(-width // step) > positions:
-        step += 1
-    return Lattice(height, width, (min(height, width) - 1) % step // 2, step)
-
-
-def responses_on(layer: nn.Module, x: torch.Tensor, lattice: Lattice) -> torch.Tensor:
-    """A layer's responses at the positions of a lattice alone: a convolution with a longer stride.
-
-    Args:
-        layer: the dense layer.
-        x: its input, float (images, Cin, height, width) or (images, features).
-        lattice: of its output map.
-
-    Returns:
-        float (positions, images, Cout).
-    """
-    if isinstance(layer, nn.Linear):
-        return layer(x)[None]  # type: ignore[no-any-return]
-    assert isinstance(layer, nn.Conv2d)
-    left, right, top, bottom = conv_padding(layer)
-    first = [lattice.start * stride for stride in layer.stride]
-    # Negative padding crops: the first kept position moves to the corner.
-    x = functional.pad(x, (left - first[1], right, top - first[0], bottom))
-    stride = [lattice.step * stride for stride in layer.stride]
-    return positions_first(functional.conv2d(x, layer.weight, layer.bias, stride, 0, layer.dilation))
-
-
-def positions_first(maps: torch.Tensor) -> torch.Tensor:
-    """A copy of (images, channels, height, width) as (height * width, images, channels).
-
-    Always a copy: an activation that works in place must not reach what was kept.
-    """
-    return maps.flatten(2).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)
+    @property
+    def macs(self) -> int:
+        """Multiply-adds per image of all convolutions and fully connected layers."""
+        return sum(record.macs for record in self.records) + sum(macs for macs, _ in self.left_dense.values())
 
 
 def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent, batch_size: int = 64) -> Calibration:
-    """Run the dense network over calibration images once, forwards and backwards, and keep its responses.
+    """Run the dense network over calibration images, forwards and backwards, and keep its responses.
 
-    The effect of a channel is the root mean square of the gradient that it receives from the log-likelihood of a
+    The effect of a response is the root mean square of the gradient that it receives from the log-likelihood of a
     class drawn from the network's own prediction, which is the square root of its diagonal Fisher information: how
-    strongly, to second order, an error in that channel moves the prediction.
+    strongly, to second order, an error there moves the prediction. Errors at neighbouring positions act together;
+    the coherence, found on a share of the images, is what that adds.
 
     Args:
-        network: the dense network.
+        network: the dense network; it is not changed.
         images: as it takes them, float32 (images, 3, height, width).
         report: told after each batch.
         batch_size: images per batch.
@@ -118,75 +112,159 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
     Raises:
         CompressionError: a weight or a response is not finite, or nothing can be compressed.
     """
-    network.eval()
-    generator = torch.Generator(images.device).manual_seed(0)
-    for name, value in network.named_parameters():
+    for name, value in network.state_dict().items():
         if not torch.isfinite(value).all():
             raise CompressionError(
                 f"weights {name} of the dense network are not all finite: train it again or use another checkpoint"
             )
-    candidates: dict[str, nn.Module] = {
+    network, folds = fold_batch_norms(network, images[:1])
+    network.requires_grad_(False)  # the gradients of the responses are all that is needed
+    layers: dict[str, nn.Module] = {
         name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
     }
-    macs, reasons = _look(network, candidates, images[:1])
-    kept: dict[str, list[torch.Tensor]] = {name: [] for name in macs if name not in reasons}
-    squares: dict[str, torch.Tensor] = {}
-    lattices: dict[str, Lattice] = {}
+    macs, reasons = _look(network, layers, images[:1])
+    names = [name for name in macs if name not in reasons]
+    if not names:
+        raise CompressionError("the network has no convolution or fully connected layer that can be compressed")
+    batches = images.split(batch_size)
+    folder = tempfile.TemporaryDirectory(prefix="hscc-calibration-")
+    keepers = {name: _Keeper(layers[name], Path(folder.name) / f"{at}.npy", images) for at, name in enumerate(names)}
+    generator = torch.Generator(images.device).manual_seed(0)
+    steps = len(batches) + -(-len(batches) // _COHERENCE_SHARE)
+    for at, batch in enumerate(batches):
+        _run(network, batch, keepers, _Keeper.keep, generator)
+        report(Progress("calibrating", at + 1, steps))
+    for name, keeper in keepers.items():
+        keeper.finish(name)
+    for at, batch in enumerate(batches[::_COHERENCE_SHARE]):
+        _run(network, batch, keepers, _Keeper.weigh, generator)
+        report(Progress("calibrating", len(batches) + at + 1, steps))
+    return Calibration(
+        network,
+        folds,
+        images,
+        tuple(keeper.record(name, macs[name]) for name, keeper in keepers.items()),
+        {name: (macs.get(name, 0), reason) for name, reason in reasons.items()},
+        folder,
+    )
 
-    def keep(name: str, output: torch.Tensor) -> None:
-        if isinstance(candidates[name], nn.Linear):
-            lattices[name] = Lattice(1, 1, 0, 1)
-            kept[name].append(output.detach()[None].clone())
-        else:
-            lattice = lattices.setdefault(name, choose_lattice(*output.shape[2:]))
-            rows = slice(lattice.start, None, lattice.step)
-            kept[name].append(positions_first(output.detach()[:, :, rows, rows]))
+
+def _run(
+    network: nn.Module,
+    batch: torch.Tensor,
+    keepers: "dict[str, _Keeper]",
+    look: Callable[["_Keeper", torch.Tensor], Callable[[torch.Tensor], None]],
+    generator: torch.Generator,
+) -> None:
+    """One batch forwards and backwards; ``look`` sees each response, and what it returns sees its gradient."""
+
+    def watch(keeper: "_Keeper", output: torch.Tensor) -> None:
+        see_gradient = look(keeper, output.detach())
         # A hook on the tensor, since an activation in place would change what a module's own hook sees.
         if output.requires_grad:
-            output.register_hook(lambda gradient: add_squares(name, gradient))
-
-    def add_squares(name: str, gradient: torch.Tensor) -> None:
-        channels = gradient.transpose(1, -1).flatten(0, -2)
-        squares[name] = squares.get(name, 0) + channels.square().sum(dim=0)
+            output.register_hook(see_gradient)
 
     hooks = [
-        candidates[name].register_forward_hook(lambda _, __, output, name=name: keep(name, output)) for name in kept
+        keeper.layer.register_forward_hook(lambda _, __, output, keeper=keeper: watch(keeper, output))
+        for keeper in keepers.values()
     ]
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)  # the gradients of the responses are all that is needed
-        for start in range(0, len(images), batch_size):
-            output = network(images[start : start + batch_size].detach().requires_grad_()).float()
-            # One row per decision: per image, or per position where a network returns maps.
-            scores = output.transpose(1, -1).flatten(0, -2).log_softmax(dim=1)
-            drawn = torch.multinomial(scores.detach().exp().nan_to_num(0, 0, 0) + 1e-12, 1, generator=generator)
-            scores.gather(1, drawn).sum().backward()
-            report(Progress("calibrating", min(start + batch_size, len(images)), len(images)))
+        output = network(batch.detach().requires_grad_()).float()
+        # One row per decision: per image, or per position where a network returns maps.
+        scores = output.transpose(1, -1).flatten(0, -2).log_softmax(dim=1)
+        drawn = torch.multinomial(scores.detach().exp().nan_to_num(0, 0, 0) + 1e-12, 1, generator=generator)
+        scores.gather(1, drawn).sum().backward()
     finally:
         for hook in hooks:
             hook.remove()
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-    records = []
-    for name in kept:
-        responses = torch.cat(kept[name], dim=1)
-        kept[name].clear()
-        if not torch.isfinite(responses).all():
+
+
+class _Keeper:
+    """What is gathered of one layer while the calibration images pass."""
+
+    def __init__(self, layer: nn.Module, file: Path, images: torch.Tensor) -> None:
+        self.layer, self.file, self.images = layer, file, len(images)
+        self.seen = self.weighed = 0
+        self.macs = 0
+
+    def _maps(self, output: torch.Tensor) -> torch.Tensor:
+        """Responses as (images, Cout, height, width); a fully connected layer has them last."""
+        if not isinstance(self.layer, nn.Linear):
+            return output
+        return output.movedim(-1, 1) if output.dim() == 4 else output[:, :, None, None]
+
+    def _on_lattice(self, output: torch.Tensor) -> torch.Tensor:
+        rows = slice(self.lattice.start, None, self.lattice.step)
+        return positions_first(self._maps(output)[:, :, rows, rows])
+
+    def keep(self, output: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        """Write responses to the file, and add up activations and squared gradients."""
+        maps = self._maps(output)
+        if self.seen == 0:
+            self.lattice = choose_lattice(*maps.shape[2:])
+            self.profiles = torch.zeros(maps.shape[1:], dtype=torch.float64, device=maps.device)
+            shape = (self.lattice.positions, self.images, maps.shape[1])
+            self.squares = torch.zeros(shape[0], shape[2], dtype=torch.float64, device=output.device)
+            self.written = np.lib.format.open_memmap(self.file, "w+", np.float32, shape)
+        self.profiles += maps.relu().sum(dim=0)
+        kept = self._on_lattice(output)
+        self.written[:, self.seen : self.seen + len(output)] = kept.float().cpu().numpy()
+        self.seen += len(output)
+
+        def add(gradient: torch.Tensor) -> None:
+            self.squares += self._on_lattice(gradient).square().sum(dim=1)
+
+        return add
+
+    def finish(self, name: str) -> None:
+        """Check what was kept, and find the directions whose loss tells the coherence."""
+        responses = torch.from_numpy(self.written).flatten(0, 1)
+        if not all(torch.isfinite(part).all() for part in responses.split(1 << 16)):
             raise CompressionError(f"layer {name} answers with values that are not finite: the dense network is broken")
-        records.append(LayerRecord(name, lattices[name], responses, _effects(squares.get(name), responses), macs[name]))
-    if not records:
-        raise CompressionError("the network has no convolution or fully connected layer that can be compressed")
-    return Calibration(images, tuple(records), {name: (macs.get(name, 0), reason) for name, reason in reasons.items()})
+        self.written.flush()
+        self.effects = (self.squares / self.seen).sqrt()
+        weights = self.effects.square().mean(dim=0).sqrt()
+        if not weights.sum() > 0:  # the loss depends on nothing here: all count alike
+            self.effects, weights = torch.ones_like(self.effects), torch.ones_like(weights)
+        weights = weights + 1e-3 * weights.mean()
+        samples = responses[:: -(-len(responses) // _COHERENCE_SAMPLES)].to(weights.device).double()
+        self.mean = samples.mean(dim=0)
+        axes, values = principal_axes(((samples - self.mean) * weights).T / len(samples) ** 0.5)
+        axes = axes[:, : max(1, rank_for_energy(values, _COHERENCE_ENERGY))]
+        # What is left of a response, in its own units, when these axes are kept of the weighted one.
+        self.kept_axes, self.back = (axes * weights[:, None]).float(), (axes / weights[:, None]).float()
+        self.mean = self.mean.float()
+        self.together = self.apart = 0.0
 
+    def weigh(self, output: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        """Add up how much the errors of truncated responses move the loss, together and each for itself."""
+        centred = self._on_lattice(output) - self.mean
+        errors = centred - (centred @ self.kept_axes) @ self.back.T
 
-def _effects(squares: torch.Tensor | None, responses: torch.Tensor) -> torch.Tensor:
-    """Root mean squares relative to their mean; 1 where the loss depends on nothing."""
-    if squares is None or not squares.sum() > 0:
-        return torch.ones_like(responses[0, 0])
-    roots = squares.sqrt()
-    # A channel without any effect on these images still counts a little, for the sake of others.
-    return roots / roots.mean() + 1e-3
+        def add(gradient: torch.Tensor) -> None:
+            moved = (errors * self._on_lattice(gradient)).sum(dim=(0, 2))
+            self.together += float(moved.double().square().sum())
+            self.apart += float((errors.square().sum(dim=1) * self.effects.square().float()).sum())
+            self.weighed += 1
+
+        return add
+
+    def record(self, name: str, macs: int) -> LayerRecord:
+        """All of it."""
+        every = self.lattice.height * self.lattice.width / self.lattice.positions
+        # Positions off the lattice err with their neighbours on it: together they count by the square.
+        coherence = every * self.together / self.apart if self.apart > 0 else 1.0
+        return LayerRecord(
+            name=name,
+            lattice=self.lattice,
+            effects=self.effects.float(),
+            coherence=coherence,
+            profiles=(self.profiles / self.seen).float().cpu(),
+            macs=macs,
+            groups=getattr(self.layer, "groups", 1),
+            fully_connected=isinstance(self.layer, nn.Linear),
+            file=self.file,
+        )
 
 
 @torch.no_grad()
@@ -209,10 +287,15 @@ def _look(
             reasons.setdefault(name, "it is the whole network")
         if names[id(layer)] > 1:
             reasons.setdefault(name, "registered under more than one name")
-        if len(output) != len(image) or (isinstance(layer, nn.Linear) and output.dim() != 2):
+        if len(output) != len(image):
             reasons.setdefault(name, "called on more than one position as if they were images")
+        if isinstance(layer, nn.Linear) and output.dim() not in (2, 4):
+            reasons.setdefault(name, f"called on {output.dim()} dimensions")
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            reasons.setdefault(name, "depthwise" if layer.groups == layer.in_channels else "grouped")
+            if layer.groups == layer.in_channels:
+                reasons.setdefault(name, "depthwise")
+            elif layer.groups > MOST_GROUPS:
+                reasons.setdefault(name, f"{layer.groups} groups, too narrow each")
         if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
             reasons.setdefault(name, f"padding mode {layer.padding_mode}")
 

@@ -6,8 +6,7 @@ weighted by the channels' effects on the loss, so that variance is lost where it
 
 1. M = I + (S - T)(T + ridge)^-1 predicts y from y^. The ridge shrinks towards the identity, so that M is exactly I
    where nothing was compressed before, and stays near it in directions that too few samples describe.
-2. For each cluster c, U_c and its eigenvalues are the principal axes of the rows of M y^ that belong to c. The rank
-   k_c is the smallest that keeps the energy.
+2. For each cluster c, U_c are the first k_c principal axes of the rows of M y^ that belong to c.
 3. Basis A = [U_c^T M_c] over the clusters, recombination P = U + (S - U A T) A^T (A T A^T + ridge)^-1: least
    squares over all channels, shrunk towards the clusters' own axes U.
 
@@ -15,12 +14,11 @@ Everything is expressed in the r <= min(n, C) principal coordinates of y^, so th
 thousands of outputs never needs a C x C matrix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-
-from hscc_search.compression.ranks import rank_for_energy
 
 # Relative to the mean eigenvalue of the matrix that it is added to.
 RIDGE = 1e-3
@@ -53,17 +51,15 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Factors:
-    """A basis and a recombination, with the ranks they were cut to.
+    """A basis and a recombination of rank K.
 
     Attributes:
         basis: A, float64 (K, C): the basis filters are A W.
         recombination: P, float64 (C, K).
-        ranks: k_c per cluster; they add up to K, which is at least 1.
     """
 
     basis: torch.Tensor
     recombination: torch.Tensor
-    ranks: tuple[int, ...]
 
 
 def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
@@ -99,28 +95,25 @@ def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
     )
 
 
-def factorise(predictor: Predictor, clusters: np.ndarray, energy: float) -> Factors:
+def factorise(predictor: Predictor, clusters: np.ndarray, ranks: Sequence[int]) -> Factors:
     """Steps 2 and 3.
 
     Args:
         predictor: from :func:`fit_predictor`.
         clusters: int64 (C,), the cluster of each channel, labels from 0 on.
-        energy: share of each cluster's variance that its rank keeps.
+        ranks: k_c for each cluster, together at least 1; a rank beyond what the responses
+            fill gets empty filters.
     """
     # F F^T = M T M^T
     spread = (predictor.axes + predictor.gain) * predictor.variances.sqrt()
-    columns, ranks = [], []
-    for cluster in range(int(clusters.max()) + 1):
+    columns = []
+    for cluster, rank in enumerate(ranks):
         members = torch.from_numpy(np.flatnonzero(clusters == cluster)).to(spread.device)
-        axes, values = _principal_axes(spread[members])
-        rank = rank_for_energy(values, energy)
+        axes, _ = principal_axes(spread[members])
         block = torch.zeros(len(spread), rank, dtype=spread.dtype, device=spread.device)
-        block[members] = axes[:, :rank]
+        found = axes[:, :rank]
+        block[members, : found.shape[1]] = found
         columns.append(block)
-        ranks.append(rank)
-    if sum(ranks) == 0:  # the response is constant, so any one filter will do
-        columns.append(torch.eye(len(spread), 1, dtype=spread.dtype, device=spread.device))
-        ranks[0] = 1
     axes = torch.cat(columns, dim=1)
     basis = axes.T + (axes.T @ predictor.gain) @ predictor.axes.T
     inner = basis @ predictor.axes
@@ -128,10 +121,10 @@ def factorise(predictor: Predictor, clusters: np.ndarray, energy: float) -> Fact
     cross = (predictor.axes * predictor.variances + predictor.gap) @ inner.T
     ridge = _ridge(inner_covariance.diagonal()) * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
     correction = torch.linalg.solve(inner_covariance + ridge, (cross - axes @ inner_covariance).T).T
-    return Factors(basis=basis, recombination=axes + correction, ranks=tuple(ranks))
+    return Factors(basis=basis, recombination=axes + correction)
 
 
-def _principal_axes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def principal_axes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvectors and eigenvalues, descending, of ``rows @ rows.T`` for rows of shape (channels, r)."""
     if rows.shape[0] <= rows.shape[1]:
         values, axes = torch.linalg.eigh(rows @ rows.T)

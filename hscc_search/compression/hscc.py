@@ -10,49 +10,18 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from hscc_search.compression.calibration import Calibration, LayerRecord, responses_on
-from hscc_search.compression.channels import coactivation
+from hscc_search.compression.allotment import Allotment, allot
+from hscc_search.compression.calibration import Calibration, LayerRecord
 from hscc_search.compression.factors import Factors, Predictor, factorise, fit_predictor
-from hscc_search.compression.layers import Blueprint, RegionConv2d, build
-from hscc_search.compression.ranks import check_energy
-from hscc_search.compression.regions import check_regions, label_map, pieces
-from hscc_search.errors import CompressionError
+from hscc_search.compression.folding import Fold, apply_folds
+from hscc_search.compression.lattice import responses_on
+from hscc_search.compression.layers import Blueprint, build, parts
+from hscc_search.compression.setting import Setting
 
-# A layer below this share of the network's multiply-adds is not worth an approximation.
-TINY_SHARE = 1e-4
 _BATCH = 64
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One point of the search space.
-
-    Attributes:
-        regions: regions per convolution.
-        clusters: clusters per region.
-        energy: share of each cluster's response variance that its rank keeps, above 0 and up to 1.
-        region_strategy: ``grid`` or ``bands``.
-        seed: of the clustering.
-
-    Raises:
-        CompressionError: a value is out of range.
-    """
-
-    regions: int
-    clusters: int
-    energy: float
-    region_strategy: str = "grid"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.clusters < 1:
-            raise CompressionError(f"clusters must be 1 or more, not {self.clusters}")
-        check_regions(self.region_strategy, self.regions)
-        check_energy(self.energy)
 
 
 @dataclass(frozen=True)
@@ -64,7 +33,8 @@ class LayerPlan:
         macs_dense: its multiply-adds per image before.
         macs: and after, by the formula P_r * K_r * (D + Cout) per factored region.
         regions: number of regions, 0 where the layer was left alone.
-        ranks: for each region the rank of each cluster; empty for a region that stays dense.
+        ranks: for each region (of each group, where the convolution is grouped) the rank of each cluster; empty for
+            a region that stays dense.
         left_dense: why the layer was left alone, or None.
     """
 
@@ -94,18 +64,46 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Form:
+    """All of a compressed network but its weights, see :func:`rebuild`.
+
+    Attributes:
+        input_size: height and width of the images that it takes: regions belong to maps of one size.
+        folds: the batch norms that were folded.
+        layers: the form of each compressed layer by its path.
+    """
+
+    input_size: tuple[int, int]
+    folds: tuple[Fold, ...]
+    layers: dict[str, Blueprint]
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values."""
+        return asdict(self)
+
+    @classmethod
+    def from_stored(cls, tree: dict[str, Any]) -> "Form":
+        """Undo :meth:`stored`."""
+        return cls(
+            (tree["input_size"][0], tree["input_size"][1]),
+            tuple(Fold(**fold) for fold in tree["folds"]),
+            {name: Blueprint.from_stored(stored) for name, stored in tree["layers"].items()},
+        )
+
+
+@dataclass(frozen=True)
 class Compressed:
     """A compressed network.
 
     Attributes:
         network: an ordinary module in evaluation mode, for the input size it was calibrated at.
-        plan: every convolution and fully connected layer, compressed ones first, in execution order.
-        blueprints: the form of each compressed layer by its path, see :func:`rebuild`.
+        plan: every convolution and fully connected layer, those that can be compressed first, in execution order.
+        form: what it takes to build the network again.
     """
 
     network: nn.Module
     plan: tuple[LayerPlan, ...]
-    blueprints: dict[str, Blueprint]
+    form: Form
 
     @property
     def macs(self) -> int:
@@ -116,127 +114,110 @@ class Compressed:
 class _Pending(nn.Module):
     """Stands in a network for a layer that is compressed when the calibration images arrive."""
 
-    def __init__(self, layer: nn.Module, record: LayerRecord, setting: Setting) -> None:
+    def __init__(self, layer: nn.Module, record: LayerRecord, allotment: Allotment) -> None:
         super().__init__()
-        self.layer, self.record, self.setting = layer, record, setting
-        self.compressed: tuple[nn.Module, LayerPlan, Blueprint] | None = None
+        self.layer, self.record, self.allotment = layer, record, allotment
+        self.compressed: nn.Module | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.compressed = compress_layer(self.layer, x, self.record, self.setting)
-        return torch.cat([self.compressed[0](part) for part in x.split(_BATCH)])
+        self.compressed = fit_layer(self.layer, x, self.record, self.allotment)
+        return torch.cat([self.compressed(part) for part in x.split(_BATCH)])
 
 
 @torch.no_grad()
-def compress(network: nn.Module, calibration: Calibration, setting: Setting) -> Compressed:
-    """Compress a network with one setting. The network itself is not changed.
+def compress(calibration: Calibration, setting: Setting) -> Compressed:
+    """Compress the network of a calibration with one setting. That network itself is not changed.
 
-    Args:
-        network: the dense network that ``calibration`` was made with.
-        calibration: from :func:`hscc_search.compression.calibration.calibrate`.
-        setting: how.
+    Raises:
+        CompressionError: the budget is out of reach, or the setting's strategies do not fit.
     """
-    total = sum(record.macs for record in calibration.records) + sum(
-        macs for macs, _ in calibration.left_dense.values()
-    )
-    result = copy.deepcopy(network).eval()
-    pending: dict[str, _Pending] = {}
-    left = [LayerPlan(name, macs, macs, 0, (), reason) for name, (macs, reason) in calibration.left_dense.items()]
-    for record in calibration.records:
-        if record.macs < TINY_SHARE * total:
-            left.append(LayerPlan(record.name, record.macs, record.macs, 0, (), "tiny"))
-            continue
-        pending[record.name] = _Pending(result.get_submodule(record.name), record, setting)
-        result.set_submodule(record.name, pending[record.name])
+    network = calibration.network
+    allotments = allot(calibration, setting)
+    # A layer that is replaced is not copied: the copy finds its stand-in.
+    pending = {
+        name: _Pending(network.get_submodule(name), calibration.record(name), allotment)
+        for name, allotment in allotments.items()
+    }
+    result = copy.deepcopy(network, {id(place.layer): place for place in pending.values()})
     result(calibration.images)
-    plan, blueprints = [], {}
     for name, place in pending.items():
         assert place.compressed is not None
-        module, layer_plan, blueprint = place.compressed
-        result.set_submodule(name, module)
-        plan.append(layer_plan)
-        blueprints[name] = blueprint
-    return Compressed(result, (*plan, *left), blueprints)
+        result.set_submodule(name, place.compressed)
+    plan = [
+        LayerPlan(
+            record.name,
+            record.macs,
+            allotments[record.name].macs,
+            len(allotments[record.name].partition.blocks[0]),
+            tuple(ranks or () for row in allotments[record.name].ranks for ranks in row),
+        )
+        if record.name in allotments
+        else LayerPlan(record.name, record.macs, record.macs, 0, (), "tiny")
+        for record in calibration.records
+    ]
+    plan += [LayerPlan(name, macs, macs, 0, (), reason) for name, (macs, reason) in calibration.left_dense.items()]
+    return Compressed(
+        result,
+        tuple(plan),
+        Form(
+            (calibration.images.shape[2], calibration.images.shape[3]),
+            calibration.folds,
+            {name: allotment.blueprint for name, allotment in allotments.items()},
+        ),
+    )
 
 
-def rebuild(network: nn.Module, blueprints: dict[str, Blueprint]) -> None:
+def rebuild(network: nn.Module, form: Form) -> None:
     """Give a dense network the form of a compressed one, in place; the weights are then loaded by name."""
-    for name, blueprint in blueprints.items():
+    apply_folds(network, form.folds)
+    for name, blueprint in form.layers.items():
         network.set_submodule(name, build(network.get_submodule(name), blueprint))
 
 
-def compress_layer(
-    layer: nn.Module, x: torch.Tensor, record: LayerRecord, setting: Setting
-) -> tuple[nn.Module, LayerPlan, Blueprint]:
-    """Compress one layer to approximate the dense response from the input that is delivered.
+def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment: Allotment) -> nn.Module:
+    """Factors of one layer that approximate the dense response from the input that is delivered.
 
     Args:
         layer: the dense layer, Conv2d or Linear.
         x: its input in the partly compressed network, for all calibration images.
         record: the dense network's responses.
-        setting: how.
+        allotment: where the layer is divided, and the ranks.
 
     Returns:
-        The module that takes the layer's place, what was done, and the module's form.
+        The module that takes the layer's place.
     """
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    lattice = record.lattice
-    delivered = torch.cat([responses_on(layer, part, lattice) for part in x.split(_BATCH)], dim=1)
-    linear = isinstance(layer, nn.Linear)
-    labels = label_map(setting.region_strategy, lattice.height, lattice.width, 1 if linear else setting.regions)
-    rows, columns = lattice.indices
-    seen = labels[rows.numpy()[:, None], columns.numpy()[None, :]].ravel()
+    delivered = torch.cat([responses_on(layer, part, record.lattice) for part in x.split(_BATCH)], dim=1)
+    responses = record.responses
+    module = build(layer, allotment.blueprint).to(device=x.device, dtype=layer.weight.dtype)
     weight = layer.weight.detach().flatten(1)
-    outputs, inputs = weight.shape
-    region_count = int(labels.max()) + 1
-    found: list[tuple[Predictor, Factors | None]] = []
-    for region in range(region_count):
-        positions = np.flatnonzero(seen == region)
-        # A region may lie between the lattice's positions on a tiny map: then the whole map speaks for it.
-        chosen = torch.from_numpy(positions if len(positions) else np.arange(len(seen))).to(x.device)
-        dense = record.responses[chosen].flatten(0, 1)
-        clusters = coactivation(dense, 1 if linear else setting.clusters, setting.seed)
-        predictor = fit_predictor(dense * record.effects, delivered[chosen].flatten(0, 1) * record.effects)
-        factors = factorise(predictor, clusters, setting.energy)
-        pays = sum(factors.ranks) * (inputs + outputs) < inputs * outputs
-        found.append((predictor, factors if pays else None))
-    blueprint = Blueprint(
-        (lattice.height, lattice.width),
-        tuple(None if factors is None else sum(factors.ranks) for _, factors in found),
-        pieces(labels),
-    )
-    module = build(layer, blueprint).to(device=x.device, dtype=weight.dtype)
-    region_modules = module.regions if isinstance(module, RegionConv2d) else [module]
-    for target, fitted in zip(region_modules, found, strict=True):
-        _fill(target, layer, record.effects.double(), *fitted)
-    areas = np.bincount(labels.ravel())
-    macs = sum(
-        int(area) * (inputs * outputs if rank is None else rank * (inputs + outputs))
-        for area, rank in zip(areas, blueprint.ranks, strict=True)
-    )
-    plan = LayerPlan(
-        record.name,
-        record.macs,
-        macs,
-        region_count,
-        tuple(() if factors is None else factors.ranks for _, factors in found),
-    )
-    return module.eval(), plan, blueprint
+    bias = torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach()
+    for row, ranks_of_row, targets in zip(allotment.partition.blocks, allotment.ranks, parts(module), strict=True):
+        for block, ranks, target in zip(row, ranks_of_row, targets, strict=True):
+            effects = block.effects.to(x.device)
+            scale = effects.to(delivered.dtype)
+            dense = responses[block.positions][:, :, block.channels].to(x.device).flatten(0, 1)
+            there = delivered[block.positions.to(x.device)][:, :, block.channels].flatten(0, 1)
+            predictor = fit_predictor(dense * scale, there * scale)
+            factors = None if ranks is None else factorise(predictor, block.clusters, ranks)
+            _fill(target, weight[block.channels], bias[block.channels], effects, predictor, factors)
+    return module.eval()
 
 
 def _fill(
     target: nn.Module,
-    layer: nn.Conv2d | nn.Linear,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
     effects: torch.Tensor,
     predictor: Predictor,
     factors: Factors | None,
 ) -> None:
-    """Set the weights of one region so that its mean response is the dense network's.
+    """Set the weights of one block so that its mean response is the dense network's.
 
     ``predictor`` and ``factors`` speak of responses times ``effects``: so do weight and bias here, and what leaves
-    the region is divided by them.
+    the block is divided by them.
     """
-    weight = layer.weight.detach().flatten(1).double() * effects[:, None]
-    bias = torch.zeros_like(effects) if layer.bias is None else layer.bias.detach().double() * effects
+    weight, bias = weight.double() * effects[:, None], bias.double() * effects
     without_bias = (predictor.mean_delivered - bias)[:, None]
     last: Any
     if factors is None:

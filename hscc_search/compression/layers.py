@@ -21,12 +21,13 @@ class Blueprint:
 
     Attributes:
         output_size: height and width of the map that the layer makes; (1, 1) for a fully connected layer.
-        ranks: total rank of each region, or None for a region that stays dense.
+        ranks: for each group of the convolution (one, if it is not grouped) the total rank of each region, or None
+            for a region that stays dense.
         pieces: rectangles that cover the map, see :mod:`hscc_search.compression.regions`.
     """
 
     output_size: tuple[int, int]
-    ranks: tuple[int | None, ...]
+    ranks: tuple[tuple[int | None, ...], ...]
     pieces: tuple[Piece, ...]
 
     def stored(self) -> dict[str, Any]:
@@ -37,17 +38,18 @@ class Blueprint:
     def from_stored(cls, tree: dict[str, Any]) -> "Blueprint":
         """Undo :meth:`stored`."""
         height, width = tree["output_size"]
-        return cls((height, width), tuple(tree["ranks"]), tuple(Piece(**piece) for piece in tree["pieces"]))
+        ranks = tuple(tuple(row) for row in tree["ranks"])
+        return cls((height, width), ranks, tuple(Piece(**piece) for piece in tree["pieces"]))
 
 
 class RegionConv2d(nn.Module):
-    """A convolution with filters of its own for each region of its output map.
+    """A convolution, or one group of it, with filters of its own for each region of its output map.
 
     Takes float (images, Cin, height, width) of the one size that it was made for, and returns
     (images, Cout, \\*output_size).
     """
 
-    def __init__(self, layer: nn.Conv2d, blueprint: Blueprint) -> None:
+    def __init__(self, layer: nn.Conv2d, blueprint: Blueprint, group: int) -> None:
         super().__init__()
         self.blueprint = blueprint
         self.kernel_reach = tuple(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
@@ -59,7 +61,7 @@ class RegionConv2d(nn.Module):
         own = (top, left) if self.whole and (left, top) == (right, bottom) else None
         if own is not None:
             self.padding = (0, 0, 0, 0)
-        self.regions = nn.ModuleList(_region(layer, rank, own or (0, 0)) for rank in blueprint.ranks)
+        self.regions = nn.ModuleList(_region(layer, rank, own or (0, 0)) for rank in blueprint.ranks[group])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve each piece of the map with its region's filters.
@@ -87,18 +89,38 @@ class RegionConv2d(nn.Module):
         return slice(first * stride, (last - 1) * stride + self.kernel_reach[axis])
 
 
+class GroupedRegionConv2d(nn.Module):
+    """A grouped convolution, each group with regions of its own."""
+
+    def __init__(self, layer: nn.Conv2d, blueprint: Blueprint) -> None:
+        super().__init__()
+        self.groups = nn.ModuleList(RegionConv2d(layer, blueprint, group) for group in range(layer.groups))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Give each group its share of the channels, and join what they answer."""
+        shares = x.chunk(len(self.groups), dim=1)
+        return torch.cat([group(share) for group, share in zip(self.groups, shares, strict=True)], dim=1)
+
+
 def build(layer: nn.Module, blueprint: Blueprint) -> nn.Module:
     """A compressed layer of the given form in place of ``layer``, with weights that are still to be set."""
     if isinstance(layer, nn.Conv2d):
-        return RegionConv2d(layer, blueprint)
+        return RegionConv2d(layer, blueprint, 0) if layer.groups == 1 else GroupedRegionConv2d(layer, blueprint)
     assert isinstance(layer, nn.Linear)
-    (rank,) = blueprint.ranks
+    ((rank,),) = blueprint.ranks
     if rank is None:
         return nn.Linear(layer.in_features, layer.out_features)
     return nn.Sequential(
         nn.Linear(layer.in_features, rank, bias=False),
         nn.Linear(rank, layer.out_features),
     )
+
+
+def parts(module: nn.Module) -> list[list[nn.Module]]:
+    """The modules that :func:`build` made for each group and region of one layer."""
+    if isinstance(module, GroupedRegionConv2d):
+        return [part for group in module.groups for part in parts(group)]
+    return [list(module.regions)] if isinstance(module, RegionConv2d) else [[module]]
 
 
 def conv_padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
@@ -113,9 +135,10 @@ def conv_padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
 
 
 def _region(layer: nn.Conv2d, rank: int | None, padding: tuple[int, int]) -> nn.Module:
-    outputs = layer.out_channels if rank is None else rank
+    width = layer.out_channels // layer.groups
+    outputs = width if rank is None else rank
     convolution = nn.Conv2d(
-        layer.in_channels,
+        layer.in_channels // layer.groups,
         outputs,
         layer.kernel_size,  # type: ignore[arg-type]
         layer.stride,  # type: ignore[arg-type]
@@ -125,4 +148,4 @@ def _region(layer: nn.Conv2d, rank: int | None, padding: tuple[int, int]) -> nn.
     )
     if rank is None:
         return convolution
-    return nn.Sequential(convolution, nn.Conv2d(rank, layer.out_channels, 1))
+    return nn.Sequential(convolution, nn.Conv2d(rank, width, 1))

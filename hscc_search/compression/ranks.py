@@ -1,14 +1,16 @@
 """How many basis filters a cluster gets."""
 
+from collections.abc import Sequence
+
 import torch
 
 from hscc_search.errors import CompressionError
 
 
-def check_energy(energy: float) -> None:
-    """Raise CompressionError unless an energy is above 0 and at most 1."""
-    if not 0 < energy <= 1:
-        raise CompressionError(f"energy must be above 0 and at most 1, not {energy}")
+def check_share(name: str, share: float) -> None:
+    """Raise CompressionError unless a share is above 0 and at most 1."""
+    if not 0 < share <= 1:
+        raise CompressionError(f"{name} must be above 0 and at most 1, not {share}")
 
 
 def rank_for_energy(eigenvalues: torch.Tensor, energy: float) -> int:
@@ -24,7 +26,7 @@ def rank_for_energy(eigenvalues: torch.Tensor, energy: float) -> int:
     Raises:
         CompressionError: the energy is out of range.
     """
-    check_energy(energy)
+    check_share("energy", energy)
     kept = eigenvalues.clamp(min=0)
     total = kept.sum()
     if total <= 0:
@@ -33,3 +35,22 @@ def rank_for_energy(eigenvalues: torch.Tensor, energy: float) -> int:
     # The last sum stands in for the total, so that energy 1 is reached in spite of rounding.
     reached = int((held < energy * held[-1]).sum()) + 1
     return min(reached, int((kept > 0).sum()))
+
+
+def largest_first(eigenvalues: Sequence[torch.Tensor], ranks: Sequence[int], total: int) -> tuple[int, ...]:
+    """Ranks of clusters, raised until they add up to ``total`` by whatever holds most variance next.
+
+    Args:
+        eigenvalues: of each cluster, descending, one per channel.
+        ranks: to begin with, of each cluster.
+        total: not below their sum and not above the number of channels.
+    """
+    left = [
+        (-float(value), cluster, position)
+        for cluster, (values, rank) in enumerate(zip(eigenvalues, ranks, strict=True))
+        for position, value in enumerate(values[rank:].tolist())
+    ]
+    raised = list(ranks)
+    for _, cluster, _ in sorted(left)[: total - sum(ranks)]:
+        raised[cluster] += 1
+    return tuple(raised)

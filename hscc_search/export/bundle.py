@@ -23,8 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hscc_search import models
-from hscc_search.compression.hscc import Compressed, rebuild
-from hscc_search.compression.layers import Blueprint
+from hscc_search.compression.hscc import Compressed, Form, rebuild
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part, load_dataset
 from hscc_search.errors import ExportError
@@ -81,7 +80,7 @@ def export(
         )
     place = next(network.parameters()).device
     bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, place, report)
-    measured = bench.measure(setting_of(config, point.settings))
+    measured = bench.measure(setting_of(config, point.settings), report)
     compressed = (
         Deployed(measured.compressed.network, config.data.mean, config.data.std, config.data.image_size).cpu().eval()
     )
@@ -164,7 +163,7 @@ def _load_torch(folder: Path) -> Deployed:
     if tree["format"] != _FORMAT:
         raise ExportError(f"{folder} has format {tree['format']}, this version reads {_FORMAT}")
     network = models.build(tree["model"], len(tree["classes"]), tree["image_size"])
-    rebuild(network, {name: Blueprint.from_stored(stored) for name, stored in tree["layers"].items()})
+    rebuild(network, Form.from_stored(tree["form"]))
     module = Deployed(network, tree["mean"], tree["std"], tree["image_size"])
     models.load_weights(module, load_file(folder / "model.safetensors"), f"{folder / 'model.safetensors'}")
     return module.eval()
@@ -178,7 +177,7 @@ def _architecture(config: StudyConfig, classes: tuple[str, ...], compressed: Com
         "image_size": config.data.image_size,
         "mean": list(config.data.mean),
         "std": list(config.data.std),
-        "layers": {name: blueprint.stored() for name, blueprint in compressed.blueprints.items()},
+        "form": compressed.form.stored(),
     }
 
 

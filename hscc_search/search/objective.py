@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from hscc_search.compression.calibration import Calibration, calibrate
-from hscc_search.compression.hscc import Compressed, Setting, compress
+from hscc_search.compression.hscc import Compressed, compress
+from hscc_search.compression.setting import Setting
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part
 from hscc_search.errors import CompressionError
@@ -16,6 +17,7 @@ from hscc_search.evaluation.cost import Cost, measure_cost
 from hscc_search.evaluation.predict import normalised, predict
 from hscc_search.evaluation.quality import Quality, measure_quality
 from hscc_search.progress import Report, silent
+from hscc_search.training import fine_tune
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Bench:
         config: of the study.
         network: the dense network.
         classes: class names.
-        calibration: made with calibration images from the train part.
+        calibration: of the dense network, made with calibration images from the train part.
+        train: what compressed networks are fine-tuned on.
         validation: what the search measures on.
         device: where everything runs.
     """
@@ -52,23 +55,27 @@ class Bench:
     network: nn.Module
     classes: tuple[str, ...]
     calibration: Calibration
+    train: Part
     validation: Part
     device: torch.device
 
-    def measure(self, setting: Setting) -> Measurement:
-        """Compress with one setting, count, and evaluate on the validation part.
+    def measure(self, setting: Setting, report: Report = silent) -> Measurement:
+        """Compress with one setting, fine-tune where the study says so, count, and evaluate on the validation part.
 
         Raises:
             CompressionError: the compressed network answers with values that are not finite.
         """
         clock = [time.perf_counter()]
-        compressed = compress(self.network, self.calibration, setting)
+        compressed = compress(self.calibration, setting)
+        clock.append(time.perf_counter())
+        if self.config.finetuning.epochs:
+            fine_tune(compressed.network, self.network, self.config, self.train, self.device, report)
         clock.append(time.perf_counter())
         cost = measure_cost(compressed.network, self.config.data.image_size)
         clock.append(time.perf_counter())
         quality = self.quality(compressed.network)
         clock.append(time.perf_counter())
-        phases = zip(("compress", "count", "evaluate"), clock, clock[1:], strict=False)
+        phases = zip(("compress", "fine-tune", "count", "evaluate"), clock, clock[1:], strict=False)
         return Measurement(compressed, cost, quality, {phase: end - start for phase, start, end in phases})
 
     def quality(self, network: nn.Module) -> Quality:
@@ -90,7 +97,7 @@ def make_bench(
 ) -> Bench:
     """Calibrate, and keep what all trials of a study share."""
     images = calibration_images(config, train, device)
-    return Bench(config, network, classes, calibrate(network, images, report), validation, device)
+    return Bench(config, network, classes, calibrate(network, images, report), train, validation, device)
 
 
 def calibration_images(config: StudyConfig, train: Part, device: torch.device) -> torch.Tensor:
@@ -105,6 +112,8 @@ def setting_of(config: StudyConfig, params: dict[str, Any]) -> Setting:
         regions=params["regions"],
         clusters=params["clusters"],
         energy=params["energy"],
+        rank_multiple=config.compression.rank_multiple,
         region_strategy=config.compression.region_strategy,
+        cluster_strategy=config.compression.cluster_strategy,
         seed=config.seed,
     )

@@ -1,0 +1,94 @@
+"""Whole channels taken out, the least important of the network first."""
+
+import copy
+
+import torch
+import torch_pruning
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from hscc_search.compression.baselines.budget import allowance, out_of_reach
+from hscc_search.compression.calibration import Calibration
+
+# Each step takes out this share of the channels; after so many steps the gradients are taken anew.
+_STEPS = 200
+_STEPS_PER_GRADIENT = 20
+_BATCH = 64
+
+
+def compress_pruning(network: nn.Module, calibration: Calibration, budget: float) -> nn.Module:
+    """Take channels out in small steps until the budget is met, with the torch-pruning library.
+
+    A channel goes together with everything that depends on it - batch norm, skip connections, depthwise filters, the
+    next layer's inputs. The importance of such a group is its first-order Taylor estimate, |weight * gradient| summed,
+    relative to the mean of its layer and ranked over the whole network. The loss is the cross entropy with the dense
+    network's own decisions, so no labels are needed. The outputs of the last layer stay.
+
+    Source: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900); Molchanov et al. 2019,
+    "Importance Estimation for Neural Network Pruning" (arXiv 1906.10771).
+
+    Args:
+        network: the dense network.
+        calibration: of it; its images are used.
+        budget: dense over compressed multiply-adds, 1 or more.
+
+    Raises:
+        CompressionError: the budget is out of reach.
+    """
+    images = calibration.images
+    result = copy.deepcopy(network).eval()
+    dense, last = _look(result, images[:1])
+    room = allowance(dense, budget)
+    trainable = {name: parameter.requires_grad for name, parameter in result.named_parameters()}
+    with torch.no_grad():
+        decisions = torch.cat([result(part).argmax(dim=1) for part in images.split(_BATCH)])
+    with torch.enable_grad():  # the library follows the gradients' graph
+        result.requires_grad_(True)
+        pruner = torch_pruning.pruner.BasePruner(
+            result,
+            images[:1],
+            importance=torch_pruning.importance.GroupTaylorImportance(),
+            global_pruning=True,
+            pruning_ratio=1.0,
+            iterative_steps=_STEPS,
+            ignored_layers=[last],
+        )
+        macs = dense
+        for step in range(_STEPS):
+            if macs <= room:
+                break
+            if step % _STEPS_PER_GRADIENT == 0:
+                _take_gradients(result, images, decisions)
+            pruner.step()
+            macs, _ = _look(result, images[:1])
+    if macs > room:
+        raise out_of_reach("pruning", dense, macs, budget)
+    result.zero_grad(set_to_none=True)
+    for name, parameter in result.named_parameters():
+        parameter.requires_grad_(trainable[name])
+    return result.eval()
+
+
+def _take_gradients(network: nn.Module, images: torch.Tensor, decisions: torch.Tensor) -> None:
+    network.zero_grad(set_to_none=True)
+    for part, decided in zip(images.split(_BATCH), decisions.split(_BATCH), strict=True):
+        functional.cross_entropy(network(part), decided, reduction="sum").backward()
+
+
+@torch.no_grad()
+def _look(network: nn.Module, image: torch.Tensor) -> tuple[int, nn.Module]:
+    """Multiply-adds of one image, and the last layer that was called."""
+    called: list[nn.Module] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, inputs, output: called.append(layer))
+        for layer in network.modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counter.get_total_flops() // 2, called[-1]

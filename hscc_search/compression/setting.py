@@ -1,0 +1,64 @@
+"""One point of the search space."""
+
+from dataclasses import dataclass
+
+from hscc_search.compression.partition import Division
+from hscc_search.compression.ranks import check_share
+from hscc_search.errors import CompressionError
+
+# What a budget may be of.
+COSTS = ("flops", "parameters")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the search space. Exactly one of ``energy``, ``ratio`` and ``budget`` says how ranks are chosen.
+
+    Attributes:
+        regions: regions per convolution, at most.
+        clusters: clusters per region, at most.
+        energy: share of each cluster's response variance that its rank keeps, above 0 and up to 1.
+        ratio: share of each cluster's channels that its rank has, above 0 and up to 1; a control.
+        budget: how many times less the whole network shall cost, above 1; ranks are divided over layers, regions and
+            clusters so that the loss grows least.
+        budget_of: what costs, ``flops`` or ``parameters``.
+        rank_multiple: the total rank of a region is a multiple of it, for the sake of the kernels.
+        region_strategy: a key of :data:`hscc_search.compression.regions.STRATEGIES`.
+        cluster_strategy: a key of :data:`hscc_search.compression.channels.STRATEGIES`.
+        seed: of regions and clusters.
+
+    Raises:
+        CompressionError: a value is out of range.
+    """
+
+    regions: int = 1
+    clusters: int = 1
+    energy: float | None = None
+    ratio: float | None = None
+    budget: float | None = None
+    budget_of: str = "flops"
+    rank_multiple: int = 1
+    region_strategy: str = "grid"
+    cluster_strategy: str = "coactivation"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("energy", "ratio", "budget") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise CompressionError(f"a setting needs exactly one of energy, ratio and budget, not {found}")
+        for name in ("energy", "ratio"):
+            if getattr(self, name) is not None:
+                check_share(name, getattr(self, name))
+        if self.budget is not None and not self.budget > 1:
+            raise CompressionError(f"budget must be above 1, not {self.budget}")
+        if self.budget_of not in COSTS:
+            raise CompressionError(f"a budget is of {' or '.join(COSTS)}, not of {self.budget_of!r}")
+        if self.rank_multiple < 1:
+            raise CompressionError(f"rank_multiple must be 1 or more, not {self.rank_multiple}")
+        self.division  # noqa: B018  (checks its values)
+
+    @property
+    def division(self) -> Division:
+        """How the layers are divided."""
+        return Division(self.region_strategy, self.regions, self.cluster_strategy, self.clusters, self.seed)
