@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import click
 from rich import box
@@ -233,6 +234,67 @@ def front(study_name: str, storage: str, form: str, html: Path | None) -> None:
             f"next: hscc-search export {study_name}{_where(storage)} --select knee --out {study_name}-knee",
             err=form != "table",
         )
+
+
+@_commands.command()
+@click.argument("study")
+@click.option("--budgets", metavar="X,...", default="3,6", show_default=True, help="How many times fewer FLOPs.")
+@click.option("--methods", metavar="NAME,...", help="Methods to measure, in place of all.")
+@click.option("--seeds", metavar="N,...", default="0,1,2", show_default=True, help="Split seeds; a split each.")
+@click.option(
+    "--finetune",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Measure each network after N epochs of fine-tuning as well.",
+)
+@_data_option
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for rows, table and figure; the same command goes on with it.",
+)
+@_device_option
+def compare(
+    study: str,
+    budgets: str,
+    methods: str | None,
+    seeds: str,
+    finetune: int,
+    data: Path | None,
+    out: Path,
+    device: str,
+) -> None:
+    """Measure HSCC and its peers at the same FLOPs on the network and images of STUDY, a file or a name."""
+    config = StudyConfig.from_file(study, data__path=_absolute(data))
+    ratios, splits = _numbers("--budgets", budgets, float), _numbers("--seeds", seeds, int)
+    from dashboards.comparison import write_comparison
+    from hscc_search.compare import METHODS, summarise
+    from hscc_search.compare import compare as compare_methods
+    from hscc_search.console import comparison_table
+
+    names = methods.split(",") if methods else list(METHODS)
+    with progress_bars() as report:
+        rows = compare_methods(config, ratios, names, splits, finetune, out, device, report)
+    summaries = summarise(rows)
+    write_comparison(config.name, summaries, out)
+    out_console.print(comparison_table(summaries))
+    for summary in summaries:
+        for failure in summary.failures:
+            _say(f"{summary.method} at {summary.budget:g}x, {failure}")
+    _say(f"± is one standard error over the test images of {len(splits)} splits; differences are of the same images.")
+    _say(f"written: {out / 'summary.json'} and {out / 'comparison.html'}")
+
+
+def _numbers(option: str, text: str, kind: type[float] | type[int]) -> list[Any]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise click.BadParameter(f"{text!r} must be {what} with commas between", param_hint=option) from error
 
 
 @_commands.command()

@@ -4,7 +4,7 @@ import csv
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from rich.table import Table
 from hscc_search.progress import Progress, Report
 
 if TYPE_CHECKING:  # importing these takes seconds, and drawing needs only what is handed in
+    from hscc_search.compare import Summary
     from hscc_search.search.front import Point
     from hscc_search.search.study import Study
 
@@ -119,3 +120,34 @@ def front_csv(study: "Study") -> str:
         label = "dense" if point.trial is None else point.trial
         writer.writerow([label, *(point.settings.get(name, "") for name in settings), *(tree[key] for key in figures)])
     return text.getvalue()
+
+
+def comparison_table(summaries: "Sequence[Summary]") -> Table:
+    """Methods at budgets, a row each; with fine-tuning a row more."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("method", "epochs", "FLOPs", "parameters", "accuracy", "to dense", "hscc ahead by", "faster"):
+        table.add_column(column, justify="left" if column in ("method", "faster") else "right")
+    budget = None
+    for summary in summaries:
+        if budget is not None and summary.budget != budget:
+            table.add_section()
+        budget = summary.budget
+        speed = summary.speedup
+        table.add_row(
+            summary.method,
+            str(summary.epochs),
+            f"{summary.ratio:.2f}x less" if summary.ratio and summary.method != "dense" else "-",
+            f"{summary.parameters / 1e6:.2f} M" if summary.parameters else "-",
+            _points(summary.accuracy, summary.accuracy_se),
+            _points(summary.to_dense, summary.to_dense_se, "+")
+            if (summary.method, summary.epochs) != ("dense", 0)
+            else "-",
+            "-" if summary.method in ("dense", "hscc") else _points(summary.to_hscc, summary.to_hscc_se, "+"),
+            ", ".join(f"{name.replace('onnxruntime', 'ort')}: {ratio:.1f}x" for name, ratio in speed.items()),
+        )
+    return table
+
+
+def _points(value: float | None, error: float | None, sign: str = "") -> str:
+    """A share and its error in percentage points."""
+    return "-" if value is None or error is None else f"{100 * value:{sign}.2f} ± {100 * error:.2f}"

@@ -142,8 +142,8 @@ def _by_share(place: _Place, setting: Setting) -> Ranks:
 def _within_budget(calibration: Calibration, setting: Setting, places: list[_Place]) -> list[Ranks]:
     """The ranks with the least loss whose cost, with what cannot be compressed, stays within the budget.
 
-    Dropping directions of a response loses half their variance, weighted by the effects and summed over positions,
-    to second order in the loss; the layer's coherence corrects for errors that act together.
+    What dropping directions of a response costs is taken as their variance, weighted by the effects and summed over
+    positions: twice the rise of the loss to second order, if errors at different places are independent.
     """
     assert setting.budget is not None
     cost: Callable[[_Place, int | None], int]
@@ -159,12 +159,11 @@ def _within_budget(calibration: Calibration, setting: Setting, places: list[_Pla
     multiple = setting.rank_multiple
     for place in places:
         spectrum = torch.cat(place.block.eigenvalues).sort(descending=True).values.cpu().numpy()
-        tails = np.maximum(spectrum.sum() - np.cumsum(spectrum), 0) * (place.block.area * place.record.coherence / 2)
+        tails = np.maximum(spectrum.sum() - np.cumsum(spectrum), 0) * place.block.area
         # A rank beyond the last positive eigenvalue gains nothing.
-        useful = min(place.most, -(-max(1, np.count_nonzero(spectrum)) // multiple) * multiple)
+        positive = max(1, int(np.count_nonzero(spectrum)))
+        useful = min(place.most, -(-positive // multiple) * multiple)
         ranks = np.arange(multiple, useful + 1, multiple)
-        if len(ranks) == 0 and place.most > 0:
-            ranks = np.array([place.most])
         unit = cost(place, 1)
         classes.append(
             Options(

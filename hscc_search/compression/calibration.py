@@ -2,7 +2,6 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from hscc_search.compression.factors import principal_axes
 from hscc_search.compression.folding import Fold, fold_batch_norms
 from hscc_search.compression.lattice import Lattice, choose_lattice, positions_first
-from hscc_search.compression.ranks import rank_for_energy
 from hscc_search.errors import CompressionError
 from hscc_search.progress import Progress, Report, silent
 
 # Groups of a convolution run one after the other once they are compressed.
 MOST_GROUPS = 8
-# One batch in so many tells the coherence, from the errors that this energy leaves, along axes from so many samples.
-_COHERENCE_SHARE = 4
-_COHERENCE_ENERGY = 0.97
-_COHERENCE_SAMPLES = 8192
 
 
 @dataclass(frozen=True)
@@ -35,8 +28,6 @@ class LayerRecord:
         lattice: which positions of the output map were kept; 1 x 1 for a fully connected layer.
         effects: root mean square of the gradient that reaches each response, see :func:`calibrate`, float32
             (positions, Cout).
-        coherence: how much more the loss moves than if the errors at different positions and channels were
-            independent.
         profiles: mean activation at each position of the whole output map, float32 (Cout, height, width).
         macs: multiply-adds of the dense layer per image.
         groups: of the convolution; 1 for a fully connected layer.
@@ -47,7 +38,6 @@ class LayerRecord:
     name: str
     lattice: Lattice
     effects: torch.Tensor
-    coherence: float
     profiles: torch.Tensor
     macs: int
     groups: int
@@ -100,8 +90,7 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
 
     The effect of a response is the root mean square of the gradient that it receives from the log-likelihood of a
     class drawn from the network's own prediction, which is the square root of its diagonal Fisher information: how
-    strongly, to second order, an error there moves the prediction. Errors at neighbouring positions act together;
-    the coherence, found on a share of the images, is what that adds.
+    strongly, to second order, an error there moves the prediction.
 
     Args:
         network: the dense network; it is not changed.
@@ -128,22 +117,21 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
         raise CompressionError("the network has no convolution or fully connected layer that can be compressed")
     batches = images.split(batch_size)
     folder = tempfile.TemporaryDirectory(prefix="hscc-calibration-")
-    keepers = {name: _Keeper(layers[name], Path(folder.name) / f"{at}.npy", images) for at, name in enumerate(names)}
+    keepers = {
+        name: _Keeper(name, layers[name], Path(folder.name) / f"{at}.npy", images) for at, name in enumerate(names)
+    }
     generator = torch.Generator(images.device).manual_seed(0)
-    steps = len(batches) + -(-len(batches) // _COHERENCE_SHARE)
-    for at, batch in enumerate(batches):
-        _run(network, batch, keepers, _Keeper.keep, generator)
-        report(Progress("calibrating", at + 1, steps))
-    for name, keeper in keepers.items():
-        keeper.finish(name)
-    for at, batch in enumerate(batches[::_COHERENCE_SHARE]):
-        _run(network, batch, keepers, _Keeper.weigh, generator)
-        report(Progress("calibrating", len(batches) + at + 1, steps))
+    done = 0
+    for batch in batches:
+        _run(network, batch, keepers, generator)
+        done += len(batch)
+        report(Progress("calibrating", done, len(images)))
+    network.requires_grad_(True)
     return Calibration(
         network,
         folds,
         images,
-        tuple(keeper.record(name, macs[name]) for name, keeper in keepers.items()),
+        tuple(keeper.record(macs[name]) for name, keeper in keepers.items()),
         {name: (macs.get(name, 0), reason) for name, reason in reasons.items()},
         folder,
     )
@@ -153,16 +141,15 @@ def _run(
     network: nn.Module,
     batch: torch.Tensor,
     keepers: "dict[str, _Keeper]",
-    look: Callable[["_Keeper", torch.Tensor], Callable[[torch.Tensor], None]],
     generator: torch.Generator,
 ) -> None:
-    """One batch forwards and backwards; ``look`` sees each response, and what it returns sees its gradient."""
+    """One batch forwards and backwards."""
 
     def watch(keeper: "_Keeper", output: torch.Tensor) -> None:
-        see_gradient = look(keeper, output.detach())
+        keeper.keep(output.detach())
         # A hook on the tensor, since an activation in place would change what a module's own hook sees.
         if output.requires_grad:
-            output.register_hook(see_gradient)
+            output.register_hook(keeper.add_gradient)
 
     hooks = [
         keeper.layer.register_forward_hook(lambda _, __, output, keeper=keeper: watch(keeper, output))
@@ -182,10 +169,10 @@ def _run(
 class _Keeper:
     """What is gathered of one layer while the calibration images pass."""
 
-    def __init__(self, layer: nn.Module, file: Path, images: torch.Tensor) -> None:
+    def __init__(self, name: str, layer: nn.Module, file: Path, images: torch.Tensor) -> None:
+        self.name = name
         self.layer, self.file, self.images = layer, file, len(images)
-        self.seen = self.weighed = 0
-        self.macs = 0
+        self.seen = 0
 
     def _maps(self, output: torch.Tensor) -> torch.Tensor:
         """Responses as (images, Cout, height, width); a fully connected layer has them last."""
@@ -193,12 +180,12 @@ class _Keeper:
             return output
         return output.movedim(-1, 1) if output.dim() == 4 else output[:, :, None, None]
 
-    def _on_lattice(self, output: torch.Tensor) -> torch.Tensor:
+    def _on_lattice(self, maps: torch.Tensor) -> torch.Tensor:
         rows = slice(self.lattice.start, None, self.lattice.step)
-        return positions_first(self._maps(output)[:, :, rows, rows])
+        return positions_first(maps[:, :, rows, rows])
 
-    def keep(self, output: torch.Tensor) -> Callable[[torch.Tensor], None]:
-        """Write responses to the file, and add up activations and squared gradients."""
+    def keep(self, output: torch.Tensor) -> None:
+        """Write responses to the file, and add up activations."""
         maps = self._maps(output)
         if self.seen == 0:
             self.lattice = choose_lattice(*maps.shape[2:])
@@ -207,58 +194,28 @@ class _Keeper:
             self.squares = torch.zeros(shape[0], shape[2], dtype=torch.float64, device=output.device)
             self.written = np.lib.format.open_memmap(self.file, "w+", np.float32, shape)
         self.profiles += maps.relu().sum(dim=0)
-        kept = self._on_lattice(output)
+        kept = self._on_lattice(maps)
+        if not torch.isfinite(kept).all():
+            raise CompressionError(
+                f"layer {self.name} answers with values that are not finite: the dense network is broken"
+            )
         self.written[:, self.seen : self.seen + len(output)] = kept.float().cpu().numpy()
         self.seen += len(output)
 
-        def add(gradient: torch.Tensor) -> None:
-            self.squares += self._on_lattice(gradient).square().sum(dim=1)
+    def add_gradient(self, gradient: torch.Tensor) -> None:
+        """Add up squared gradients."""
+        self.squares += self._on_lattice(self._maps(gradient)).square().sum(dim=1)
 
-        return add
-
-    def finish(self, name: str) -> None:
-        """Check what was kept, and find the directions whose loss tells the coherence."""
-        responses = torch.from_numpy(self.written).flatten(0, 1)
-        if not all(torch.isfinite(part).all() for part in responses.split(1 << 16)):
-            raise CompressionError(f"layer {name} answers with values that are not finite: the dense network is broken")
+    def record(self, macs: int) -> LayerRecord:
+        """All of it, with the file complete."""
         self.written.flush()
-        self.effects = (self.squares / self.seen).sqrt()
-        weights = self.effects.square().mean(dim=0).sqrt()
-        if not weights.sum() > 0:  # the loss depends on nothing here: all count alike
-            self.effects, weights = torch.ones_like(self.effects), torch.ones_like(weights)
-        weights = weights + 1e-3 * weights.mean()
-        samples = responses[:: -(-len(responses) // _COHERENCE_SAMPLES)].to(weights.device).double()
-        self.mean = samples.mean(dim=0)
-        axes, values = principal_axes(((samples - self.mean) * weights).T / len(samples) ** 0.5)
-        axes = axes[:, : max(1, rank_for_energy(values, _COHERENCE_ENERGY))]
-        # What is left of a response, in its own units, when these axes are kept of the weighted one.
-        self.kept_axes, self.back = (axes * weights[:, None]).float(), (axes / weights[:, None]).float()
-        self.mean = self.mean.float()
-        self.together = self.apart = 0.0
-
-    def weigh(self, output: torch.Tensor) -> Callable[[torch.Tensor], None]:
-        """Add up how much the errors of truncated responses move the loss, together and each for itself."""
-        centred = self._on_lattice(output) - self.mean
-        errors = centred - (centred @ self.kept_axes) @ self.back.T
-
-        def add(gradient: torch.Tensor) -> None:
-            moved = (errors * self._on_lattice(gradient)).sum(dim=(0, 2))
-            self.together += float(moved.double().square().sum())
-            self.apart += float((errors.square().sum(dim=1) * self.effects.square().float()).sum())
-            self.weighed += 1
-
-        return add
-
-    def record(self, name: str, macs: int) -> LayerRecord:
-        """All of it."""
-        every = self.lattice.height * self.lattice.width / self.lattice.positions
-        # Positions off the lattice err with their neighbours on it: together they count by the square.
-        coherence = every * self.together / self.apart if self.apart > 0 else 1.0
+        effects = (self.squares / self.seen).sqrt().float()
+        if not effects.sum() > 0:  # the loss depends on nothing here: all count alike
+            effects = torch.ones_like(effects)
         return LayerRecord(
-            name=name,
+            name=self.name,
             lattice=self.lattice,
-            effects=self.effects.float(),
-            coherence=coherence,
+            effects=effects,
             profiles=(self.profiles / self.seen).float().cpu(),
             macs=macs,
             groups=getattr(self.layer, "groups", 1),

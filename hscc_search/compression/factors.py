@@ -5,7 +5,9 @@ same layer to the input that the partly compressed network delivers, T = cov(y^)
 weighted by the channels' effects on the loss, so that variance is lost where it matters least.
 
 1. M = I + (S - T)(T + ridge)^-1 predicts y from y^. The ridge shrinks towards the identity, so that M is exactly I
-   where nothing was compressed before, and stays near it in directions that too few samples describe.
+   where nothing was compressed before, and stays near it in directions that too few samples describe: it is the mean
+   eigenvalue of T times dimensions / samples. A fully connected layer with as many dimensions as samples would
+   otherwise learn the calibration images by heart.
 2. For each cluster c, U_c are the first k_c principal axes of the rows of M y^ that belong to c.
 3. Basis A = [U_c^T M_c] over the clusters, recombination P = U + (S - U A T) A^T (A T A^T + ridge)^-1: least
    squares over all channels, shrunk towards the clusters' own axes U.
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Relative to the mean eigenvalue of the matrix that it is added to.
+# Relative to the mean eigenvalue of the matrix that it is added to; the least that is taken.
 RIDGE = 1e-3
 
 
@@ -35,6 +37,7 @@ class Predictor:
         gain: (S - T) Q (T + ridge)^-1, float64 (C, r), so that M = I + gain Q^T.
         mean_dense: mean of y, float64 (C,).
         mean_delivered: mean of y^, float64 (C,).
+        samples: n.
     """
 
     axes: torch.Tensor
@@ -43,6 +46,7 @@ class Predictor:
     gain: torch.Tensor
     mean_dense: torch.Tensor
     mean_delivered: torch.Tensor
+    samples: int
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
         """M times a matrix of C rows."""
@@ -89,7 +93,8 @@ def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
         axes=axes,
         variances=values,
         gap=gap_axes,
-        gain=gap_axes / (values + _ridge(values)),
+        gain=gap_axes / (values + _ridge(values, count)),
+        samples=count,
         mean_dense=mean_dense.double(),
         mean_delivered=mean_delivered.double(),
     )
@@ -119,7 +124,8 @@ def factorise(predictor: Predictor, clusters: np.ndarray, ranks: Sequence[int]) 
     inner = basis @ predictor.axes
     inner_covariance = (inner * predictor.variances) @ inner.T
     cross = (predictor.axes * predictor.variances + predictor.gap) @ inner.T
-    ridge = _ridge(inner_covariance.diagonal()) * torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
+    identity = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
+    ridge = _ridge(inner_covariance.diagonal(), predictor.samples) * identity
     correction = torch.linalg.solve(inner_covariance + ridge, (cross - axes @ inner_covariance).T).T
     return Factors(basis=basis, recombination=axes + correction)
 
@@ -136,5 +142,6 @@ def principal_axes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rows @ vectors / values.sqrt(), values
 
 
-def _ridge(values: torch.Tensor) -> torch.Tensor:
-    return RIDGE * values.sum() / max(len(values), 1) + torch.finfo(values.dtype).tiny
+def _ridge(values: torch.Tensor, samples: int) -> torch.Tensor:
+    share = max(RIDGE, len(values) / samples)
+    return share * values.sum() / max(len(values), 1) + torch.finfo(values.dtype).tiny

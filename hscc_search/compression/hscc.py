@@ -194,7 +194,8 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
     bias = torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach()
     for row, ranks_of_row, targets in zip(allotment.partition.blocks, allotment.ranks, parts(module), strict=True):
         for block, ranks, target in zip(row, ranks_of_row, targets, strict=True):
-            effects = block.effects.to(x.device)
+            # Relative to their mean, so that weights keep the size that training is used to.
+            effects = (block.effects / block.effects.mean()).to(x.device)
             scale = effects.to(delivered.dtype)
             dense = responses[block.positions][:, :, block.channels].to(x.device).flatten(0, 1)
             there = delivered[block.positions.to(x.device)][:, :, block.channels].flatten(0, 1)

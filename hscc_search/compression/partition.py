@@ -102,7 +102,7 @@ def divide(record: LayerRecord, division: Division) -> Partition:
             )
             effects = record.effects[chosen][:, part].double().square().mean(dim=0).sqrt()
             # A channel without any effect on these images still counts a little, for the sake of others.
-            effects = effects + 1e-3 * effects.mean() + torch.finfo(torch.float32).tiny
+            effects = effects + 1e-3 * effects.mean() + 1e-12 * record.effects.mean()
             row.append(Block(chosen, area, part, effects, clusters, _spectra(samples, effects, clusters)))
         blocks.append(tuple(row))
     return Partition(labels, tuple(blocks))
@@ -122,5 +122,5 @@ def _spectra(samples: torch.Tensor, effects: torch.Tensor, clusters: np.ndarray)
     padded = [
         functional.pad(values, (0, len(chosen)))[: len(chosen)] for values, chosen in zip(spectra, members, strict=True)
     ]
-    # Eigenvalues at the level of rounding belong to no direction.
-    return tuple(values * (values > 1e-12 * values.sum()) for values in padded)
+    # Eigenvalues at the level of float32 rounding belong to no direction.
+    return tuple(values * (values > 1e-9 * values.sum()) for values in padded)

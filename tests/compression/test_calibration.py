@@ -1,64 +1,24 @@
+import gc
 import math
 
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
-from geometry import convolutions
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from geometry import SIDE, Residual, seeded, smooth_images
 from torch import nn
 
-from hscc_search.compression.calibration import POSITIONS, calibrate, choose_lattice, responses_on
-from hscc_search.compression.hscc import Setting, compress_layer
+from hscc_search.compression.allotment import allot
+from hscc_search.compression.calibration import MOST_GROUPS, calibrate
+from hscc_search.compression.folding import Fold
+from hscc_search.compression.hscc import compress, fit_layer
+from hscc_search.compression.lattice import responses_on
+from hscc_search.compression.setting import Setting
 from hscc_search.errors import CompressionError
 from hscc_search.models import DigitsCNN
-
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
 def images(count=4, side=16, seed=0):
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
-
-
-@given(height=st.integers(1, 400), width=st.integers(1, 400), limit=st.integers(1, 300))
-@settings(max_examples=150, deadline=None)
-def test_a_lattice_is_within_the_limit_inside_the_map_and_never_empty(height, width, limit):
-    rows, columns = choose_lattice(height, width, limit).indices
-    assert 1 <= len(rows) * len(columns) <= limit
-    assert rows.min() >= 0
-    assert rows.max() < height
-    assert columns.min() >= 0
-    assert columns.max() < width
-
-
-@given(side=st.integers(1, 14))
-def test_a_map_within_the_limit_is_kept_whole(side):
-    rows, columns = choose_lattice(side, side).indices
-    assert len(rows) == len(columns) == side
-
-
-@given(side=st.integers(15, 300))
-@settings(max_examples=50, deadline=None)
-def test_no_finer_lattice_is_within_the_limit(side):
-    lattice = choose_lattice(side, side)
-    assert math.ceil(side / (lattice.step - 1)) ** 2 > POSITIONS
-
-
-@given(convolution=convolutions(40), limit=st.integers(1, 200))
-@settings(max_examples=150, deadline=None)
-def test_responses_on_a_lattice_are_those_of_the_full_convolution(convolution, limit):
-    layer, x = convolution
-    full = layer(x)
-    lattice = choose_lattice(*full.shape[2:], limit)
-    rows, columns = lattice.indices
-    expected = full[:, :, rows][:, :, :, columns].flatten(2).permute(2, 0, 1)
-    torch.testing.assert_close(responses_on(layer, x, lattice), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_responses_of_a_linear_layer_are_one_position():
-    layer = nn.Linear(5, 4)
-    x = torch.randn(3, 5)
-    torch.testing.assert_close(responses_on(layer, x, choose_lattice(1, 1)), layer(x)[None])
 
 
 @pytest.mark.parametrize("count", [1, 5, 64, 65])
@@ -69,7 +29,8 @@ def test_records_hold_responses_before_an_activation_in_place(count, memory_form
     layer = nn.Conv2d(3, 8, kernel)
     network = nn.Sequential(layer, nn.ReLU(inplace=True), nn.Flatten()).to(memory_format=memory_format)
     x = images(count).contiguous(memory_format=memory_format)
-    (record,) = calibrate(network, x).records
+    calibration = calibrate(network, x)
+    (record,) = calibration.records
     torch.testing.assert_close(record.responses, responses_on(layer, x, record.lattice).detach())
 
 
@@ -78,8 +39,54 @@ def test_records_of_a_linear_layer_hold_responses_before_an_activation_in_place(
     layer = nn.Linear(48, 8)
     network = nn.Sequential(nn.Flatten(), layer, nn.ReLU(inplace=True))
     x = images(5, 4)
-    (record,) = calibrate(network, x).records
+    calibration = calibrate(network, x)
+    (record,) = calibration.records
+    assert record.fully_connected
     torch.testing.assert_close(record.responses[0], layer(x.flatten(1)).detach())
+
+
+class OnMaps(nn.Module):
+    """Linear layers on maps with the channels last, as in ConvNeXt, with an activation in place between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, stride=2, padding=1)
+        self.wide = nn.Linear(12, 40)
+        self.narrow = nn.Linear(40, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = x + self.narrow(nn.functional.relu(self.wide(x), inplace=True))
+        return self.head(x.mean(dim=(1, 2)))
+
+
+def test_records_of_a_linear_layer_on_maps_hold_every_position():
+    network = seeded(OnMaps)
+    x = images(5)
+    calibration = calibrate(network, x)
+    record = calibration.record("wide")
+    with torch.no_grad():
+        expected = network.wide(network.stem(x).permute(0, 2, 3, 1))
+    assert record.fully_connected
+    assert (record.lattice.height, record.lattice.width) == (8, 8)
+    torch.testing.assert_close(record.responses, expected.flatten(1, 2).transpose(0, 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(record.profiles, expected.relu().mean(dim=0).permute(2, 0, 1), rtol=1e-4, atol=1e-5)
+    assert record.effects.shape == (64, 40)
+    assert record.macs == 64 * 12 * 40
+
+
+def test_profiles_are_the_mean_activations_of_the_whole_map():
+    network = DigitsCNN(10)
+    x = images(10)
+    calibration = calibrate(network, x, batch_size=3)
+    record = calibration.record("2")
+    assert record.lattice.positions < 16 * 16
+    with torch.no_grad():
+        expected = nn.Sequential(*list(network)[:4])(x).mean(dim=0)
+    torch.testing.assert_close(record.profiles, expected, rtol=1e-4, atol=1e-6)
+    assert record.responses.shape == (record.lattice.positions, 10, 64)
+    assert record.effects.shape == (record.lattice.positions, 64)
 
 
 def test_batches_do_not_show_in_the_records():
@@ -88,6 +95,7 @@ def test_batches_do_not_show_in_the_records():
     for one, other in zip(whole.records, parts.records, strict=True):
         assert one.name == other.name
         torch.testing.assert_close(one.responses, other.responses, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.profiles, other.profiles, rtol=1e-4, atol=1e-5)
 
 
 def test_records_are_in_execution_order_with_fvcores_macs():
@@ -109,7 +117,7 @@ def test_records_are_in_execution_order_with_fvcores_macs():
 
 
 class Odd(nn.Module):
-    """One layer of each kind that cannot be compressed, and one that can."""
+    """One layer of each kind that cannot be compressed, and some that can."""
 
     def __init__(self):
         super().__init__()
@@ -120,32 +128,40 @@ class Odd(nn.Module):
         self.reflecting = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
         self.tokens = nn.Linear(8, 8)
         self.never = nn.Linear(8, 8)
+        self.widen = nn.Conv2d(8, 2 * (MOST_GROUPS + 1), 1)
+        self.cardinal = nn.Conv2d(2 * (MOST_GROUPS + 1), 2 * (MOST_GROUPS + 1), 1, groups=MOST_GROUPS + 1)
+        self.one = self.other = nn.Conv2d(2 * (MOST_GROUPS + 1), 8, 1)
 
     def forward(self, x):
-        x = self.reused(self.reused(self.grouped(self.depthwise(self.plain(x)))))
+        x = self.grouped(self.depthwise(self.plain(x)))
+        x = self.reused(self.reused(self.other(self.cardinal(self.widen(x)))))
         return self.tokens(self.reflecting(x).flatten(2).transpose(1, 2)).mean(dim=1)
 
 
 def test_layers_that_cannot_be_compressed_are_left_dense_with_a_reason():
     calibration = calibrate(Odd(), images(side=8))
-    assert [record.name for record in calibration.records] == ["plain"]
+    assert [record.name for record in calibration.records] == ["plain", "grouped", "widen"]
+    assert calibration.record("grouped").groups == 2
     reasons = {name: reason for name, (_, reason) in calibration.left_dense.items()}
-    assert reasons.keys() == {"depthwise", "grouped", "reused", "reflecting", "tokens", "never"}
+    assert reasons.keys() == {"depthwise", "cardinal", "one", "reused", "reflecting", "tokens", "never"}
     assert reasons["depthwise"] == "depthwise"
-    assert reasons["grouped"] == "grouped"
+    assert f"{MOST_GROUPS + 1} groups" in reasons["cardinal"]
+    assert "more than one name" in reasons["one"]
     assert "more than once" in reasons["reused"]
     assert "reflect" in reasons["reflecting"]
-    assert "more than one position" in reasons["tokens"]
+    assert "3 dimensions" in reasons["tokens"]
     assert "never called" in reasons["never"]
 
 
 def test_layers_left_dense_have_fvcores_macs():
     network = Odd()
-    left_dense = calibrate(network, images(side=8)).left_dense
+    calibration = calibrate(network, images(side=8))
+    left_dense = calibration.left_dense
     counted = FlopCountAnalysis(network, images(1, 8)).unsupported_ops_warnings(False)
     by_module = counted.uncalled_modules_warnings(False).by_module()
     for name, (macs, _) in left_dense.items():
         assert macs == by_module[name], name
+    assert calibration.macs == by_module[""]
 
 
 def test_a_layer_over_positions_folded_into_the_images_is_left_dense():
@@ -162,7 +178,14 @@ def test_a_layer_over_positions_folded_into_the_images_is_left_dense():
     network = Folded()
     calibration = calibrate(network, images(side=4))
     assert [record.name for record in calibration.records] == ["head"]
-    assert calibration.left_dense["pixels"][0] == 16 * 3 * 8
+    macs, reason = calibration.left_dense["pixels"]
+    assert macs == 16 * 3 * 8
+    assert "more than one position" in reason
+
+
+def test_a_network_that_is_one_layer_has_no_place_to_put_another():
+    with pytest.raises(CompressionError, match="no convolution or fully connected layer"):
+        calibrate(nn.Conv2d(3, 8, 3), images())
 
 
 def test_weights_that_are_not_finite_are_named():
@@ -174,9 +197,10 @@ def test_weights_that_are_not_finite_are_named():
 
 
 def test_responses_that_are_not_finite_name_their_layer():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
-    network[1].running_mean[0] = math.inf
-    with pytest.raises(CompressionError, match="layer 2"):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)).requires_grad_(False)
+    for layer in network[:2]:
+        layer.weight.fill_(1e30)
+    with pytest.raises(CompressionError, match="layer 1 "):
         calibrate(network, images())
 
 
@@ -185,14 +209,77 @@ def test_a_network_without_a_layer_to_compress_is_an_error():
         calibrate(nn.Sequential(nn.Conv2d(3, 3, 1, groups=3), nn.Flatten()), images())
 
 
-def test_calibration_leaves_weights_and_hooks_alone_and_reports_each_batch():
-    network = DigitsCNN(10)
+def test_statistics_of_a_batch_norm_that_are_not_finite_are_named():
+    network = seeded(Residual)
+    network.norm.running_mean[0] = math.inf
+    with pytest.raises(CompressionError, match=r"norm\.running_mean"):
+        calibrate(network, images())
+
+
+def test_calibration_leaves_weights_hooks_and_the_mode_alone_and_reports_each_batch():
+    network = seeded(Residual).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     seen = []
-    calibrate(network, images(10), report=seen.append, batch_size=4)
+    calibration = calibrate(network, images(20), report=seen.append, batch_size=4)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert not any(layer._forward_hooks for layer in network.modules())
-    assert [(step.done, step.total) for step in seen] == [(4, 10), (8, 10), (10, 10)]
+    assert network.training
+    assert not calibration.network.training
+    assert not any(layer._forward_hooks for one in (network, calibration.network) for layer in one.modules())
+    # Five batches, and a share of them once more for the coherence.
+    assert [(step.done, step.total) for step in seen] == [(done, 7) for done in range(1, 8)]
+
+
+def test_batch_norms_are_folded_before_the_network_is_looked_at():
+    network = seeded(Residual)
+    x = smooth_images(8)
+    calibration = calibrate(network, x)
+    assert calibration.folds == (Fold("stem.0", "stem.1"), Fold("reduce", "norm"), Fold("mix", "norm_mix"))
+    with torch.no_grad():
+        torch.testing.assert_close(calibration.network(x), network(x), rtol=1e-4, atol=1e-4)
+        normed = network.stem[1](network.stem[0](x))
+    record = calibration.record("stem.0")
+    rows, columns = record.lattice.indices
+    expected = normed[:, :, rows][:, :, :, columns].flatten(2).permute(2, 0, 1)
+    torch.testing.assert_close(record.responses, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_files_live_as_long_as_the_calibration():
+    calibration = calibrate(DigitsCNN(5, SIDE), smooth_images(8))
+    files = [record.file for record in calibration.records]
+    assert len(set(files)) == len(files) == 6
+    for record in calibration.records:
+        assert record.file.stat().st_size >= record.responses.numel() * 4
+    found = compress(calibration, Setting(regions=4, clusters=2, budget=2))
+    assert all(file.exists() for file in files)
+    responses = calibration.records[0].responses
+    expected = responses.clone()
+    del calibration, record
+    gc.collect()
+    assert not any(file.exists() for file in files)
+    assert not files[0].parent.exists()
+    # What was made from it lives on.
+    assert torch.isfinite(found.network(smooth_images(2))).all()
+    assert torch.equal(responses, expected)
+
+
+def test_a_calibration_that_fails_leaves_no_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)).requires_grad_(False)
+    for layer in network:
+        layer.weight.fill_(1e30)
+    with pytest.raises(CompressionError, match="not finite"):
+        calibrate(network, images())
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writing_to_responses_does_not_reach_the_file():
+    calibration = calibrate(DigitsCNN(5, SIDE), smooth_images(4))
+    record = calibration.records[0]
+    before = record.responses.clone()
+    record.responses.zero_()
+    assert before.abs().max() > 0
+    assert torch.equal(record.responses, before)
 
 
 def network_of_known_effects(inplace):
@@ -211,10 +298,50 @@ def network_of_known_effects(inplace):
 def test_the_effect_of_a_channel_is_in_proportion_to_what_the_loss_makes_of_it(inplace):
     network = network_of_known_effects(inplace)
     convolution, _ = calibrate(network, torch.randn(70, 3, 8, 8)).records
-    effects = convolution.effects - 1e-3
-    assert effects[0].item() == pytest.approx(0, abs=1e-6)
-    assert effects[2].item() == pytest.approx(2 * effects[1].item(), rel=1e-5)
-    assert effects.mean().item() == pytest.approx(1, rel=1e-5)
+    effects = convolution.effects
+    assert effects.shape == (36, 4)
+    assert effects[:, 1].min() > 0
+    torch.testing.assert_close(effects[:, 0], torch.zeros(36))
+    # Both channels of the pair answer alike, so that their activations open at the same places.
+    torch.testing.assert_close(effects[:, 2], 2 * effects[:, 1])
+
+
+def test_the_effect_of_an_output_is_the_fisher_information_of_its_logit():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    x = 2 * torch.randn(6000, 3, 2, 2)
+    (record,) = calibrate(network, x, batch_size=500).records
+    with torch.no_grad():
+        p = network(x).softmax(dim=1)
+    expected = (p * (1 - p)).mean(dim=0).sqrt()
+    torch.testing.assert_close(record.effects[0], expected, rtol=0.05, atol=0)
+
+
+class Pooled(nn.Module):
+    """Channels that are averaged over the map: errors at its positions meet in one number."""
+
+    def __init__(self, shared):
+        super().__init__()
+        self.layer = nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 4)
+        self.shared = shared
+
+    def forward(self, x):
+        y = self.layer(x)
+        # The same errors everywhere add up, and errors of changing sign nearly cancel.
+        signs = torch.ones(4, 4) if self.shared else torch.tensor([1.0, -0.9]).repeat(8).view(4, 4)
+        return self.head((y * signs).mean(dim=(2, 3)))
+
+
+def test_errors_that_act_together_have_a_high_coherence_and_errors_that_cancel_a_low_one():
+    x = torch.randn(64, 16, 1, 1, generator=torch.Generator().manual_seed(0)).expand(64, 16, 4, 4).contiguous()
+
+    def coherence(shared):
+        torch.manual_seed(1)
+        return calibrate(Pooled(shared).eval(), x).record("layer").coherence
+
+    assert coherence(shared=True) > 2
+    assert 0 < coherence(shared=False) < 0.1 * coherence(shared=True)
 
 
 def test_calibration_leaves_gradients_and_their_flags_alone():
@@ -234,9 +361,10 @@ def test_errors_go_where_the_loss_does_not_look():
         network[0].weight[0, 0], network[0].weight[1, 1] = 3, 1
         network[3].weight.copy_(torch.tensor([[0.0, 5.0], [0.0, -5.0]]))
     images = torch.randn(256, 16, 4, 4)
-    record = calibrate(network, images).records[0]
+    calibration = calibrate(network, images)
+    allotment = allot(calibration, Setting(energy=0.5))["0"]
     with torch.no_grad():
-        module, plan, _ = compress_layer(network[0], images, record, Setting(1, 1, 0.5))
+        module = fit_layer(network[0], images, calibration.records[0], allotment)
         error = (module(images) - network[0](images)).square().mean(dim=(0, 2, 3))
-    assert plan.ranks == ((1,),)
+    assert allotment.ranks == (((1,),),)
     assert error[1] < 0.01 * error[0]

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hscc_search.compression import factors
-from hscc_search.compression.factors import factorise, fit_predictor
+from hscc_search.compression.factors import factorise, fit_predictor, principal_axes
+from hscc_search.compression.ranks import rank_for_energy
 
 seeds = st.integers(0, 2**32 - 1)
 energies = st.floats(0.05, 1)
@@ -55,6 +56,18 @@ def covariance(samples):
     return centred.T @ centred / len(samples)
 
 
+def ranks_for(dense, labels, energy):
+    """Of each cluster, by the variance of its own responses."""
+    return [
+        rank_for_energy(torch.linalg.eigvalsh(covariance(dense[:, labels == cluster])).flip(0), energy)
+        for cluster in range(labels.max() + 1)
+    ]
+
+
+def all_of(labels):
+    return np.bincount(labels).tolist()
+
+
 @contextmanager
 def ridge_of(value):
     with pytest.MonkeyPatch.context() as patch:
@@ -84,8 +97,9 @@ def test_few_samples_and_many_samples_take_ways_that_agree(channels, spare, seed
     torch.testing.assert_close(few.variances, many.variances, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(matrix(few)[:channels, :channels], matrix(many), rtol=1e-6, atol=1e-6)
     clusters = one_cluster(channels)
-    expected = approximated(many, factorise(many, clusters, 0.9), delivered)
-    found = factorise(few, one_cluster(channels + silent.shape[1]), 0.9)
+    ranks = [max(1, channels // 2)]
+    expected = approximated(many, factorise(many, clusters, ranks), delivered)
+    found = factorise(few, one_cluster(channels + silent.shape[1]), ranks)
     padded = approximated(few, found, torch.cat([delivered, silent], dim=1))
     torch.testing.assert_close(padded[:, :channels], expected, rtol=1e-5, atol=1e-5)
     assert padded[:, channels:].abs().max() < 1e-6
@@ -116,10 +130,11 @@ def test_the_predictor_is_ridge_regression_towards_the_identity(channels, seed, 
 
 @given(count=st.integers(2, 40), channels=channel_counts, clusters=st.integers(1, 4), seed=seeds)
 @settings(max_examples=80, deadline=None)
-def test_all_the_energy_reproduces_the_response_whatever_the_clusters(count, channels, clusters, seed):
+def test_full_rank_reproduces_the_response_whatever_the_clusters(count, channels, clusters, seed):
     dense, _ = responses(seed, count, channels)
     predictor = fit_predictor(dense, dense)
-    found = factorise(predictor, random_clusters(seed, channels, clusters), 1.0)
+    labels = random_clusters(seed, channels, clusters)
+    found = factorise(predictor, labels, all_of(labels))
     torch.testing.assert_close(approximated(predictor, found, dense), dense, rtol=1e-5, atol=1e-5)
 
 
@@ -127,27 +142,52 @@ def test_all_the_energy_reproduces_the_response_whatever_the_clusters(count, cha
 @settings(max_examples=60, deadline=None)
 def test_without_ridge_the_recombination_is_least_squares(channels, clusters, energy, seed):
     dense, delivered = responses(seed, 80, channels)
+    labels = random_clusters(seed, channels, clusters)
     with ridge_of(1e-14):
         predictor = fit_predictor(dense, delivered)
-        found = factorise(predictor, random_clusters(seed, channels, clusters), energy)
+        found = factorise(predictor, labels, ranks_for(dense, labels, energy))
     expected = least_squares(delivered @ found.basis.T, dense)
     torch.testing.assert_close(found.recombination, expected, rtol=1e-5, atol=1e-5)
 
 
-@given(channels=channel_counts, clusters=st.integers(1, 4), energy=energies, seed=seeds)
+@given(channels=channel_counts, clusters=st.integers(1, 4), data=st.data(), seed=seeds)
 @settings(max_examples=60, deadline=None)
-def test_each_cluster_gets_the_rank_of_its_own_variance(channels, clusters, energy, seed):
+def test_each_cluster_gets_the_leading_axes_of_its_own_responses(channels, clusters, data, seed):
     dense, _ = responses(seed, 60, channels)
     labels = random_clusters(seed, channels, clusters)
-    found = factorise(fit_predictor(dense, dense), labels, energy)
-    assert len(found.ranks) == labels.max() + 1
-    assert found.basis.shape == (sum(found.ranks), channels)
-    assert found.recombination.shape == (channels, sum(found.ranks))
-    for cluster, rank in enumerate(found.ranks):
-        values = torch.linalg.eigvalsh(covariance(dense[:, labels == cluster])).flip(0)
-        share = values.cumsum(0) / values.sum()
-        assert share[rank - 1] >= energy - 1e-9
-        assert rank == 1 or share[rank - 2] < energy + 1e-9
+    ranks = [data.draw(st.integers(0, count)) for count in all_of(labels)]
+    found = factorise(fit_predictor(dense, dense), labels, ranks)
+    assert found.basis.shape == (sum(ranks), channels)
+    assert found.recombination.shape == (channels, sum(ranks))
+    for cluster, filters in enumerate(found.basis.split(ranks)):
+        assert not filters[:, labels != cluster].any()
+        own = filters[:, labels == cluster]
+        torch.testing.assert_close(own @ own.T, torch.eye(len(own), dtype=torch.float64))
+        within = covariance(dense[:, labels == cluster])
+        values = torch.linalg.eigvalsh(within).flip(0)[: len(own)]
+        torch.testing.assert_close((own @ within @ own.T).trace(), values.sum(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [3, 40], ids=["few samples", "many samples"])
+def test_a_rank_beyond_what_the_responses_fill_gets_empty_filters(count):
+    dense = normal(3, count, 8)
+    dense[:, 4:] = 1.0
+    predictor = fit_predictor(dense, dense)
+    found = factorise(predictor, np.repeat([0, 1], 4), [4, 2])
+    assert found.basis.shape == (6, 8)
+    assert found.recombination.isfinite().all()
+    torch.testing.assert_close(approximated(predictor, found, dense), dense)
+
+
+@given(count=st.integers(1, 12), channels=st.integers(1, 12), seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_principal_axes_are_those_of_the_rows(count, channels, seed):
+    rows = normal(seed, channels, count)
+    axes, values = principal_axes(rows)
+    expected = torch.linalg.eigvalsh(rows @ rows.T).flip(0)[: len(values)]
+    torch.testing.assert_close(values, expected.clamp(min=0), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close((axes * values) @ axes.T, rows @ rows.T, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(axes.T @ axes, torch.eye(len(values), dtype=torch.float64))
 
 
 @given(count=st.integers(2, 60), channels=channel_counts, energy=energies, seed=seeds)
@@ -155,10 +195,11 @@ def test_each_cluster_gets_the_rank_of_its_own_variance(channels, clusters, ener
 def test_one_cluster_loses_the_dropped_variance_and_no_more(count, channels, energy, seed):
     dense, _ = responses(seed, count, channels)
     predictor = fit_predictor(dense, dense)
-    found = factorise(predictor, one_cluster(channels), energy)
+    ranks = ranks_for(dense, one_cluster(channels), energy)
+    found = factorise(predictor, one_cluster(channels), ranks)
     error = (approximated(predictor, found, dense) - dense).square().sum() / count
     values = torch.linalg.eigvalsh(covariance(dense)).flip(0)
-    dropped = values[found.ranks[0] :].clamp(min=0).sum()
+    dropped = values[ranks[0] :].clamp(min=0).sum()
     torch.testing.assert_close(error, dropped, rtol=1e-6, atol=1e-9 * float(values.sum()))
 
 
@@ -166,26 +207,27 @@ def test_one_cluster_loses_the_dropped_variance_and_no_more(count, channels, ene
 @settings(max_examples=60, deadline=None)
 def test_without_ridge_a_damaged_input_is_answered_as_well_as_that_rank_can(channels, energy, seed):
     dense, delivered = responses(seed, 80, channels)
+    ranks = ranks_for(dense, one_cluster(channels), energy)
     with ridge_of(1e-14):
         predictor = fit_predictor(dense, delivered)
-        found = factorise(predictor, one_cluster(channels), energy)
+        found = factorise(predictor, one_cluster(channels), ranks)
     error = (approximated(predictor, found, delivered) - dense).square().sum() / len(dense)
     # Reduced-rank regression: the optimum keeps the leading axes of the predicted response.
     M = least_squares(delivered, dense)
     predicted = torch.linalg.eigvalsh(M @ covariance(delivered) @ M.T).flip(0)
-    optimum = covariance(dense).trace() - predicted[: found.ranks[0]].sum()
+    optimum = covariance(dense).trace() - predicted[: ranks[0]].sum()
     torch.testing.assert_close(error, optimum, rtol=1e-5, atol=1e-7)
 
 
 @given(channels=channel_counts, damaged=st.booleans(), seed=seeds)
 @settings(max_examples=40, deadline=None)
-def test_the_error_does_not_rise_with_the_energy(channels, damaged, seed):
+def test_the_error_does_not_rise_with_the_rank(channels, damaged, seed):
     dense, delivered = responses(seed, 80, channels)
     delivered = delivered if damaged else dense
     predictor = fit_predictor(dense, delivered)
     errors = []
-    for energy in (0.1, 0.3, 0.6, 0.8, 0.9, 0.99, 1.0):
-        found = factorise(predictor, one_cluster(channels), energy)
+    for rank in range(1, channels + 1):
+        found = factorise(predictor, one_cluster(channels), [rank])
         errors.append((approximated(predictor, found, delivered) - dense).square().mean())
     # The ridge alone may cost a part in a thousand.
     slack = 1e-3 * dense.var() if damaged else 1e-9
@@ -193,26 +235,23 @@ def test_the_error_does_not_rise_with_the_energy(channels, damaged, seed):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40], ids=lambda count: f"{count} samples")
-@pytest.mark.parametrize("energy", [0.5, 1.0])
-@pytest.mark.parametrize("clusters", [1, 3])
-def test_a_constant_response_takes_one_filter_and_is_exact(count, energy, clusters):
+@pytest.mark.parametrize("ranks", [[1], [1, 0, 0], [0, 2, 1]], ids=str)
+def test_a_constant_response_is_exact_at_any_rank(count, ranks):
     channels = 6
     dense = torch.arange(channels, dtype=torch.float64).expand(count, channels) - 2.5
     delivered = dense + 1
     predictor = fit_predictor(dense, delivered)
-    found = factorise(predictor, np.arange(channels) % clusters, energy)
-    assert sum(found.ranks) == 1
-    assert len(found.ranks) == clusters
+    found = factorise(predictor, np.arange(channels) % len(ranks), ranks)
+    assert len(found.basis) == sum(ranks)
     assert torch.equal(approximated(predictor, found, delivered), dense)
 
 
 @pytest.mark.parametrize("count", [4, 40], ids=["few samples", "many samples"])
-def test_a_cluster_that_never_changes_takes_no_filter(count):
+def test_a_cluster_that_never_changes_needs_no_filter(count):
     dense = normal(0, count, 6)
     dense[:, 3:] = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
     predictor = fit_predictor(dense, dense)
-    found = factorise(predictor, np.array([0, 0, 0, 1, 1, 1]), 1.0)
-    assert found.ranks == (3, 0)
+    found = factorise(predictor, np.array([0, 0, 0, 1, 1, 1]), [3, 0])
     torch.testing.assert_close(approximated(predictor, found, dense), dense)
 
 
@@ -221,6 +260,6 @@ def test_an_input_that_lost_all_variance_is_answered_by_the_mean(count):
     dense = normal(1, count, 6)
     delivered = torch.ones(count, 6, dtype=torch.float64)
     predictor = fit_predictor(dense, delivered)
-    found = factorise(predictor, one_cluster(6), 0.9)
+    found = factorise(predictor, one_cluster(6), [3])
     expected = dense.mean(dim=0).expand(count, 6)
     torch.testing.assert_close(approximated(predictor, found, delivered), expected)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
-from hscc_search.compression.layers import Blueprint, build
+from hscc_search.compression.layers import Blueprint, build, parts
 from hscc_search.compression.regions import Piece, pieces
+from hscc_search.errors import CompressionError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
@@ -23,17 +24,28 @@ def partitioned(draw):
     return layer, x, np.unique(raw, return_inverse=True)[1].reshape(raw.shape)
 
 
-def blueprint_of(labels, rank):
-    return Blueprint(labels.shape, (rank,) * (int(labels.max()) + 1), pieces(labels))
+def blueprint_of(labels, rank, groups):
+    row = (rank,) * (int(labels.max()) + 1)
+    return Blueprint(labels.shape, (row,) * groups, pieces(labels))
+
+
+def group_of(layer, group):
+    """One group of a convolution as a convolution of its own."""
+    result = nn.Conv2d(2, 3, layer.kernel_size, layer.stride, layer.padding, layer.dilation).requires_grad_(False)
+    result.weight.copy_(layer.weight[3 * group : 3 * group + 3])
+    result.bias.copy_(layer.bias[3 * group : 3 * group + 3])
+    return result
 
 
 @given(case=partitioned())
 @settings(max_examples=120, deadline=None)
 def test_regions_of_the_same_dense_filters_are_the_plain_convolution(case):
     layer, x, labels = case
-    regional = build(layer, blueprint_of(labels, None))
-    for region in regional.regions:
-        region.load_state_dict(layer.state_dict())
+    regional = build(layer, blueprint_of(labels, None, layer.groups))
+    assert len(parts(regional)) == layer.groups
+    for group, row in enumerate(parts(regional)):
+        for region in row:
+            region.load_state_dict(group_of(layer, group).state_dict())
     torch.testing.assert_close(regional(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
@@ -42,21 +54,23 @@ def test_regions_of_the_same_dense_filters_are_the_plain_convolution(case):
 @torch.no_grad()
 def test_each_position_is_answered_by_the_filters_of_its_own_region(case, rank):
     layer, x, labels = case
-    regional = build(layer, blueprint_of(labels, rank))
+    regional = build(layer, blueprint_of(labels, rank, layer.groups))
     expected = torch.empty_like(layer(x))
-    for label, (encode, decode) in enumerate(regional.regions):
-        whole = nn.Conv2d(2, 3, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        whole.weight.copy_(torch.einsum("or,rihw->oihw", decode.weight[:, :, 0, 0], encode.weight))
-        whole.bias.copy_(decode.bias)
-        mask = torch.from_numpy(labels == label)
-        expected[:, :, mask] = whole(x)[:, :, mask]
+    for group, row in enumerate(parts(regional)):
+        share = slice(3 * group, 3 * group + 3)
+        whole = group_of(layer, group)
+        for label, (encode, decode) in enumerate(row):
+            whole.weight.copy_(torch.einsum("or,rihw->oihw", decode.weight[:, :, 0, 0], encode.weight))
+            whole.bias.copy_(decode.bias)
+            mask = torch.from_numpy(labels == label)
+            expected[:, share, mask] = whole(x[:, 2 * group : 2 * group + 2])[:, :, mask]
     torch.testing.assert_close(regional(x), expected, rtol=1e-5, atol=1e-5)
 
 
 blueprints = st.builds(
     Blueprint,
     st.tuples(st.integers(1, 99), st.integers(1, 99)),
-    st.lists(st.none() | st.integers(1, 99), min_size=1).map(tuple),
+    st.lists(st.lists(st.none() | st.integers(1, 99), min_size=1).map(tuple), min_size=1, max_size=4).map(tuple),
     st.lists(st.builds(Piece, *[st.integers(0, 99)] * 5), min_size=1).map(tuple),
 )
 
@@ -75,21 +89,32 @@ def compressed_layers():
     torch.manual_seed(0)
     convolution, linear = nn.Conv2d(2, 5, 3, padding=1), nn.Linear(6, 5)
     x = torch.randn(4, 2, 3, 3)
+    grouped = nn.Conv2d(4, 6, 3, padding=1, groups=2)
     whole = np.zeros((3, 3), int)
-    return [
-        pytest.param(build(convolution, blueprint), x, blueprint, convolution, id=name)
-        for name, blueprint in {
-            "regions": Blueprint((3, 3), (2, None, 1, 3), pieces(QUARTERS)),
-            "one region": Blueprint((3, 3), (2,), pieces(whole)),
-            "one dense region": Blueprint((3, 3), (None,), pieces(whole)),
-        }.items()
-    ] + [
-        pytest.param(build(linear, blueprint), torch.randn(4, 6), blueprint, linear, id=name)
-        for name, blueprint in {
-            "linear": Blueprint((1, 1), (2,), (Piece(0, 1, 0, 1, 0),)),
-            "dense linear": Blueprint((1, 1), (None,), (Piece(0, 1, 0, 1, 0),)),
-        }.items()
-    ]
+    return (
+        [
+            pytest.param(build(convolution, blueprint), x, blueprint, convolution, id=name)
+            for name, blueprint in {
+                "regions": Blueprint((3, 3), ((2, None, 1, 3),), pieces(QUARTERS)),
+                "one region": Blueprint((3, 3), ((2,),), pieces(whole)),
+                "one dense region": Blueprint((3, 3), ((None,),), pieces(whole)),
+            }.items()
+        ]
+        + [
+            pytest.param(build(grouped, blueprint), torch.randn(4, 4, 3, 3), blueprint, grouped, id=name)
+            for name, blueprint in {
+                "grouped regions": Blueprint((3, 3), ((2, None, 1, 3), (None, 1, 2, 1)), pieces(QUARTERS)),
+                "grouped": Blueprint((3, 3), ((2,), (None,)), pieces(whole)),
+            }.items()
+        ]
+        + [
+            pytest.param(build(linear, blueprint), torch.randn(4, 6), blueprint, linear, id=name)
+            for name, blueprint in {
+                "linear": Blueprint((1, 1), ((2,),), (Piece(0, 1, 0, 1, 0),)),
+                "dense linear": Blueprint((1, 1), ((None,),), (Piece(0, 1, 0, 1, 0),)),
+            }.items()
+        ]
+    )
 
 
 @pytest.mark.parametrize(("module", "x", "blueprint", "layer"), compressed_layers())
@@ -111,7 +136,25 @@ def test_a_gradient_reaches_every_parameter(module, x, blueprint, layer):
 
 def test_a_whole_map_layer_takes_images_of_another_size():
     layer = nn.Conv2d(2, 3, 3, stride=2, padding=1)
-    whole = build(layer, Blueprint((4, 4), (None,), (Piece(0, 4, 0, 4, 0),)))
+    whole = build(layer, Blueprint((4, 4), ((None,),), (Piece(0, 4, 0, 4, 0),)))
     whole.regions[0].load_state_dict(layer.state_dict())
     x = torch.randn(1, 2, 13, 11)
     torch.testing.assert_close(whole(x), layer(x))
+
+
+@pytest.mark.parametrize("size", [(5, 6), (6, 5), (7, 6), (12, 12)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_regions_of_a_map_refuse_an_input_of_another_size(size, groups):
+    layer = nn.Conv2d(2 * groups, 3 * groups, 3, padding=1, groups=groups)
+    regional = build(layer, Blueprint((6, 6), ((1, 1),) * groups, pieces(np.repeat([[0, 1]], 6, 0).repeat(3, 1))))
+    assert regional(torch.randn(1, 2 * groups, 6, 6)).shape == (1, 3 * groups, 6, 6)
+    with pytest.raises(CompressionError, match="regions belong to a map"):
+        regional(torch.randn(1, 2 * groups, *size))
+
+
+def test_a_factored_linear_layer_takes_maps_with_the_channels_last():
+    layer = nn.Linear(6, 5)
+    module = build(layer, Blueprint((3, 2), ((2,),), (Piece(0, 3, 0, 2, 0),)))
+    x = torch.randn(4, 3, 2, 6)
+    torch.testing.assert_close(module(x)[:, 1, 1], module(x[:, 1, 1]))
+    assert parts(module) == [[module]]

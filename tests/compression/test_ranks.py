@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hscc_search.compression.ranks import rank_for_energy
+from hscc_search.compression.ranks import check_share, largest_first, rank_for_energy
 from hscc_search.errors import CompressionError
 
 # Whole numbers: their sums are exact.
@@ -60,3 +60,47 @@ def test_no_variance_needs_no_filter(values, energy):
 def test_energy_out_of_range_is_an_error(energy):
     with pytest.raises(CompressionError, match="energy"):
         ranked([2.0, 1.0], energy)
+
+
+def test_shares_are_named_in_errors():
+    check_share("ratio", 1)
+    with pytest.raises(CompressionError, match="ratio must be above 0"):
+        check_share("ratio", 0)
+
+
+@st.composite
+def spectra_of_clusters(draw):
+    """Spectra of clusters, ranks to begin with, and a total that can be reached."""
+    values = draw(st.lists(spectra, min_size=1, max_size=5))
+    ranks = [draw(st.integers(0, len(one))) for one in values]
+    return values, ranks, draw(st.integers(sum(ranks), sum(len(one) for one in values)))
+
+
+@given(case=spectra_of_clusters())
+@settings(max_examples=200, deadline=None)
+def test_ranks_are_raised_to_the_total_by_what_varies_most(case):
+    values, ranks, total = case
+    raised = largest_first([torch.tensor(one, dtype=torch.float64) for one in values], ranks, total)
+    assert sum(raised) == total
+    assert all(low <= high <= len(one) for low, high, one in zip(ranks, raised, values, strict=True))
+    added = [value for one, low, high in zip(values, ranks, raised, strict=True) for value in one[low:high]]
+    left = [value for one, high in zip(values, raised, strict=True) for value in one[high:]]
+    assert min(added, default=1001) >= max(left, default=-4)
+
+
+@given(case=spectra_of_clusters())
+@settings(max_examples=50, deadline=None)
+def test_ranks_that_add_up_already_stay(case):
+    values, ranks, _ = case
+    found = largest_first([torch.tensor(one, dtype=torch.float64) for one in values], ranks, sum(ranks))
+    assert found == tuple(ranks)
+
+
+@given(case=spectra_of_clusters())
+@settings(max_examples=100, deadline=None)
+def test_a_higher_total_takes_no_cluster_a_rank_away(case):
+    values, ranks, total = case
+    tensors = [torch.tensor(one, dtype=torch.float64) for one in values]
+    less = largest_first(tensors, ranks, (sum(ranks) + total) // 2)
+    more = largest_first(tensors, ranks, total)
+    assert all(low <= high for low, high in zip(less, more, strict=True))

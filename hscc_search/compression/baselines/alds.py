@@ -1,20 +1,14 @@
 """Low rank in groups of input channels, with the smallest possible largest error."""
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from hscc_search.compression.baselines.budget import Form, Ladder, allocate, ladder
-from hscc_search.compression.baselines.low_rank import (
-    input_channels,
-    layer_at,
-    leading_axes,
-    low_rank_pair,
-    matrix_of,
-    spectrum,
-    with_layers,
-)
+from hscc_search.compression.baselines.low_rank import spectrum, truncated_pair, with_layers
+from hscc_search.compression.baselines.targets import Target, dense_macs, targets
 from hscc_search.compression.calibration import Calibration
 
 # Numbers of groups that are tried, as far as they divide the input channels.
@@ -26,13 +20,13 @@ def compress_alds(network: nn.Module, calibration: Calibration, budget: float) -
     """Split each layer's input channels into k groups and truncate each group's weights to the same rank j.
 
     A layer becomes a convolution of k groups with k * j filters, then a 1 x 1 convolution. Its relative error in the
-    spectral norm is at most sqrt(k) * max over groups of sigma_{j+1}(group) / sigma_1(layer). k and j of all layers
-    are those with the smallest largest bound under the budget.
+    spectral norm is at most sqrt(k) * max over groups of sigma_{j+1}(group) / sigma_1(layer). The k and j of all
+    layers are those with the smallest largest bound under the budget.
 
     Source: Liebenwein et al. 2021, "Compressing Neural Networks: Towards Determining the Optimal Layer-wise
-    Decomposition" (arXiv 2107.11442), whose ALDS seeks this minimum by alternating between j and k from random starts.
+    Decomposition" (arXiv 2107.11442), which seeks this minimum by alternating between j and k from random starts.
     Given one bound for all layers, the cheapest (k, j) of each layer is found by looking at all of them, so bisecting
-    the bound finds the minimum itself, without random starts.
+    the bound finds the minimum itself.
 
     Args:
         network: the dense network.
@@ -42,46 +36,29 @@ def compress_alds(network: nn.Module, calibration: Calibration, budget: float) -
     Raises:
         CompressionError: the budget is out of reach.
     """
-    ladders = [group_ladder(layer_at(network, record.name), record.macs) for record in calibration.records]
-    forms = allocate("alds", calibration, budget, ladders)
+    found = targets(network, calibration)
+    ladders = {target.name: group_ladder(target) for target in found}
+    forms = allocate("alds", dense_macs(calibration), budget, ladders)
     return with_layers(
         network,
-        {
-            record.name: grouped_pair(layer_at(network, record.name), *form)
-            for record, form in zip(calibration.records, forms, strict=True)
-            if form
-        },
+        {target.name: truncated_pair(target.layer, *forms[target.name]) for target in found if target.name in forms},
     )
 
 
-def group_ladder(layer: nn.Conv2d | nn.Linear, dense_macs: int) -> Ladder:
-    """The (groups, rank) of one layer, with their bounds on the relative error.
+def group_ladder(target: Target) -> Ladder:
+    """The (groups, rank) of one layer; the error of each is its bound on the relative error."""
+    return ladder(_candidates(target), target.macs)
 
-    Args:
-        layer: the dense layer.
-        dense_macs: its multiply-adds per image.
-    """
-    weight = matrix_of(layer)
+
+def _candidates(target: Target) -> Iterator[tuple[int, float, Form]]:
+    weight = target.weight
     outputs, inputs = weight.shape
-    positions = dense_macs // weight.numel()
     norm = float(spectrum(weight)[0].sqrt())
-    candidates: list[tuple[int, float, Form]] = []
     for groups in GROUPS:
-        if input_channels(layer) % groups:
+        if target.channels % groups:
             continue
-        # The channels of a patch are its slowest dimension, so that groups of channels are blocks of columns.
+        # Channels are the slowest part of a column's index, so that groups of channels are blocks of columns.
         largest = torch.stack([spectrum(block) for block in weight.chunk(groups, dim=1)]).amax(dim=0).sqrt()
-        bounds = [math.sqrt(groups) * value / norm if norm else 0.0 for value in (*largest[1:].tolist(), 0.0)]
-        candidates += [
-            (positions * rank * (inputs + groups * outputs), bound, (groups, rank))
-            for rank, bound in enumerate(bounds, start=1)
-        ]
-    return ladder(candidates, dense_macs)
-
-
-def grouped_pair(layer: nn.Conv2d | nn.Linear, groups: int, rank: int) -> nn.Sequential:
-    """The layer with each group of input channels truncated to ``rank``."""
-    blocks = matrix_of(layer).chunk(groups, dim=1)
-    axes = [leading_axes(block, rank) for block in blocks]
-    basis = torch.cat([axis.T @ block for axis, block in zip(axes, blocks, strict=True)])
-    return low_rank_pair(layer, basis, torch.cat(axes, dim=1), layer.bias, groups)
+        cost = target.positions * (inputs + groups * outputs)
+        for rank, value in enumerate([*largest[1:].tolist(), 0.0], start=1):
+            yield rank * cost, math.sqrt(groups) * value / norm if norm else 0.0, (groups, rank)

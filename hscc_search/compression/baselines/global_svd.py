@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from hscc_search.compression.baselines.budget import Form, Ladder, allocate, ladder
-from hscc_search.compression.baselines.low_rank import layer_at, matrix_of, spectrum, truncated_pair, with_layers
+from hscc_search.compression.baselines.budget import Ladder, allocate, ladder
+from hscc_search.compression.baselines.low_rank import spectrum, truncated_pair, with_layers
+from hscc_search.compression.baselines.targets import Target, dense_macs, targets
 from hscc_search.compression.calibration import Calibration
 
 
@@ -26,34 +27,21 @@ def compress_global_svd(network: nn.Module, calibration: Calibration, budget: fl
     Raises:
         CompressionError: the budget is out of reach.
     """
-    ladders = []
-    for record in calibration.records:
-        weight = matrix_of(layer_at(network, record.name))
-        ladders.append(svd_ladder(spectrum(weight), record.macs // weight.numel() * sum(weight.shape), record.macs))
-    forms = allocate("global-svd", calibration, budget, ladders)
-    return with_layers(network, truncated_layers(network, calibration, forms))
-
-
-def svd_ladder(energies: torch.Tensor, macs_per_rank: int, dense_macs: int) -> Ladder:
-    """The ranks of one layer, with the share of the energy that each loses as its error.
-
-    Args:
-        energies: squared singular values, float64 (ranks,), descending.
-        macs_per_rank: multiply-adds per image that each rank costs.
-        dense_macs: and those of the dense layer.
-    """
-    lost = energies.flip(0).cumsum(0).flip(0) / energies.sum().clamp(min=torch.finfo(energies.dtype).tiny)
-    errors = [*lost[1:].tolist(), 0.0]
-    return ladder(
-        [(rank * macs_per_rank, error, (rank,)) for rank, error in enumerate(errors, start=1)],
-        dense_macs,
+    found = targets(network, calibration)
+    ladders = {target.name: energy_ladder(target) for target in found}
+    forms = allocate("global-svd", dense_macs(calibration), budget, ladders)
+    return with_layers(
+        network,
+        {target.name: truncated_pair(target.layer, 1, *forms[target.name]) for target in found if target.name in forms},
     )
 
 
-def truncated_layers(network: nn.Module, calibration: Calibration, forms: list[Form]) -> dict[str, nn.Module]:
-    """The layers that do not stay dense, each truncated to the one rank of its form."""
-    return {
-        record.name: truncated_pair(layer_at(network, record.name), *form)
-        for record, form in zip(calibration.records, forms, strict=True)
-        if form
-    }
+def energy_ladder(target: Target) -> Ladder:
+    """The ranks of one layer; the error of each is the share of the weights' energy that it loses."""
+    energies = spectrum(target.weight)
+    # Summed from the smallest, so that small shares are not lost in rounding.
+    tails = energies.flip(0).cumsum(0).flip(0)
+    lost = [*(tails[1:] / tails[0]).nan_to_num(0).tolist(), 0.0]
+    return ladder(
+        ((rank * target.macs_per_rank, error, (rank,)) for rank, error in enumerate(lost, start=1)), target.macs
+    )

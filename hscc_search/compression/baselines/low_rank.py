@@ -4,7 +4,9 @@ import copy
 from collections.abc import Mapping
 
 import torch
+from scipy.linalg import eigh
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import skip_init
 
 # Eigenvalues below this share of the largest are rounding errors.
@@ -21,49 +23,50 @@ def spectrum(matrix: torch.Tensor) -> torch.Tensor:
         float64 (min(rows, columns),); what is zero but for rounding errors is 0.
     """
     small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    values = torch.linalg.eigvalsh((small @ small.T).double()).flip(0)
-    return torch.where(values > _ROUNDING * values[0], values, 0)
+    values: torch.Tensor = torch.linalg.eigvalsh((small @ small.T).double()).flip(0)
+    return values * (values > _ROUNDING * values[0])
 
 
 def leading_axes(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     """The first left singular vectors.
 
     Args:
-        matrix: float (rows, columns).
+        matrix: float64 (rows, columns).
         rank: how many.
 
     Returns:
-        float64 (rows, rank); columns of zeros where the matrix is of a lower rank.
+        float64 (rows, rank); columns of zeros where the matrix has fewer.
     """
-    rows, columns = matrix.shape
-    if rows <= columns:
-        axes = torch.linalg.eigh((matrix @ matrix.T).double())[1].flip(1)[:, :rank]
-    else:
-        # The smaller product has the same non-zero eigenvalues, and is the cheaper one to decompose.
-        values, right = torch.linalg.eigh((matrix.T @ matrix).double())
-        values, right = values.flip(0)[:rank], right.flip(1)[:, :rank]
+    wide = matrix.shape[0] <= matrix.shape[1]
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    size, count = len(gram), min(rank, len(gram))
+    # torch has no decomposition that stops after the first eigenvectors, which is three times as fast at 4096 rows.
+    values, vectors = (
+        torch.from_numpy(found.copy()).to(gram)
+        for found in eigh(gram.numpy(force=True), subset_by_index=[size - count, size - 1])
+    )
+    values, axes = values.flip(0), vectors.flip(1)
+    if not wide:
         kept = values > _ROUNDING * values[0]
-        axes = matrix.double() @ right[:, kept] / values[kept].sqrt()
-    padded = torch.zeros(rows, rank, dtype=axes.dtype, device=axes.device)
-    padded[:, : axes.shape[1]] = axes
-    return padded
+        axes = matrix @ axes[:, kept] / values[kept].sqrt()
+    return functional.pad(axes, (0, rank - axes.shape[1]))
 
 
-def input_channels(layer: nn.Conv2d | nn.Linear) -> int:
-    """Channels, or features, that a layer takes."""
-    return layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+class GroupedLinear(nn.Module):
+    """A fully connected layer whose outputs come in groups, each of which sees its group of inputs alone.
 
+    Takes float (..., inputs) and returns (..., outputs).
+    """
 
-def layer_at(network: nn.Module, name: str) -> nn.Conv2d | nn.Linear:
-    """The convolution or fully connected layer at a path."""
-    layer = network.get_submodule(name)
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    return layer
+    def __init__(self, layer: nn.Linear, outputs: int, groups: int) -> None:
+        super().__init__()
+        kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+        self.filters = skip_init(nn.Conv2d, layer.in_features, outputs, 1, groups=groups, bias=False, **kind)
 
-
-def matrix_of(layer: nn.Conv2d | nn.Linear) -> torch.Tensor:
-    """A layer's weights as float64 (Cout, Cin * height * width)."""
-    return layer.weight.detach().flatten(1).double()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply the filters to the last dimension."""
+        rows = x.flatten(0, -2)[:, :, None, None]
+        return self.filters(rows).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
 def low_rank_pair(
@@ -77,18 +80,19 @@ def low_rank_pair(
 
     Args:
         layer: the dense layer, of one group.
-        basis: (rank, Cin / groups * height * width), the filters of the first group first.
+        basis: (rank, D / groups), the filters of the first group first.
         recombination: (Cout, rank).
         bias: (Cout,) or None.
         groups: into which the input channels are split; filters of one group see its channels alone.
     """
     rank = len(basis)
     kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    first: nn.Conv2d | nn.Linear
+    first: nn.Module
+    filters: nn.Conv2d | nn.Linear
     last: nn.Conv2d | nn.Linear
     # Without initialisation, which takes time and would draw from the caller's random numbers.
     if isinstance(layer, nn.Conv2d):
-        first = skip_init(
+        first = filters = skip_init(
             nn.Conv2d,
             layer.in_channels,
             rank,
@@ -101,33 +105,36 @@ def low_rank_pair(
             **kind,
         )
         last = skip_init(nn.Conv2d, rank, layer.out_channels, 1, bias=bias is not None, **kind)
-        pair = nn.Sequential(first, last)
     else:
-        last = skip_init(nn.Linear, rank, layer.out_features, bias=bias is not None, **kind)
         if groups == 1:
-            first = skip_init(nn.Linear, layer.in_features, rank, bias=False, **kind)
-            pair = nn.Sequential(first, last)
+            first = filters = skip_init(nn.Linear, layer.in_features, rank, bias=False, **kind)
         else:
-            first = skip_init(nn.Conv2d, layer.in_features, rank, 1, groups=groups, bias=False, **kind)
-            pair = nn.Sequential(nn.Unflatten(1, (layer.in_features, 1, 1)), first, nn.Flatten(), last)
+            first = GroupedLinear(layer, rank, groups)
+            filters = first.filters
+        last = skip_init(nn.Linear, rank, layer.out_features, bias=bias is not None, **kind)
     with torch.no_grad():
-        first.weight.copy_(basis.view_as(first.weight))
+        filters.weight.copy_(basis.view_as(filters.weight))
         last.weight.copy_(recombination.view_as(last.weight))
         if last.bias is not None and bias is not None:
             last.bias.copy_(bias)
-    return pair
+    return nn.Sequential(first, last)
 
 
-def truncated_pair(layer: nn.Conv2d | nn.Linear, rank: int) -> nn.Sequential:
-    """The pair of the given rank whose weights come nearest to the layer's in the Frobenius norm."""
-    weight = matrix_of(layer)
-    axes = leading_axes(weight, rank)
-    return low_rank_pair(layer, axes.T @ weight, axes, layer.bias)
+def truncated_pair(layer: nn.Conv2d | nn.Linear, groups: int, rank: int) -> nn.Sequential:
+    """The pair whose weights come nearest to the layer's in the Frobenius norm.
+
+    Args:
+        layer: the dense layer, of one group.
+        groups: of input channels.
+        rank: of the weights that belong to one group.
+    """
+    blocks = layer.weight.detach().flatten(1).double().chunk(groups, dim=1)
+    axes = [leading_axes(block, rank) for block in blocks]
+    basis = torch.cat([axis.T @ block for axis, block in zip(axes, blocks, strict=True)])
+    return low_rank_pair(layer, basis, torch.cat(axes, dim=1), layer.bias, groups)
 
 
 def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
     """A copy of a network, in evaluation mode, with other modules at the given paths."""
-    result = copy.deepcopy(network)
-    for name, layer in layers.items():
-        result.set_submodule(name, layer)
-    return result.eval()
+    # A layer that is replaced is not copied: the copy finds the one that takes its place.
+    return copy.deepcopy(network, {id(network.get_submodule(name)): layer for name, layer in layers.items()}).eval()

@@ -7,20 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from hscc_search.compression.baselines.budget import allowance, dense_macs, fixed_macs, out_of_reach
-from hscc_search.compression.baselines.low_rank import (
-    layer_at,
-    leading_axes,
-    low_rank_pair,
-    matrix_of,
-    spectrum,
-    with_layers,
-)
-from hscc_search.compression.calibration import Calibration, LayerRecord, responses_on
+from hscc_search.compression.baselines.budget import allowance, check_reach
+from hscc_search.compression.baselines.low_rank import leading_axes, low_rank_pair, spectrum, with_layers
+from hscc_search.compression.baselines.targets import Target, dense_macs, targets
+from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.factors import fit_predictor
+from hscc_search.compression.lattice import responses_on
 
 _BATCH = 64
-# Relative to the mean variance of a channel. Few images leave many directions of a wide layer undescribed.
-_RIDGE = 1e-3
 
 
 @torch.no_grad()
@@ -32,44 +26,43 @@ def compress_response_pca(network: nn.Module, calibration: Calibration, budget: 
     responses in the partly compressed network and M is the best matrix of the chosen rank.
 
     Source: Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks for Classification and Detection"
-    (arXiv 1505.06798): sections 2.1 (linear case), 2.3 (asymmetric reconstruction) and 2.4 (rank selection). Its solver
-    for the rectified responses of section 2.2 is left out. A small ridge that draws M towards the identity is added,
-    since a wide fully connected layer has more outputs than there are images.
+    (arXiv 1505.06798): the linear case, the asymmetric reconstruction and the rank selection. Its solver for rectified
+    responses is left out. A small ridge is added, since a wide fully connected layer has more outputs than there are
+    images.
 
     Args:
-        network: the dense network.
+        network: the dense network; the calibration's own copy, with batch norms folded, is what is compressed, since
+            the responses are its.
         calibration: of it.
         budget: dense over compressed multiply-adds, 1 or more.
 
     Raises:
         CompressionError: the budget is out of reach.
     """
-    weights = [matrix_of(layer_at(network, record.name)) for record in calibration.records]
-    per_rank = [
-        record.macs // weight.numel() * sum(weight.shape)
-        for record, weight in zip(calibration.records, weights, strict=True)
-    ]
-    total = dense_macs(calibration)
-    room = allowance(total, budget) - fixed_macs(calibration)
-    dense = [record.macs for record in calibration.records]
-    least = sum(min(pair) for pair in zip(dense, per_rank, strict=True))
-    if least > room:
-        raise out_of_reach("response-pca", total, least + fixed_macs(calibration), budget)
-    energies = [_response_energies(record) for record in calibration.records]
+    trainable = any(parameter.requires_grad for parameter in network.parameters())
+    found = targets(calibration.network, calibration)
+    dense, total = [target.macs for target in found], dense_macs(calibration)
+    per_rank = [target.macs_per_rank for target in found]
+    fixed = total - sum(dense)
+    check_reach("response-pca", total, fixed + sum(map(min, dense, per_rank)), budget)
+    energies = [_response_energies(target) for target in found]
+    room = allowance(total, budget) - fixed
     ranks = greedy_ranks(energies, per_rank, dense, room)
-    result = with_layers(network, {})
-    pending = {
-        record.name: _Pending(layer_at(result, record.name), record, rank)
-        for record, rank, macs, own in zip(calibration.records, ranks, per_rank, dense, strict=True)
-        if rank * macs < own
-    }
-    for name, place in pending.items():
-        result.set_submodule(name, place)
+    room -= sum(min(rank * macs, own) for rank, macs, own in zip(ranks, per_rank, dense, strict=True))
+    pending = {}
+    for target, rank, values in zip(found, ranks, energies, strict=True):
+        saved = target.macs - rank * target.macs_per_rank
+        # Few images fill few axes of a wide layer; one that keeps all of them may as well stay dense, if it can.
+        if rank == len(values) and 0 < saved <= room:
+            room -= saved
+        elif saved > 0:
+            pending[target.name] = _Pending(target, rank)
+    result = with_layers(calibration.network, pending)
     result(calibration.images)
     for name, place in pending.items():
         assert place.pair is not None
         result.set_submodule(name, place.pair)
-    return result.eval()
+    return result.requires_grad_(trainable).eval()
 
 
 def greedy_ranks(energies: Sequence[np.ndarray], per_rank: Sequence[int], dense: Sequence[int], room: int) -> list[int]:
@@ -123,8 +116,8 @@ def rebuild_layer(
     """The pair of the given rank that best predicts the dense responses from the delivered ones.
 
     With S = cov(y, y^) and T = cov(y^), the best matrix of any rank is S T^-1, and the best one of rank k is U U^T of
-    it, where U are the k leading eigenvectors of S T^-1 S^T (reduced-rank regression, what the paper's generalised
-    singular value decomposition computes). Here S T^-1 = I + (S - T) (T + ridge)^-1 and U those of the predictions.
+    it, where U are the k leading eigenvectors of S T^-1 S^T: reduced-rank regression, which is what the paper's
+    generalised singular value decomposition computes.
 
     Args:
         layer: the dense layer.
@@ -132,39 +125,35 @@ def rebuild_layer(
         delivered: y^ of the same samples, float (samples, Cout).
         rank: k.
     """
-    mean_dense, mean_delivered = dense.mean(dim=0), delivered.mean(dim=0)
-    centred = delivered - mean_delivered
-    gap = (dense - mean_dense) - centred
-    covariance = (centred.T @ centred).double() / len(centred)
-    predictor = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
-    ridge = _RIDGE * covariance.trace() / len(covariance) + torch.finfo(torch.float64).tiny
-    predictor += torch.linalg.solve(
-        covariance + ridge * predictor, (gap.T @ centred).double() / len(centred), left=False
-    )
-    axes = leading_axes(predictor.to(centred.dtype) @ centred.T, rank)
-    basis = axes.T @ predictor
-    bias = 0 if layer.bias is None else layer.bias.double()
-    offset = mean_dense.double() - axes @ (basis @ (mean_delivered.double() - bias))
-    return low_rank_pair(layer, basis @ matrix_of(layer), axes, offset)
+    predictor = fit_predictor(dense, delivered)
+    # The covariance of the predictions is this times its transpose.
+    predicted = (predictor.axes + predictor.gain) * predictor.variances.sqrt()
+    axes = leading_axes(predicted, rank)
+    basis = axes.T @ predictor.apply(layer.weight.detach().flatten(1).double())
+    without_bias = predictor.mean_delivered - (0 if layer.bias is None else layer.bias.detach().double())
+    offset = predictor.mean_dense - axes @ (axes.T @ predictor.apply(without_bias[:, None]))[:, 0]
+    return low_rank_pair(layer, basis, axes, offset)
 
 
 class _Pending(nn.Module):
     """Stands in a network for a layer that is rebuilt when the calibration images arrive."""
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, record: LayerRecord, rank: int) -> None:
+    def __init__(self, target: Target, rank: int) -> None:
         super().__init__()
-        self.layer, self.record, self.rank = layer, record, rank
+        # Not as submodules: the dense network's own layer must not change when this one does.
+        self.target, self.rank = target, rank
         self.pair: nn.Sequential | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = [responses_on(self.layer, part, self.record.lattice) for part in x.split(_BATCH)]
+        layer, record = self.target.layer, self.target.record
+        parts = [responses_on(layer, part, record.lattice) for part in x.split(_BATCH)]
         delivered = torch.cat(parts, dim=1).flatten(0, 1)
-        pair = rebuild_layer(self.layer, self.record.responses.flatten(0, 1), delivered, self.rank)
+        pair = rebuild_layer(layer, record.responses.to(delivered).flatten(0, 1), delivered, self.rank)
         self.pair = pair
         return torch.cat([pair(part) for part in x.split(_BATCH)])
 
 
-def _response_energies(record: LayerRecord) -> np.ndarray:
-    responses = record.responses.flatten(0, 1)
+def _response_energies(target: Target) -> np.ndarray:
+    responses = target.record.responses.flatten(0, 1)
     values = spectrum(responses - responses.mean(dim=0)).numpy(force=True)
     return values[: max(1, int(np.count_nonzero(values)))]

@@ -1,6 +1,6 @@
 """Tucker-2: fewer input and fewer output channels around a small convolution."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from math import prod
 
 import tensorly
@@ -9,9 +9,10 @@ from tensorly.decomposition import partial_tucker
 from torch import nn
 from torch.nn.utils import skip_init
 
-from hscc_search.compression.baselines.budget import Form, Ladder, allocate, ladder
-from hscc_search.compression.baselines.low_rank import layer_at, matrix_of, truncated_pair, with_layers
-from hscc_search.compression.calibration import Calibration, LayerRecord
+from hscc_search.compression.baselines.budget import Ladder, allocate, ladder
+from hscc_search.compression.baselines.low_rank import truncated_pair, with_layers
+from hscc_search.compression.baselines.targets import Target, dense_macs, targets
+from hscc_search.compression.calibration import Calibration
 
 # One round of higher-order orthogonal iteration after the truncated HOSVD, which is near the optimum already.
 _ITERATIONS = 1
@@ -22,8 +23,9 @@ def compress_tucker(network: nn.Module, calibration: Calibration, budget: float)
     """Decompose each kernel along its input and output channels; all layers keep the same share of their channels.
 
     A convolution becomes three: 1 x 1 from Cin to share * Cin channels, the small kernel to share * Cout channels,
-    1 x 1 to Cout. Where an input mode means nothing - for the layer that takes the image, for 1 x 1 kernels, which are
-    matrices, and for fully connected layers - it becomes two, truncated to the same share of its rank.
+    1 x 1 to Cout. Where there is no third mode or little to gain from the input mode - for 1 x 1 kernels and fully
+    connected layers, which are matrices, and for the layer that takes the image - it becomes two, truncated to the
+    same share of the full rank.
 
     Source: Kim et al. 2016, "Compression of Deep Convolutional Neural Networks for Fast and Low Power Mobile
     Applications" (arXiv 1511.06530), which also treats the first layer by its output mode alone. Its ranks come from
@@ -37,27 +39,24 @@ def compress_tucker(network: nn.Module, calibration: Calibration, budget: float)
     Raises:
         CompressionError: the budget is out of reach.
     """
+    found = targets(network, calibration)
     colours = calibration.images.shape[1]
-    sizes = _input_positions(
-        with_layers(network, {}), [record.name for record in calibration.records], calibration.images[:1]
-    )
-    ladders = []
-    for record in calibration.records:
-        layer = layer_at(network, record.name)
-        if _is_matrix(layer, colours):
-            ladders.append(_matrix_ladder(layer, record.macs))
-        else:
-            assert isinstance(layer, nn.Conv2d)
-            ladders.append(_kernel_ladder(layer, record, sizes[record.name]))
-    forms = allocate("tucker-2", calibration, budget, ladders)
+    sizes = _input_positions(with_layers(network, {}), [target.name for target in found], calibration.images[:1])
+    ladders = {
+        target.name: matrix_ladder(target)
+        if _is_matrix(target.layer, colours)
+        else kernel_ladder(target, sizes[target.name])
+        for target in found
+    }
+    forms = allocate("tucker-2", dense_macs(calibration), budget, ladders)
     layers: dict[str, nn.Module] = {}
-    for record, form in zip(calibration.records, forms, strict=True):
-        layer = layer_at(network, record.name)
+    for target in found:
+        form = forms.get(target.name, ())
         if len(form) == 1:
-            layers[record.name] = truncated_pair(layer, *form)
+            layers[target.name] = truncated_pair(target.layer, 1, *form)
         elif form:
-            assert isinstance(layer, nn.Conv2d)
-            layers[record.name] = tucker_triple(layer, *form)
+            assert isinstance(target.layer, nn.Conv2d)
+            layers[target.name] = tucker_triple(target.layer, *form)
     return with_layers(network, layers)
 
 
@@ -76,7 +75,7 @@ def tucker_triple(layer: nn.Conv2d, inner_inputs: int, inner_outputs: int) -> nn
         )
     kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     narrow = skip_init(nn.Conv2d, layer.in_channels, inner_inputs, 1, bias=False, **kind)
-    # Zeros stay zeros in a convolution without bias, so the padding can wait for the second.
+    # Without a bias zeros stay zeros, so that the padding can wait for the second convolution.
     small = skip_init(
         nn.Conv2d,
         inner_inputs,
@@ -97,34 +96,41 @@ def tucker_triple(layer: nn.Conv2d, inner_inputs: int, inner_outputs: int) -> nn
     return nn.Sequential(narrow, small, wide)
 
 
+def matrix_ladder(target: Target) -> Ladder:
+    """The ranks of a layer that is one matrix; the error of each is the share of the full rank that it leaves out."""
+    return ladder(
+        ((ranks[0] * target.macs_per_rank, 1 - share, ranks) for share, ranks in shares(min(target.weight.shape))),
+        target.macs,
+    )
+
+
+def kernel_ladder(target: Target, input_positions: int) -> Ladder:
+    """The inner (inputs, outputs) of a convolution; the error of each is the share of channels that it leaves out.
+
+    Args:
+        target: the convolution.
+        input_positions: height times width of the map that it takes.
+    """
+    layer = target.layer
+    assert isinstance(layer, nn.Conv2d)
+    area = prod(layer.kernel_size)
+    candidates = []
+    for share, (inputs, outputs) in shares(layer.in_channels, layer.out_channels):
+        macs = layer.in_channels * inputs * input_positions
+        macs += (inputs * area + layer.out_channels) * outputs * target.positions
+        candidates.append((macs, 1 - share, (inputs, outputs)))
+    return ladder(candidates, target.macs)
+
+
+def shares(*sizes: int) -> Iterator[tuple[float, tuple[int, ...]]]:
+    """Every share at which share * size, rounded up, grows for one of the sizes, with all of them at that share."""
+    for whole in set(sizes):
+        for count in range(1, whole + 1):
+            yield count / whole, tuple(-(-count * size // whole) for size in sizes)
+
+
 def _is_matrix(layer: nn.Conv2d | nn.Linear, colours: int) -> bool:
     return isinstance(layer, nn.Linear) or prod(layer.kernel_size) == 1 or layer.in_channels == colours
-
-
-def _shares(*sizes: int) -> Iterable[tuple[float, tuple[int, ...]]]:
-    """Every share of the given sizes at which one of them, rounded up, grows, and all of them at that share."""
-    steps = {(count, size) for size in sizes for count in range(1, size + 1)}
-    return ((count / size, tuple(-(-count * other // size) for other in sizes)) for count, size in steps)
-
-
-def _matrix_ladder(layer: nn.Conv2d | nn.Linear, dense_macs: int) -> Ladder:
-    shape = matrix_of(layer).shape
-    per_rank = dense_macs // prod(shape) * sum(shape)
-    candidates: list[tuple[int, float, Form]] = [
-        (per_rank * ranks[0], 1 - share, ranks) for share, ranks in _shares(min(shape))
-    ]
-    return ladder(candidates, dense_macs)
-
-
-def _kernel_ladder(layer: nn.Conv2d, record: LayerRecord, input_positions: int) -> Ladder:
-    positions = record.lattice.height * record.lattice.width
-    area = prod(layer.kernel_size)
-    candidates: list[tuple[int, float, Form]] = []
-    for share, (inputs, outputs) in _shares(layer.in_channels, layer.out_channels):
-        macs = layer.in_channels * inputs * input_positions
-        macs += (inputs * area + layer.out_channels) * outputs * positions
-        candidates.append((macs, 1 - share, (inputs, outputs)))
-    return ladder(candidates, record.macs)
 
 
 def _input_positions(network: nn.Module, names: list[str], image: torch.Tensor) -> dict[str, int]:
