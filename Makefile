@@ -1,12 +1,13 @@
 # make study   search a small network on data that comes with scikit-learn, from an empty machine to an exported folder
 # make test    everything that must hold
 # make check   lint and types
+# make benchmark  what compressing costs in time and memory
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STUDY := digits-study
 
-.PHONY: study test check clean
+.PHONY: study test check benchmark clean
 
 # torch and torchvision are pinned together here: each torchvision fits one torch. pyproject.toml keeps the honest range.
 $(VENV)/.installed: pyproject.toml
@@ -36,6 +37,9 @@ check: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+benchmark: $(VENV)/.installed-for-tests
+	$(BIN)/python tests/benchmark_compress.py
 
 clean:
 	rm -rf $(VENV) $(STUDY)

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from hscc_search.compression.hscc import compress
 from hscc_search.compression.setting import Setting
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
-from hscc_search.errors import CompressionError, ConfigError, ExportError
+from hscc_search.errors import CompressionError, ConfigError
 from hscc_search.evaluation.cost import measure_cost
-from hscc_search.evaluation.latency import RUNTIMES, measure_latency
+from hscc_search.evaluation.latency import measure_latency
 from hscc_search.evaluation.predict import predict
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.files import written_whole
@@ -162,14 +162,15 @@ def compare(
     _claim(out, config, epochs)
     place = models.choose_device(device)
     tuned = [0, epochs] if epochs else [0]
-    wanted = [
+    asked = [
         (method, budget, seed, count)
         for seed in seeds
         for method, budget in [(DENSE, 1.0), *((method, budget) for budget in budgets for method in methods)]
         for count in tuned
     ]
+    wanted = list(dict.fromkeys(asked))
     dataset: Dataset | None = None
-    for seed in seeds:
+    for seed in dict.fromkeys(seeds):
         missing = [key for key in wanted if key[2] == seed and not _file(out, *key).exists()]
         if not missing:
             continue
@@ -232,7 +233,10 @@ def _rows(
 def _row(here: _Split, network: nn.Module, row: Row) -> Row:
     classes = len(here.dataset.classes)
     test = here.parts.test
-    predicted = predict(network, test, here.config.data, here.device).argmax(axis=1)
+    scores = predict(network, test, here.config.data, here.device)
+    if not np.isfinite(scores).all():
+        return replace(row, failure="the network answers with values that are not finite")
+    predicted = scores.argmax(axis=1)
     cost = measure_cost(network, here.config.data.image_size)
     return Row(
         **{
@@ -247,17 +251,11 @@ def _row(here: _Split, network: nn.Module, row: Row) -> Row:
 
 
 def _latency(here: _Split, network: nn.Module) -> dict[str, float]:
-    side = here.config.data.image_size
     networks = {"dense": here.dense.cpu(), "compressed": network.cpu()}
     found = {}
-    for runtime in RUNTIMES:
-        for batch_size in LATENCY_BATCHES:
-            try:
-                seconds = measure_latency(networks, side, batch_size, runtime)
-            except ExportError:
-                continue  # a network that ONNX cannot say has no latency there
-            found[f"{runtime} {batch_size}"] = seconds["compressed"] * 1000
-            found[f"dense {runtime} {batch_size}"] = seconds["dense"] * 1000
+    for run, seconds in measure_latency(networks, here.config.data.image_size, LATENCY_BATCHES).items():
+        found[run] = seconds["compressed"] * 1000
+        found[f"dense {run}"] = seconds["dense"] * 1000
     here.dense.to(here.device)
     network.to(here.device)
     return found
@@ -346,6 +344,9 @@ def _check(config: StudyConfig, budgets: Sequence[float], methods: Sequence[str]
     for budget in budgets:
         if not 1 < budget < math.inf:
             raise ConfigError(f"a budget must be above 1, not {budget:g}")
+    for seed in seeds:
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"a seed must be from 0 to 2**32 - 1, not {seed}")
     if len(seeds) > 1 and config.model.checkpoint is not None:
         raise ConfigError(
             "a checkpoint belongs to one split: leave model.checkpoint out so that each split is trained, "
@@ -372,8 +373,11 @@ def _claim(out: Path, config: StudyConfig, epochs: int) -> None:
             return
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is no comparison: name another output folder")
-    (out / "rows").mkdir(parents=True, exist_ok=True)
-    _write(place, tree)
+    try:
+        (out / "rows").mkdir(parents=True, exist_ok=True)
+        _write(place, tree)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
 
 
 def _file(out: Path, method: str, budget: float, seed: int, epochs: int) -> Path:

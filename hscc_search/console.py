@@ -123,31 +123,31 @@ def front_csv(study: "Study") -> str:
 
 
 def comparison_table(summaries: "Sequence[Summary]") -> Table:
-    """Methods at budgets, a row each; with fine-tuning a row more."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("method", "epochs", "FLOPs", "parameters", "accuracy", "to dense", "hscc ahead by", "faster"):
-        table.add_column(column, justify="left" if column in ("method", "faster") else "right")
+    """A row for each method and budget, one more where it was fine-tuned; FLOPs and times are dense / compressed."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    runs = list(dict.fromkeys(run for summary in summaries for run in summary.speedup))
+    for column in ("method", "epochs", "FLOPs", "parameters", "accuracy", "to dense", "hscc ahead", *runs):
+        table.add_column(column.replace("onnxruntime", "ORT"), justify="left" if column == "method" else "right")
     budget = None
     for summary in summaries:
         if budget is not None and summary.budget != budget:
             table.add_section()
         budget = summary.budget
-        speed = summary.speedup
         table.add_row(
             summary.method,
             str(summary.epochs),
-            f"{summary.ratio:.2f}x less" if summary.ratio and summary.method != "dense" else "-",
+            f"{summary.ratio:.2f}x" if summary.ratio and summary.method != "dense" else "-",
             f"{summary.parameters / 1e6:.2f} M" if summary.parameters else "-",
             _points(summary.accuracy, summary.accuracy_se),
             _points(summary.to_dense, summary.to_dense_se, "+")
             if (summary.method, summary.epochs) != ("dense", 0)
             else "-",
             "-" if summary.method in ("dense", "hscc") else _points(summary.to_hscc, summary.to_hscc_se, "+"),
-            ", ".join(f"{name.replace('onnxruntime', 'ort')}: {ratio:.1f}x" for name, ratio in speed.items()),
+            *(f"{summary.speedup[run]:.1f}x" if run in summary.speedup else "-" for run in runs),
         )
     return table
 
 
 def _points(value: float | None, error: float | None, sign: str = "") -> str:
     """A share and its error in percentage points."""
-    return "-" if value is None or error is None else f"{100 * value:{sign}.2f} ± {100 * error:.2f}"
+    return "-" if value is None or error is None else f"{100 * value:{sign}.1f} ± {100 * error:.1f}"

@@ -1,14 +1,22 @@
+import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from geometry import Residual, seeded
+from torch import nn
 
+from hscc_search.compression.calibration import calibrate
+from hscc_search.compression.hscc import compress
+from hscc_search.compression.setting import Setting
 from hscc_search.config import StudyConfig
 from hscc_search.data import Parts, load_dataset, split
 from hscc_search.errors import ModelError
-from hscc_search.evaluation.predict import predict
+from hscc_search.evaluation.predict import normalised, predict
 from hscc_search.models import DigitsCNN, weights_digest
-from hscc_search.training import build, checkpoint_path, dense_network, train
+from hscc_search.search.objective import calibration_images
+from hscc_search.training import build, checkpoint_path, dense_network, fine_tune, train
 
 CPU = torch.device("cpu")
 CHANGES = {
@@ -202,3 +210,144 @@ def test_a_network_of_ones_own_keeps_the_weights_that_it_comes_with(tmp_path, mo
     monkeypatch.syspath_prepend(tmp_path)
     network = build(StudyConfig.from_file("digits", model__name="with_weights:make"), 10)
     assert torch.all(network[1].weight == 0.25)
+
+
+PLAIN = {"training__epochs": 6, "training__flip": False, "training__mixup": 0.0, "training__affine": False}
+
+
+@pytest.fixture(scope="module")
+def pair(dataset, parts, tmp_path_factory):
+    """A dense network that has learnt the digits, and what is left of it with few filters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HSCC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        config = study(**PLAIN)
+        dense = dense_network(config, dataset, parts, CPU)
+        calibration = calibrate(dense, calibration_images(config, parts.train, CPU))
+        return dense, compress(calibration, Setting(regions=4, ratio=0.03)).network
+
+
+def tuned(pair, train_part, report=lambda progress: None, **overrides):
+    dense, compressed = pair
+    network = copy.deepcopy(compressed)
+    config = study(**{**PLAIN, "finetuning__epochs": 2, **overrides})
+    fine_tune(network, dense, config, train_part, CPU, report)
+    return network
+
+
+def divergence(network, dense, part):
+    """Mean Kullback-Leibler divergence of a network's prediction from the dense one's."""
+    with torch.no_grad():
+        images = normalised(torch.from_numpy(np.array(part.images)), study().data)
+        found, wanted = network(images).log_softmax(1), dense(images).log_softmax(1)
+    return float(nn.functional.kl_div(found, wanted, reduction="batchmean", log_target=True))
+
+
+@pytest.mark.parametrize("changes", [{}, {"training__mixup": 0.2, "training__affine": True}], ids=["plain", "mixed"])
+def test_fine_tuning_is_the_same_each_time_and_leaves_the_callers_randomness_alone(pair, parts, changes):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = tuned(pair, parts.train, **changes)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(7)
+    assert weights_digest(tuned(pair, parts.train, **changes)) == weights_digest(first)
+    assert weights_digest(tuned(pair, parts.train, seed=1, **changes)) != weights_digest(first)
+    assert weights_digest(first) != weights_digest(pair[1])
+    assert not first.training
+
+
+@pytest.mark.parametrize("distillation", [0.0, 0.5, 1.0])
+def test_fine_tuning_brings_the_network_nearer_to_its_teacher_and_to_the_labels(pair, parts, distillation):
+    losses = []
+    network = tuned(
+        pair,
+        parts.train,
+        lambda progress: losses.append((progress.done, progress.total, float(progress.note.removeprefix("loss ")))),
+        finetuning__distillation=distillation,
+        finetuning__epochs=4,
+        finetuning__learning_rate=0.005,
+    )
+    dense, compressed = pair
+    assert divergence(network, dense, parts.test) < 0.8 * divergence(compressed, dense, parts.test)
+    assert [step[:2] for step in losses] == [(epoch, 4) for epoch in range(1, 5)]
+    assert losses[-1][2] < losses[0][2]
+
+    def right(one):
+        return (predict(one, parts.test, study().data, CPU).argmax(1) == parts.test.labels).mean()
+
+    assert right(network) > right(compressed)
+
+
+def test_distillation_alone_does_not_look_at_the_labels(pair, parts):
+    wrong = dataclasses.replace(parts.train, labels=np.random.default_rng(0).permutation(parts.train.labels))
+    assert (wrong.labels != parts.train.labels).any()
+
+    def digests(distillation):
+        return {
+            weights_digest(tuned(pair, part, finetuning__epochs=1, finetuning__distillation=distillation))
+            for part in (parts.train, wrong)
+        }
+
+    assert len(digests(1.0)) == 1
+    assert len(digests(0.9)) == 2
+
+
+def test_labels_alone_do_not_look_at_the_teacher(pair, parts):
+    dense, compressed = pair
+    changes = {"finetuning__epochs": 1, "finetuning__distillation": 0.0}
+    other = build(study(seed=7), 10)
+    found = {weights_digest(tuned((teacher, compressed), parts.train, **changes)) for teacher in (dense, other)}
+    assert len(found) == 1
+
+
+def test_the_loss_is_the_weighted_sum_of_the_teachers_and_the_labels(pair, parts):
+    """With one step per epoch, the first note tells the loss of known images."""
+    few = parts.train.sample(16, 0)
+    dense, compressed = pair
+    told = []
+    tuned(
+        pair,
+        few,
+        lambda progress: told.append(float(progress.note.removeprefix("loss "))),
+        training__batch_size=16,
+        training__label_smoothing=0.1,
+        finetuning__distillation=0.3,
+        finetuning__temperature=3.0,
+    )
+    with torch.no_grad():
+        images = normalised(torch.from_numpy(np.array(few.images)), study().data)
+        found, wanted = compressed(images), dense(images)
+        labels = nn.functional.cross_entropy(found, torch.from_numpy(few.labels), label_smoothing=0.1)
+        p, q = (wanted / 3).softmax(1), (found / 3).softmax(1)
+        teacher = 9 * (p * (p / q).log()).sum(dim=1).mean()
+    assert told[0] == pytest.approx(float(0.7 * labels + 0.3 * teacher), rel=0.02, abs=2e-3)
+
+
+def test_every_layer_of_a_folded_network_trains_and_the_teacher_stays_as_it_is(parts):
+    dense = seeded(lambda: Residual(10))
+    calibration = calibrate(dense, calibration_images(study(compression__calibration_images=64), parts.train, CPU))
+    network = compress(calibration, Setting(regions=4, clusters=2, energy=0.8)).network
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+    before, teacher = copy.deepcopy(network), weights_digest(dense)
+    config = study(**PLAIN, finetuning__epochs=1, finetuning__learning_rate=1e-3)
+    fine_tune(network, dense, config, parts.train, CPU)
+    old = dict(before.named_parameters())
+    assert [name for name, value in network.named_parameters() if torch.equal(value, old[name])] == []
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    assert weights_digest(dense) == teacher
+    assert not dense.training
+    assert all(value.grad is None for value in dense.parameters())
+
+
+def test_a_network_with_channels_that_the_loss_does_not_hear_trains_further(parts):
+    """Such channels count little in the fit. Were weights large for that, training would diverge at once."""
+    config = study(**PLAIN, finetuning__epochs=1, compression__calibration_images=64)
+    dense = build(config, 10)
+    with torch.no_grad():
+        dense[11].bias[32:] -= 9  # three quarters of the features never open: fewer are left than filters
+    calibration = calibrate(dense, calibration_images(config, parts.train, CPU))
+    network = compress(calibration, Setting(ratio=0.5)).network
+    assert max(float(value.detach().abs().max()) for value in network.parameters()) < 30
+    before = divergence(network, dense, parts.train)
+    fine_tune(network, dense, config, parts.train, CPU)
+    assert all(value.isfinite().all() for value in network.state_dict().values())
+    assert divergence(network, dense, parts.train) < before + 2

@@ -100,11 +100,7 @@ def allot(calibration: Calibration, setting: Setting) -> dict[str, Allotment]:
 
 def partition(calibration: Calibration, record: LayerRecord, division: Division) -> Partition:
     """One divided layer, divided once per calibration."""
-    key = (record.name, division)
-    if key not in calibration.partitions:
-        calibration.partitions[key] = divide(record, division)
-    found: Partition = calibration.partitions[key]
-    return found
+    return calibration.remember((record.name, division), lambda: divide(record, division))
 
 
 def _allotment(record: LayerRecord, divided: Partition, rows: tuple[tuple[Ranks, ...], ...]) -> Allotment:

@@ -2,9 +2,10 @@
 
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from hscc_search.compression.folding import Fold, fold_batch_norms
 from hscc_search.compression.lattice import Lattice, choose_lattice, positions_first
 from hscc_search.errors import CompressionError
 from hscc_search.progress import Progress, Report, silent
+
+Found = TypeVar("Found")
 
 # Groups of a convolution run one after the other once they are compressed.
 MOST_GROUPS = 8
@@ -64,7 +67,7 @@ class Calibration:
         records: the layers that can be compressed, in execution order.
         left_dense: every other convolution and fully connected layer: its multiply-adds per image and why.
         folder: of the records' files.
-        partitions: the layers as they were divided so far, by layer and division.
+        memory: what was derived from all this so far, see :meth:`remember`.
     """
 
     network: nn.Module
@@ -73,11 +76,18 @@ class Calibration:
     records: tuple[LayerRecord, ...]
     left_dense: dict[str, tuple[int, str]]
     folder: "tempfile.TemporaryDirectory[str]"
-    partitions: dict[Any, Any] = field(default_factory=dict, repr=False)
+    memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def record(self, name: str) -> LayerRecord:
         """The record of one layer."""
         return next(record for record in self.records if record.name == name)
+
+    def remember(self, key: Hashable, derive: Callable[[], Found]) -> Found:
+        """What ``derive`` gives, derived once: it must depend on this calibration and ``key`` alone."""
+        if key not in self.memory:
+            self.memory[key] = derive()
+        found: Found = self.memory[key]
+        return found
 
     @property
     def macs(self) -> int:

@@ -218,16 +218,17 @@ def _fill(
     ``predictor`` and ``factors`` speak of responses times ``effects``: so do weight and bias here, and what leaves
     the block is divided by them.
     """
-    weight, bias = weight.double() * effects[:, None], bias.double() * effects
-    without_bias = (predictor.mean_delivered - bias)[:, None]
+    without_bias = (predictor.mean_delivered - bias.double() * effects)[:, None]
     last: Any
     if factors is None:
-        filters, last = predictor.apply(weight), target
+        filters, last = predictor.apply(weight.double() * effects[:, None]), target
         offset = predictor.mean_dense - predictor.apply(without_bias)[:, 0]
     else:
         assert isinstance(target, nn.Sequential)
         first, last = target
-        first.weight.copy_((factors.basis @ weight).view_as(first.weight))  # type: ignore[operator, arg-type]
+        # In the weights' own precision: a fully connected layer in float64 would fill hundreds of megabytes.
+        basis = (factors.basis * effects).to(weight.dtype)
+        first.weight.copy_((basis @ weight).view_as(first.weight))  # type: ignore[operator, arg-type]
         filters = factors.recombination
         offset = predictor.mean_dense - (factors.recombination @ (factors.basis @ without_bias))[:, 0]
     last.weight.copy_((filters / effects[:, None]).view_as(last.weight))

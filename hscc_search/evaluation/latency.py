@@ -1,9 +1,10 @@
 """How long a network takes for a batch, in torch and in ONNX Runtime."""
 
+import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,18 @@ import onnxruntime
 import torch
 from torch import nn
 
+from hscc_search.errors import ExportError
 from hscc_search.export.onnx import write_onnx
 
-RUNTIMES = ("torch", "onnxruntime")
 # Before times count, so that memory and kernels are in place.
-_WARM_UP = 3
+_WARM_UP = 2
+# Timed batches: of one image, and of more.
+_REPEATS_OF_ONE, _REPEATS = 25, 7
 
 
 def measure_latency(
-    networks: Mapping[str, nn.Module], image_size: int, batch_size: int, runtime: str, repeats: int = 15
-) -> dict[str, float]:
+    networks: Mapping[str, nn.Module], image_size: int, batch_sizes: Sequence[int]
+) -> dict[str, dict[str, float]]:
     """Median seconds per batch of several networks, taken in turns so that other work on the machine hits all alike.
 
     torch runs with images in channels-last order; ONNX Runtime gets as many threads as torch has.
@@ -28,46 +31,53 @@ def measure_latency(
     Args:
         networks: on the CPU, in evaluation mode, by name.
         image_size: side of the images in pixels.
-        batch_size: images per batch.
-        runtime: ``torch`` or ``onnxruntime``.
-        repeats: timed batches per network.
+        batch_sizes: images per batch.
 
     Returns:
-        Seconds by name.
+        By ``runtime batch``, such as ``torch 1``, the seconds by name of the network. ONNX Runtime is missing where a
+        network cannot be exported.
     """
-    images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    runs: dict[str, Callable[[], object]] = {}
-    for name, network in networks.items():
-        runs[name] = _in_torch(network, images) if runtime == "torch" else _in_onnxruntime(network, images)
+    runners: dict[str, dict[str, Callable[[torch.Tensor], object]]] = {
+        "torch": {name: _in_torch(network) for name, network in networks.items()}
+    }
+    with contextlib.suppress(ExportError):
+        runners["onnxruntime"] = {name: _in_onnxruntime(network, image_size) for name, network in networks.items()}
+    found = {}
+    for runtime, runs in runners.items():
+        for batch_size in batch_sizes:
+            images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+            found[f"{runtime} {batch_size}"] = _in_turns(runs, images)
+    return found
+
+
+def _in_turns(runs: Mapping[str, Callable[[torch.Tensor], object]], images: torch.Tensor) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(_WARM_UP + repeats):
+    for turn in range(_WARM_UP + (_REPEATS_OF_ONE if len(images) == 1 else _REPEATS)):
         for name, run in runs.items():
             start = time.perf_counter()
-            run()
+            run(images)
             if turn >= _WARM_UP:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _in_torch(network: nn.Module, images: torch.Tensor) -> Callable[[], object]:
+def _in_torch(network: nn.Module) -> Callable[[torch.Tensor], object]:
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batch = images.contiguous(memory_format=torch.channels_last)
 
-    def run() -> object:
+    def run(images: torch.Tensor) -> object:
         with torch.inference_mode():
-            return network(batch)
+            return network(images.contiguous(memory_format=torch.channels_last))
 
     return run
 
 
-def _in_onnxruntime(network: nn.Module, images: torch.Tensor) -> Callable[[], object]:
+def _in_onnxruntime(network: nn.Module, image_size: int) -> Callable[[torch.Tensor], object]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Waiting threads that spin would take the processor from the other networks' turns.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_onnx(network, images.shape[-1], path)
+        write_onnx(network, image_size, path)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    feed = {"images": np.ascontiguousarray(images.numpy())}
-    return lambda: session.run(None, feed)
+    return lambda images: session.run(None, {"images": np.asarray(images)})

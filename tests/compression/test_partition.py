@@ -31,7 +31,6 @@ def record_of(height, width, outputs, images, seed, groups=1, scale=1.0):
         name="layer",
         lattice=lattice,
         effects=torch.from_numpy(generator.exponential(size=(lattice.positions, outputs))).float(),
-        coherence=1.0,
         profiles=torch.from_numpy(generator.random((outputs, height, width))).float(),
         macs=height * width * outputs * 9,
         groups=groups,

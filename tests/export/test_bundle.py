@@ -10,11 +10,11 @@ import yaml
 from PIL import Image
 
 import hscc_search
-from hscc_search.config import StudyConfig
+from hscc_search.config import StudyConfig, find_study_file
 from hscc_search.data import load_dataset, split
 from hscc_search.errors import CompressionError, ExportError
 from hscc_search.export.bundle import export
-from hscc_search.search.study import run_study
+from hscc_search.search.study import read_study, run_study
 
 FILES = {
     "model.onnx",
@@ -172,3 +172,27 @@ def test_other_images_are_refused_before_anything_is_trained_on_them(study, imag
         )
     assert {progress.task for progress in told} == {"reading images"}
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_that_fine_tunes_exports_what_it_measured(cli, tmp_path):
+    study_file = yaml.safe_load(find_study_file("digits").read_text())
+    study_file |= {"name": "tuned", "trials": 2, "finetuning": {"epochs": 1}}
+    study_file["space"]["energy"] = {"low": 0.5, "high": 0.6}
+    (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(study_file))
+    cli("run", "tuned.yaml", cwd=tmp_path)
+    told = cli("export", "tuned", "--select", "trial:1", "--out", "out", cwd=tmp_path).stdout
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert f"test accuracy {metrics['test']['accuracy']:.4f}" in told
+
+    read = read_study(f"sqlite:///{tmp_path}/hscc-studies.db", "tuned")
+    assert read.config.finetuning.epochs == 1
+    assert metrics["validation"]["accuracy"] == read.points[1].accuracy
+    assert metrics["test"]["flops"] == read.points[1].flops < 0.5 * read.dense.flops
+    plain = StudyConfig.from_tree(
+        {**study_file, "name": "plain", "finetuning": {}, "storage": f"sqlite:///{tmp_path}/plain.db"}, "plain"
+    )
+    untuned = run_study(plain).points
+    assert [point.settings for point in untuned[:1]] == [point.settings for point in read.points[:1]]
+    assert untuned[0].flops == read.points[0].flops
+    assert untuned[0].accuracy <= read.points[0].accuracy
+    assert hscc_search.load(tmp_path / "out")(torch.rand(2, 3, 16, 16)).shape == (2, 10)

@@ -59,7 +59,7 @@ def test_a_trial_records_plan_measures_and_seconds(digits):
     (trial,) = optuna.load_study(study_name="digits", storage=existing_storage(config.storage)).trials
     assert trial.values == [study.points[0].flops, study.points[0].accuracy]
     assert set(trial.params) == {"regions", "clusters", "energy"}
-    assert set(trial.user_attrs["seconds"]) == {"compress", "count", "evaluate"}
+    assert set(trial.user_attrs["seconds"]) == {"compress", "fine-tune", "count", "evaluate"}
     assert set(trial.user_attrs["quality"]) >= {
         "accuracy",
         "accuracy_se",
@@ -118,7 +118,7 @@ def test_the_timeout_starts_no_more_trials(digits):
 def test_trials_that_all_fail_end_the_study_with_the_reason(digits, monkeypatch):
     from hscc_search.search.objective import Bench
 
-    def fail(bench, setting):
+    def fail(bench, setting, report):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Bench, "measure", fail)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -37,7 +38,10 @@ def compress_alds(network: nn.Module, calibration: Calibration, budget: float) -
         CompressionError: the budget is out of reach.
     """
     found = targets(network, calibration)
-    ladders = {target.name: group_ladder(target) for target in found}
+    # The spectra of all groups take a minute where layers have thousands of inputs, and serve every budget.
+    ladders = {
+        target.name: calibration.remember(("alds", target.name), partial(group_ladder, target)) for target in found
+    }
     forms = allocate("alds", dense_macs(calibration), budget, ladders)
     return with_layers(
         network,

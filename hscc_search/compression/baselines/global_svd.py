@@ -1,5 +1,7 @@
 """Low rank in the weights, with one energy for the whole network."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -28,7 +30,10 @@ def compress_global_svd(network: nn.Module, calibration: Calibration, budget: fl
         CompressionError: the budget is out of reach.
     """
     found = targets(network, calibration)
-    ladders = {target.name: energy_ladder(target) for target in found}
+    ladders = {
+        target.name: calibration.remember(("global-svd", target.name), partial(energy_ladder, target))
+        for target in found
+    }
     forms = allocate("global-svd", dense_macs(calibration), budget, ladders)
     return with_layers(
         network,

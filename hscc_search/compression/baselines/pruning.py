@@ -13,10 +13,12 @@ from hscc_search.compression.calibration import Calibration
 
 # Each step takes out this share of the channels, and where the budget is this far away, so many steps are one.
 _STEPS = 200
-_FAR, _STRIDE = 1.25, 4
+_FAR, _STRIDE = 1.25, 8
 # After so many steps the gradients are taken anew.
 _STEPS_PER_GRADIENT = 20
 _BATCH = 64
+# Images that the gradients are taken on, at most: each time costs a backward pass over them.
+_IMAGES = 256
 
 
 def compress_pruning(network: nn.Module, calibration: Calibration, budget: float) -> nn.Module:
@@ -39,7 +41,7 @@ def compress_pruning(network: nn.Module, calibration: Calibration, budget: float
     Raises:
         CompressionError: the budget is out of reach.
     """
-    images = calibration.images
+    images = calibration.images[:: -(-len(calibration.images) // _IMAGES)]
     result = copy.deepcopy(network).eval()
     dense, last = _look(result, images[:1])
     room = allowance(dense, budget)

@@ -1,0 +1,96 @@
+"""How long compressing takes beside the dense network's own passes, and what memory it needs. Run by `make benchmark`.
+
+Prints two comparisons, each made within one run: AlexNet compressed with given calibration against forward passes of
+the dense network over the calibration images; and the peak memory of compressing stacks of equal layers, 4 and 16 of
+them, which grows with the largest layer and not with their number (read from Linux's /proc).
+"""
+
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hscc_search.compression.calibration import calibrate
+from hscc_search.compression.hscc import compress
+from hscc_search.compression.setting import Setting
+from hscc_search.models import build
+
+IMAGES, SIDE, REPEATS = 512, 224, 5
+CHANNELS, STACK_IMAGES, STACK_SIDE = 96, 128, 56
+
+
+def smooth_images(count, side):
+    coarse = torch.randn(count, 3, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
+    return nn.functional.interpolate(coarse, size=(side, side), mode="bilinear").contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+@torch.inference_mode()
+def forward(network, images):
+    for batch in images.split(64):
+        network(batch)
+
+
+def seconds_of(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def time_beside_forward():
+    torch.manual_seed(0)
+    network = build("alexnet", 4, SIDE)
+    images = smooth_images(IMAGES, SIDE)
+    calibration = calibrate(network, images)
+    for regions in (1, 4, 9):
+        dense, ours = [], []
+        for _ in range(REPEATS):
+            calibration.memory.clear()  # given calibration, but nothing of an earlier trial
+            dense.append(seconds_of(lambda: forward(network, images)))
+            setting = Setting(regions=regions, budget=6, rank_multiple=8)
+            ours.append(seconds_of(lambda setting=setting: compress(calibration, setting)))
+        ratio = statistics.median(ours) / statistics.median(dense)
+        print(f"AlexNet, {IMAGES} images, {regions} regions: compressing takes {ratio:.2f} dense forward passes")
+
+
+def peak_of_stack(depth, results):
+    """Peak memory above what is there before compressing, in MB."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, CHANNELS, 3, padding=1), nn.ReLU()]
+    for _ in range(depth):
+        layers += [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 4))
+    calibration = calibrate(network, smooth_images(STACK_IMAGES, STACK_SIDE), batch_size=8)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is calibration's: begin anew
+    before = peak_megabytes()
+    compress(calibration, Setting(regions=4, budget=4))
+    results.put((peak_megabytes() - before, before))
+
+
+def peak_megabytes():
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
+
+
+def memory_of_stacks():
+    context = multiprocessing.get_context("spawn")
+    largest = STACK_IMAGES * CHANNELS * STACK_SIDE**2 * 4 / 2**20
+    for depth in (4, 16):
+        results = context.Queue()
+        process = context.Process(target=peak_of_stack, args=(depth, results))
+        process.start()
+        extra, before = results.get()
+        process.join()
+        print(
+            f"{depth} equal layers: compressing lifts the peak by {extra:.0f} MB over {before:.0f} MB "
+            f"(one layer's answers to all calibration images: {largest:.0f} MB)"
+        )
+
+
+if __name__ == "__main__":
+    time_beside_forward()
+    memory_of_stacks()

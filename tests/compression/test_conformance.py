@@ -1,0 +1,239 @@
+"""The compressor on the architectures of the zoo: random weights, batch norms as after training."""
+
+import gc
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from geometry import smooth_images
+from torch import nn
+
+from hscc_search import models
+from hscc_search.compression.allotment import TINY_SHARE
+from hscc_search.compression.calibration import calibrate
+from hscc_search.compression.hscc import compress, rebuild
+from hscc_search.compression.setting import Setting
+from hscc_search.errors import CompressionError
+from hscc_search.evaluation.cost import measure_cost
+
+CLASSES = 5
+BUDGET = 1.5
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A network, the side of its images, and what is to become of it.
+
+    Attributes:
+        norms: how many batch norms it has.
+        kept: a pattern of the names of those that follow no convolution, None if there are none.
+        depthwise: how many depthwise convolutions it has.
+        outside: multiply-adds outside of modules that the compressor knows.
+    """
+
+    name: str
+    side: int
+    norms: int = 0
+    kept: str | None = None
+    depthwise: int = 0
+    outside: int = 0
+
+
+# VanillaNet's activations convolve 7 x 7 by a function: 128 channels at 16 x 16, then twice the channels at half the
+# side for three stages.
+SERIES = sum(49 * (128 << stage) * (16 >> stage) ** 2 for stage in range(4))
+
+LIGHT = [
+    Zoo("alexnet", 64),
+    Zoo("resnet18", 64, norms=20),
+    Zoo("resnet50", 32, norms=53),
+    # Its batch norms come before the convolutions: those after a concatenation stay.
+    Zoo("densenet121", 32, norms=121, kept=r"norm1|norm5|transition\d\.norm"),
+    Zoo("mobilenet_v2", 64, norms=52, depthwise=17),
+    Zoo("efficientnet_b0", 64, norms=49, depthwise=16),
+    Zoo("convnext_tiny", 32, depthwise=18),
+    Zoo("ghostnetv2_100", 64, norms=122, depthwise=69),
+    Zoo("ese_vovnet19b_dw", 32, norms=23, depthwise=14),
+    Zoo("vovnet39a", 32, norms=39),
+    Zoo("repvgg_a0", 64, norms=61, kept="identity"),  # branches without a convolution
+    Zoo("networks:vanillanet_5", 64, norms=13, kept=r"\.norm$", outside=SERIES),
+    Zoo("networks:in_the_style_of_lsnet", 64, norms=42, kept=r"^\d+(\.norm)?$", depthwise=13),
+    Zoo("inception_v4", 96, norms=149),
+]
+HEAVY = [
+    Zoo("vgg16", 32),
+    Zoo("inception_resnet_v2", 96, norms=204),
+    Zoo("nasnetalarge", 96, norms=264, kept=r"final_path_bn|conv_prev_1x1\.bn", depthwise=220),
+]
+
+
+def built(zoo, seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return models.build(zoo.name, CLASSES, zoo.side)
+
+
+@torch.no_grad()
+def settle(network, side):
+    """Batch norms as after training: statistics near those of images, affine parts that are no identity.
+
+    Statistics that have nothing to do with the responses would let them vanish or explode in a deep network.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(like, low, high):
+        return torch.empty_like(like).uniform_(low, high, generator=generator)
+
+    models.kaiming_initialise(network)
+    for name, parameter in network.named_parameters():
+        if name.endswith("layer_scale"):  # of ConvNeXt; begins at 1e-6, which switches the blocks off
+            parameter.copy_(uniform(parameter, 0.5, 1.5))
+    norms = [module for module in network.modules() if isinstance(module, NORMS)]
+    for norm in norms:
+        norm.weight.copy_(uniform(norm.weight, 0.5, 1.5))
+        norm.bias.copy_(uniform(norm.bias, -0.5, 0.5))
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    network(torch.cat([smooth_images(8, 98, side), torch.randn(8, 3, side, side, generator=generator)]))
+    for norm in norms:
+        norm.eval()
+        norm.running_mean += uniform(norm.running_mean, -0.5, 0.5) * norm.running_var.sqrt()
+        norm.running_var *= uniform(norm.running_var, 0.5, 2)
+    return network
+
+
+@torch.no_grad()
+def distance(network, dense, images):
+    """Error relative to how much the dense outputs vary."""
+    expected = dense(images)
+    return float((network(images) - expected).norm() / (expected - expected.mean(dim=0)).norm())
+
+
+def norms_of(network):
+    return [name for name, module in network.named_modules() if isinstance(module, NORMS)]
+
+
+def check_plan(zoo, dense, calibration, found):
+    """Every layer is in the plan once, compressed or with a reason that holds."""
+    layers = {name: layer for name, layer in dense.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    assert sorted(entry.name for entry in found.plan) == sorted(layers)
+    plan = {entry.name: entry for entry in found.plan}
+    depthwise = {name for name, layer in layers.items() if 1 < getattr(layer, "groups", 1) == layer.in_channels}
+    assert {name for name, entry in plan.items() if entry.left_dense == "depthwise"} == depthwise
+    assert len(depthwise) == zoo.depthwise
+    for name in plan.keys() - depthwise:
+        tiny = plan[name].macs_dense < TINY_SHARE * calibration.macs
+        assert plan[name].left_dense == ("tiny" if tiny else None)
+    for entry in found.plan:
+        assert (entry.left_dense is None) == (entry.name in found.form.layers)
+        assert entry.macs <= entry.macs_dense
+        assert (entry.regions > 0) == (entry.left_dense is None)
+    assert sum(any(entry.ranks) for entry in found.plan) >= 5
+
+
+def check_macs(zoo, dense, calibration, found):
+    """The formula, fvcore and torch agree, and the budget is kept."""
+    cost, cost_dense = measure_cost(found.network, zoo.side), measure_cost(dense, zoo.side)
+    assert found.macs + zoo.outside == cost.macs == cost.macs_torch
+    assert calibration.macs + zoo.outside == cost_dense.macs == cost_dense.macs_torch
+    assert calibration.macs == sum(entry.macs_dense for entry in found.plan)
+    assert found.macs * BUDGET <= calibration.macs
+    assert cost.macs < cost_dense.macs
+
+
+def check_folds(zoo, dense, calibration):
+    """What follows a convolution is folded, and nothing else."""
+    kept = [name for name in norms_of(dense) if zoo.kept is not None and re.search(zoo.kept, name)]
+    assert len(norms_of(dense)) == zoo.norms
+    assert norms_of(calibration.network) == kept
+    assert len(calibration.folds) == zoo.norms - len(kept)
+    assert distance(calibration.network, dense, calibration.images) < 1e-3
+
+
+def check_outputs(network, side):
+    with torch.no_grad():
+        output = network(smooth_images(3, seed=2, side=side))
+    assert output.shape == (3, CLASSES)
+    assert output.isfinite().all()
+
+
+@dataclass(frozen=True)
+class Case:
+    zoo: Zoo
+    dense: nn.Module
+    calibration: Any
+    divided: Any
+    whole: Any
+
+
+@pytest.fixture(scope="module", params=LIGHT, ids=lambda zoo: zoo.name)
+def case(request):
+    torch.set_num_threads(1)
+    zoo = request.param
+    dense = settle(built(zoo), zoo.side)
+    calibration = calibrate(dense, smooth_images(16, side=zoo.side))
+    yield Case(
+        zoo,
+        dense,
+        calibration,
+        compress(calibration, Setting(regions=4, clusters=2, budget=BUDGET)),
+        compress(calibration, Setting(energy=1.0)),
+    )
+    gc.collect()
+
+
+def test_the_compressed_network_answers(case):
+    check_outputs(case.divided.network, case.zoo.side)
+    assert not case.divided.network.training
+
+
+def test_every_layer_is_compressed_or_left_for_a_reason(case):
+    check_plan(case.zoo, case.dense, case.calibration, case.divided)
+    assert max(entry.regions for entry in case.divided.plan) == 4
+    assert max(len(ranks) for entry in case.divided.plan for ranks in entry.ranks) == 2
+
+
+def test_the_formula_and_both_counters_agree(case):
+    check_macs(case.zoo, case.dense, case.calibration, case.divided)
+
+
+def test_batch_norms_after_a_convolution_are_folded(case):
+    check_folds(case.zoo, case.dense, case.calibration)
+
+
+def test_all_the_energy_answers_as_the_dense_network(case):
+    assert sum(any(entry.ranks) for entry in case.whole.plan) >= 1
+    assert distance(case.whole.network, case.dense, case.calibration.images) < 1e-3
+
+
+def test_form_and_weights_rebuild_it_from_a_fresh_network(case):
+    again = built(case.zoo, seed=1)
+    rebuild(again, case.divided.form)
+    again.load_state_dict(case.divided.network.state_dict())
+    images = smooth_images(3, seed=2, side=case.zoo.side)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), case.divided.network(images))
+
+
+def test_images_of_another_size_are_refused_by_regions_and_taken_by_whole_maps(case):
+    other = case.zoo.side + 32
+    with pytest.raises(CompressionError, match="regions belong to a map"):
+        case.divided.network(smooth_images(2, side=other))
+    check_outputs(case.whole.network, other)
+
+
+@pytest.mark.parametrize("zoo", HEAVY, ids=lambda zoo: zoo.name)
+def test_a_heavy_network_is_compressed(zoo):
+    dense = settle(built(zoo), zoo.side)
+    calibration = calibrate(dense, smooth_images(16, side=zoo.side))
+    # Neighbours as clusters, since k-means over thousands of channels takes most of the time.
+    setting = Setting(regions=4, clusters=2, budget=BUDGET, cluster_strategy="contiguous")
+    found = compress(calibration, setting)
+    check_outputs(found.network, zoo.side)
+    check_plan(zoo, dense, calibration, found)
+    check_macs(zoo, dense, calibration, found)
+    check_folds(zoo, dense, calibration)
