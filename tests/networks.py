@@ -1,5 +1,7 @@
 """Networks of the paper's zoo that neither torchvision nor timm has, for ``models.build("networks:NAME", ...)``."""
 
+import itertools
+
 import torch
 from timm.layers import SqueezeExcite
 from torch import nn
@@ -44,7 +46,7 @@ class VanillaNet(nn.Module):
                     nn.MaxPool2d(2),
                     SeriesActivation(after),
                 )
-                for before, after in zip(widths[:-1], widths[1:], strict=True)
+                for before, after in itertools.pairwise(widths)
             )
         )
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -1,7 +1,7 @@
 """What rank each part of each layer gets, before anything is fitted."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +9,8 @@ from torch import nn
 
 from hscc_search.compression.budget import Options, solve
 from hscc_search.compression.calibration import Calibration, LayerRecord
-from hscc_search.compression.layers import Blueprint
+from hscc_search.compression.input_axes import input_metric
+from hscc_search.compression.layers import Blueprint, input_positions
 from hscc_search.compression.partition import Block, Division, Partition, divide
 from hscc_search.compression.ranks import largest_first, rank_for_energy
 from hscc_search.compression.regions import pieces
@@ -19,7 +20,28 @@ from hscc_search.errors import CompressionError
 # A layer below this share of the network's multiply-adds is not worth an approximation.
 TINY_SHARE = 1e-4
 
-Ranks = tuple[int, ...] | None
+# Input ranks that are tried for one block, evenly spaced.
+_INPUT_RANKS = 16
+# What dropping input directions loses counts this much more: the fit behind makes up for less of it.
+_INPUT_WEIGHT = 2.0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of one factored block.
+
+    Attributes:
+        clusters: of each cluster.
+        inputs: of the input channels, or None where the basis filters see all of them.
+    """
+
+    clusters: tuple[int, ...]
+    inputs: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Number of basis filters."""
+        return sum(self.clusters)
 
 
 @dataclass(frozen=True)
@@ -28,39 +50,60 @@ class Allotment:
 
     Attributes:
         partition: where it is divided.
-        ranks: for each group and region the rank of each cluster, or None for a region that stays dense.
+        ranks: for each group and region, None for a region that stays dense.
         blueprint: the form of the module.
         macs: its multiply-adds per image.
     """
 
     partition: Partition
-    ranks: tuple[tuple[Ranks, ...], ...]
+    ranks: tuple[tuple[Ranks | None, ...], ...]
     blueprint: Blueprint
     macs: int
 
 
 @dataclass(frozen=True)
 class _Place:
-    """One block with what its cost depends on: K (D + C) multiply-adds per position, or D C where it stays dense."""
+    """One block and what its cost depends on.
+
+    Attributes:
+        channels: input channels of the filters.
+        taps: of one filter and channel; D = channels * taps.
+        area: output positions.
+        input_area: input positions.
+    """
 
     record: LayerRecord
     block: Block
-    inputs: int
+    channels: int
+    taps: int
+    input_area: int
 
     @property
     def outputs(self) -> int:
         return len(self.block.clusters)
 
-    @property
-    def most(self) -> int:
-        """The largest rank that is cheaper than the dense filters, or 0."""
-        return min(self.outputs, (self.inputs * self.outputs - 1) // (self.inputs + self.outputs))
+    def weights(self, ranks: "_Pair | None") -> tuple[np.ndarray, np.ndarray]:
+        """Weights that are applied at each input position, and at each output position."""
+        if ranks is None:
+            return np.array(0), np.array(self.channels * self.taps * self.outputs)
+        rank, inputs = (np.asarray(values) for values in ranks)
+        # An input rank of 0 stands for all channels.
+        at_inputs = inputs * self.channels
+        seen = np.where(inputs > 0, inputs, self.channels)
+        return at_inputs, rank * (seen * self.taps + self.outputs)
 
-    def macs(self, rank: int | None) -> int:
-        return self.block.area * self.weights(rank)
+    def macs(self, ranks: "_Pair | None") -> np.ndarray:
+        at_inputs, at_outputs = self.weights(ranks)
+        macs: np.ndarray = self.input_area * at_inputs + self.block.area * at_outputs
+        return macs
 
-    def weights(self, rank: int | None) -> int:
-        return self.inputs * self.outputs if rank is None else rank * (self.inputs + self.outputs)
+    def parameters(self, ranks: "_Pair | None") -> np.ndarray:
+        at_inputs, at_outputs = self.weights(ranks)
+        parameters: np.ndarray = at_inputs + at_outputs
+        return parameters
+
+
+_Pair = tuple[Any, Any]  # total rank and input rank, numbers or arrays of them
 
 
 def allot(calibration: Calibration, setting: Setting) -> dict[str, Allotment]:
@@ -73,13 +116,8 @@ def allot(calibration: Calibration, setting: Setting) -> dict[str, Allotment]:
         CompressionError: the budget is out of reach.
     """
     records = [record for record in calibration.records if record.macs >= TINY_SHARE * calibration.macs]
-    partitions = {record.name: partition(calibration, record, setting.division) for record in records}
-    places = [
-        _Place(record, block, _inputs(record))
-        for record in records
-        for row in partitions[record.name].blocks
-        for block in row
-    ]
+    partitions = {record.name: _partition(calibration, record, setting.division) for record in records}
+    places = [place for record in records for place in _places(calibration, record, partitions[record.name])]
     if setting.budget is not None:
         chosen = _within_budget(calibration, setting, places)
     else:
@@ -92,35 +130,50 @@ def allot(calibration: Calibration, setting: Setting) -> dict[str, Allotment]:
         rows = tuple(tuple(here[start : start + count]) for start in range(0, len(here), count))
         if all(ranks is None for ranks in here) and count > 1:
             # Dense filters of its own for each region would cost time and gain little.
-            divided = partition(calibration, record, Division("none", 1, "none", 1, setting.seed))
+            divided = _partition(calibration, record, Division("none", 1, "none", 1, setting.seed))
             rows = tuple((None,) for _ in divided.blocks)
-        result[record.name] = _allotment(record, divided, rows)
+        places_here = _places(calibration, record, divided)
+        ranks_here = [ranks for row in rows for ranks in row]
+        macs = sum(
+            int(place.macs(None if ranks is None else (ranks.total, ranks.inputs or 0)))
+            for place, ranks in zip(places_here, ranks_here, strict=True)
+        )
+        blueprint = Blueprint(
+            (record.lattice.height, record.lattice.width),
+            tuple(tuple(None if ranks is None else ranks.total for ranks in row) for row in rows),
+            pieces(divided.labels),
+            tuple(tuple(None if ranks is None else ranks.inputs for ranks in row) for row in rows),
+        )
+        result[record.name] = Allotment(divided, rows, blueprint, macs)
     return result
 
 
-def partition(calibration: Calibration, record: LayerRecord, division: Division) -> Partition:
-    """One divided layer, divided once per calibration."""
+def _partition(calibration: Calibration, record: LayerRecord, division: Division) -> Partition:
     return calibration.remember((record.name, division), lambda: divide(record, division))
 
 
-def _allotment(record: LayerRecord, divided: Partition, rows: tuple[tuple[Ranks, ...], ...]) -> Allotment:
-    totals = tuple(tuple(None if ranks is None else sum(ranks) for ranks in row) for row in rows)
-    macs = sum(
-        _Place(record, block, _inputs(record)).macs(total)
-        for row, totals_of_row in zip(divided.blocks, totals, strict=True)
-        for block, total in zip(row, totals_of_row, strict=True)
-    )
-    lattice = record.lattice
-    blueprint = Blueprint((lattice.height, lattice.width), totals, pieces(divided.labels))
-    return Allotment(divided, rows, blueprint, macs)
+def _places(calibration: Calibration, record: LayerRecord, divided: Partition) -> list[_Place]:
+    layer = calibration.network.get_submodule(record.name)
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    channels = layer.weight.shape[1]
+    taps = layer.weight[0, 0].numel()
+    cut = pieces(divided.labels)
+    return [
+        _Place(
+            record,
+            block,
+            channels,
+            taps,
+            input_positions(layer, cut, region, record.inputs.size)
+            if isinstance(layer, nn.Conv2d) and record.inputs is not None
+            else 0,
+        )
+        for row in divided.blocks
+        for region, block in enumerate(row)
+    ]
 
 
-def _inputs(record: LayerRecord) -> int:
-    positions = record.lattice.height * record.lattice.width
-    return record.macs // (positions * len(record.profiles))
-
-
-def _by_share(place: _Place, setting: Setting) -> Ranks:
+def _by_share(place: _Place, setting: Setting) -> Ranks | None:
     eigenvalues = place.block.eigenvalues
     if setting.energy is not None:
         energy = setting.energy
@@ -130,57 +183,93 @@ def _by_share(place: _Place, setting: Setting) -> Ranks:
         ratio = setting.ratio
         ranks = [max(1, round(ratio * len(values))) for values in eigenvalues]
     total = max(1, -(-sum(ranks) // setting.rank_multiple) * setting.rank_multiple)
-    if total > place.most:
+    if total > place.outputs or place.macs((total, 0)) >= place.macs(None):
         return None
-    return largest_first(eigenvalues, ranks, total)
+    return Ranks(largest_first(eigenvalues, ranks, total))
 
 
-def _within_budget(calibration: Calibration, setting: Setting, places: list[_Place]) -> list[Ranks]:
-    """The ranks with the least loss whose cost, with what cannot be compressed, stays within the budget.
-
-    What dropping directions of a response costs is taken as their variance, weighted by the effects and summed over
-    positions: twice the rise of the loss to second order, if errors at different places are independent.
-    """
+def _within_budget(calibration: Calibration, setting: Setting, places: list[_Place]) -> list[Ranks | None]:
+    """The ranks with the least loss whose cost, with what cannot be compressed, stays within the budget."""
     assert setting.budget is not None
-    cost: Callable[[_Place, int | None], int]
+    names = list(dict.fromkeys(place.record.name for place in places))
     if setting.budget_of == "flops":
         cost, total = _Place.macs, calibration.macs
-        fixed = total - sum(record.macs for record in {place.record.name: place.record for place in places}.values())
+        fixed = total - sum(calibration.record(name).macs for name in names)
     else:
-        cost, total = _Place.weights, _parameters(calibration.network)
-        layers = {place.record.name for place in places}
-        fixed = total - sum(_parameters(calibration.network.get_submodule(name)) for name in layers)
+        cost, total = _Place.parameters, _parameters(calibration.network)
+        fixed = total - sum(_parameters(calibration.network.get_submodule(name)) for name in names)
         fixed += sum(place.outputs for place in places)  # each region has a bias of its own
-    classes, totals = [], []
-    multiple = setting.rank_multiple
+    forms, classes = [], []
     for place in places:
-        spectrum = torch.cat(place.block.eigenvalues).sort(descending=True).values.cpu().numpy()
-        tails = np.maximum(spectrum.sum() - np.cumsum(spectrum), 0) * place.block.area
-        # A rank beyond the last positive eigenvalue gains nothing.
-        positive = max(1, int(np.count_nonzero(spectrum)))
-        useful = min(place.most, -(-positive // multiple) * multiple)
-        ranks = np.arange(multiple, useful + 1, multiple)
-        unit = cost(place, 1)
-        classes.append(
-            Options(
-                costs=np.r_[ranks * unit, cost(place, None)].astype(np.int64),
-                losses=np.r_[tails[ranks - 1], 0.0],
-            )
-        )
-        totals.append([*ranks.tolist(), None])
+        ranks, inputs, losses = _losses(calibration, place, setting.rank_multiple)
+        costs = np.r_[cost(place, (ranks, inputs)), cost(place, None)].astype(np.int64)
+        losses = np.r_[losses, 0.0]
+        # Whatever costs more must lose less; nothing costs more than the dense filters.
+        order = np.lexsort((losses, costs))
+        least = np.r_[np.inf, np.minimum.accumulate(losses[order])[:-1]]
+        order = order[(losses[order] < least) & (costs[order] <= costs[-1])]
+        forms.append([None if at == len(ranks) else (int(ranks[at]), int(inputs[at])) for at in order])
+        classes.append(Options(costs[order], losses[order]))
     limit = int(total / setting.budget) - fixed
     cheapest = sum(int(options.costs[0]) for options in classes)
     if cheapest > limit:
         raise CompressionError(
             f"a budget of {setting.budget:g}x fewer {setting.budget_of} is out of reach: "
-            f"rank {setting.rank_multiple} everywhere gives {total / (fixed + cheapest):.3g}x"
+            f"the lowest ranks everywhere give {total / (fixed + cheapest):.3g}x"
         )
-    return [
-        None
-        if (rank := options[position]) is None
-        else largest_first(place.block.eigenvalues, [0] * len(place.block.eigenvalues), rank)
-        for place, options, position in zip(places, totals, solve(classes, limit), strict=True)
-    ]
+    found: list[Ranks | None] = []
+    for place, options, position in zip(places, forms, solve(classes, limit), strict=True):
+        form = options[position]
+        if form is None:
+            found.append(None)
+        else:
+            eigenvalues = place.block.eigenvalues
+            clusters = largest_first(eigenvalues, [0] * len(eigenvalues), form[0])
+            found.append(Ranks(clusters, form[1] or None))
+    return found
+
+
+def _losses(calibration: Calibration, place: _Place, multiple: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The factored forms of a block: total ranks, input ranks (0 for all channels), and what each loses.
+
+    What dropping directions costs is taken as their variance, weighted by the effects and summed over positions: twice
+    the rise of the loss to second order, if errors at different places are independent. Dropping directions of the
+    response and of the input add up.
+    """
+    area = place.block.area
+    spectrum = torch.cat(place.block.eigenvalues).sort(descending=True).values.cpu().numpy()
+    tails = np.maximum(spectrum.sum() - np.cumsum(spectrum), 0) * area
+    # A rank beyond the last positive eigenvalue gains nothing.
+    positive = max(1, int(np.count_nonzero(spectrum)))
+    ranks = np.arange(multiple, min(place.outputs, -(-positive // multiple) * multiple) + 1, multiple)
+    if place.record.inputs is None or place.channels < 2:
+        return ranks, np.zeros_like(ranks), tails[ranks - 1]
+    key = ("input spectrum", place.record.name, id(place.block))
+    input_spectrum = calibration.remember(key, lambda: _input_spectrum(calibration, place))
+    input_tails = np.maximum(input_spectrum.sum() - np.cumsum(input_spectrum), 0) * area * _INPUT_WEIGHT
+    step = max(multiple, -(-place.channels // _INPUT_RANKS))
+    inputs = np.arange(step, place.channels, step)
+    return (
+        np.repeat(ranks, len(inputs) + 1),
+        np.tile(np.r_[0, inputs], len(ranks)),
+        (tails[ranks - 1][:, None] + np.r_[0, input_tails[inputs - 1]]).ravel(),
+    )
+
+
+def _input_spectrum(calibration: Calibration, place: _Place) -> np.ndarray:
+    """Weighted variance of the responses along each axis of the input channels, descending, (Cin,)."""
+    record, block = place.record, place.block
+    assert record.inputs is not None
+    layer = calibration.network.get_submodule(record.name)
+    assert isinstance(layer, nn.Conv2d)
+    metric = input_metric(layer.weight.detach()[block.channels], block.effects, record.inputs.correlation)
+    first = block.channels.start // place.outputs * place.channels
+    own = slice(first, first + place.channels)
+    covariance = record.inputs.covariance[own, own]
+    values, axes = torch.linalg.eigh(covariance)
+    root = axes * values.clamp(min=0).sqrt()
+    found: np.ndarray = torch.linalg.eigvalsh(root.T @ metric @ root).flip(0).clamp(min=0).cpu().numpy()
+    return found
 
 
 def _parameters(module: nn.Module) -> int:

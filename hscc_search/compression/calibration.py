@@ -23,6 +23,21 @@ MOST_GROUPS = 8
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a convolution is given, over all calibration images.
+
+    Attributes:
+        size: height and width of the input map.
+        covariance: of the input channels at one position, float64 (Cin, Cin).
+        correlation: of a channel with itself one position to the right, mean over channels by variance, 0 to 1.
+    """
+
+    size: tuple[int, int]
+    covariance: torch.Tensor
+    correlation: float
+
+
+@dataclass(frozen=True)
 class LayerRecord:
     """The dense network's responses at one layer.
 
@@ -32,6 +47,7 @@ class LayerRecord:
         effects: root mean square of the gradient that reaches each response, see :func:`calibrate`, float32
             (positions, Cout).
         profiles: mean activation at each position of the whole output map, float32 (Cout, height, width).
+        inputs: what the layer is given, or None where its filters have a single tap.
         macs: multiply-adds of the dense layer per image.
         groups: of the convolution; 1 for a fully connected layer.
         fully_connected: whether the layer is one.
@@ -42,6 +58,7 @@ class LayerRecord:
     lattice: Lattice
     effects: torch.Tensor
     profiles: torch.Tensor
+    inputs: Inputs | None
     macs: int
     groups: int
     fully_connected: bool
@@ -155,14 +172,15 @@ def _run(
 ) -> None:
     """One batch forwards and backwards."""
 
-    def watch(keeper: "_Keeper", output: torch.Tensor) -> None:
+    def watch(keeper: "_Keeper", x: torch.Tensor, output: torch.Tensor) -> None:
         keeper.keep(output.detach())
+        keeper.add_input(x.detach())
         # A hook on the tensor, since an activation in place would change what a module's own hook sees.
         if output.requires_grad:
             output.register_hook(keeper.add_gradient)
 
     hooks = [
-        keeper.layer.register_forward_hook(lambda _, __, output, keeper=keeper: watch(keeper, output))
+        keeper.layer.register_forward_hook(lambda _, inputs, output, keeper=keeper: watch(keeper, inputs[0], output))
         for keeper in keepers.values()
     ]
     try:
@@ -183,6 +201,7 @@ class _Keeper:
         self.name = name
         self.layer, self.file, self.images = layer, file, len(images)
         self.seen = 0
+        self.moments: _Moments | None = None
 
     def _maps(self, output: torch.Tensor) -> torch.Tensor:
         """Responses as (images, Cout, height, width); a fully connected layer has them last."""
@@ -216,6 +235,17 @@ class _Keeper:
         """Add up squared gradients."""
         self.squares += self._on_lattice(self._maps(gradient)).square().sum(dim=1)
 
+    def add_input(self, x: torch.Tensor) -> None:
+        """Add up products of input channels, at one position and with the next one."""
+        if not isinstance(self.layer, nn.Conv2d) or self.layer.kernel_size == (1, 1) or x.shape[3] < 2:
+            return
+        step = choose_lattice(*x.shape[2:]).step
+        here = x[:, :, ::step, :-1:step].movedim(1, -1).flatten(0, 2)
+        right = x[:, :, ::step, 1::step].movedim(1, -1).flatten(0, 2)
+        if self.moments is None:
+            self.moments = _Moments((x.shape[2], x.shape[3]), x.shape[1], x.device)
+        self.moments.add(here, right)
+
     def record(self, macs: int) -> LayerRecord:
         """All of it, with the file complete."""
         self.written.flush()
@@ -227,11 +257,42 @@ class _Keeper:
             lattice=self.lattice,
             effects=effects,
             profiles=(self.profiles / self.seen).float().cpu(),
+            inputs=self.moments.inputs() if self.moments is not None else None,
             macs=macs,
             groups=getattr(self.layer, "groups", 1),
             fully_connected=isinstance(self.layer, nn.Linear),
             file=self.file,
         )
+
+
+class _Moments:
+    """Sums over input positions that give an :class:`Inputs`."""
+
+    def __init__(self, size: tuple[int, int], channels: int, device: torch.device) -> None:
+        self.size, self.count = size, 0
+        self.sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(2, channels, dtype=torch.float64, device=device)
+        self.products = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.outer = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+
+    def add(self, here: torch.Tensor, right: torch.Tensor) -> None:
+        """Add positions and their right neighbours, both (positions, Cin)."""
+        self.count += len(here)
+        self.outer += here.T @ here
+        self.products += (here * right).sum(dim=0)
+        for index, values in enumerate((here, right)):
+            self.sums[index] += values.sum(dim=0)
+            self.squares[index] += values.square().sum(dim=0)
+
+    def inputs(self) -> Inputs:
+        """The statistics."""
+        means = self.sums / self.count
+        variances = (self.squares / self.count - means.square()).clamp(min=0)
+        shared = self.products / self.count - means[0] * means[1]
+        scale = variances.prod(dim=0).sqrt().sum()
+        correlation = float(shared.sum() / scale) if scale > 0 else 0.0
+        covariance = self.outer / self.count - torch.outer(means[0], means[0])
+        return Inputs(self.size, covariance, min(1.0, max(0.0, correlation)))
 
 
 @torch.no_grad()

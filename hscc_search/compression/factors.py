@@ -130,6 +130,30 @@ def factorise(predictor: Predictor, clusters: np.ndarray, ranks: Sequence[int]) 
     return Factors(basis=basis, recombination=axes + correction)
 
 
+def refit(
+    dense: torch.Tensor, coordinates: torch.Tensor, recombination: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit a recombination anew to what basis filters deliver once they were changed.
+
+    Args:
+        dense: y, float (n, C).
+        coordinates: z, what the basis filters answer, float (n, K).
+        recombination: P from before, float64 (C, K), towards which the least squares are shrunk.
+
+    Returns:
+        P, float64 (C, K), and the bias, float64 (C,), so that P z + bias predicts y.
+    """
+    count = len(dense)
+    mean_dense, mean = dense.mean(dim=0), coordinates.mean(dim=0)
+    centred = coordinates - mean
+    covariance = (centred.T @ centred).double() / count
+    cross = ((dense - mean_dense).T @ centred).double() / count
+    ridge = _ridge(covariance.diagonal(), count) * torch.eye(len(covariance)).to(covariance)
+    correction = torch.linalg.solve(covariance + ridge, (cross - recombination @ covariance).T).T
+    fitted = recombination + correction
+    return fitted, mean_dense.double() - fitted @ mean.double()
+
+
 def principal_axes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvectors and eigenvalues, descending, of ``rows @ rows.T`` for rows of shape (channels, r)."""
     if rows.shape[0] <= rows.shape[1]:

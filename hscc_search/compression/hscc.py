@@ -15,8 +15,9 @@ from torch import nn
 
 from hscc_search.compression.allotment import Allotment, allot
 from hscc_search.compression.calibration import Calibration, LayerRecord
-from hscc_search.compression.factors import Factors, Predictor, factorise, fit_predictor
+from hscc_search.compression.factors import factorise, fit_predictor, refit
 from hscc_search.compression.folding import Fold, apply_folds
+from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
 from hscc_search.compression.lattice import responses_on
 from hscc_search.compression.layers import Blueprint, build, parts
 from hscc_search.compression.setting import Setting
@@ -31,10 +32,12 @@ class LayerPlan:
     Attributes:
         name: the layer's path in the network.
         macs_dense: its multiply-adds per image before.
-        macs: and after, by the formula P_r * K_r * (D + Cout) per factored region.
+        macs: and after, by the formula P_r * K_r * (D + Cout) per factored region; D counts the channels that are left
+            where the input is brought to fewer, which costs its positions times both numbers of channels.
         regions: number of regions, 0 where the layer was left alone.
         ranks: for each region (of each group, where the convolution is grouped) the rank of each cluster; empty for
             a region that stays dense.
+        input_ranks: for each of them to how many channels its input is brought first, or None for no such step.
         left_dense: why the layer was left alone, or None.
     """
 
@@ -43,6 +46,7 @@ class LayerPlan:
     macs: int
     regions: int
     ranks: tuple[tuple[int, ...], ...]
+    input_ranks: tuple[int | None, ...] = ()
     left_dense: str | None = None
 
     @property
@@ -50,7 +54,11 @@ class LayerPlan:
         """What became of the layer, in a few words."""
         if self.left_dense is not None:
             return f"left dense: {self.left_dense}"
-        ranks = ", ".join(str(sum(ranks)) if ranks else "dense" for ranks in self.ranks)
+        inputs = self.input_ranks or (None,) * len(self.ranks)
+        ranks = ", ".join(
+            (f"{sum(ranks)} of {count} inputs" if count else str(sum(ranks))) if ranks else "dense"
+            for ranks, count in zip(self.ranks, inputs, strict=True)
+        )
         return f"total rank per region: {ranks}"
 
     def stored(self) -> dict[str, Any]:
@@ -60,7 +68,8 @@ class LayerPlan:
     @classmethod
     def from_stored(cls, tree: dict[str, Any]) -> "LayerPlan":
         """Undo :meth:`stored`."""
-        return cls(**{**tree, "ranks": tuple(tuple(ranks) for ranks in tree["ranks"])})
+        lists = {"ranks": tuple(tuple(ranks) for ranks in tree["ranks"]), "input_ranks": tuple(tree["input_ranks"])}
+        return cls(**{**tree, **lists})
 
 
 @dataclass(frozen=True)
@@ -149,13 +158,14 @@ def compress(calibration: Calibration, setting: Setting) -> Compressed:
             record.macs,
             allotments[record.name].macs,
             len(allotments[record.name].partition.blocks[0]),
-            tuple(ranks or () for row in allotments[record.name].ranks for ranks in row),
+            tuple(ranks.clusters if ranks else () for row in allotments[record.name].ranks for ranks in row),
+            tuple(ranks.inputs if ranks else None for row in allotments[record.name].ranks for ranks in row),
         )
         if record.name in allotments
-        else LayerPlan(record.name, record.macs, record.macs, 0, (), "tiny")
+        else LayerPlan(record.name, record.macs, record.macs, 0, (), (), "tiny")
         for record in calibration.records
     ]
-    plan += [LayerPlan(name, macs, macs, 0, (), reason) for name, (macs, reason) in calibration.left_dense.items()]
+    plan += [LayerPlan(name, macs, macs, 0, (), (), reason) for name, (macs, reason) in calibration.left_dense.items()]
     return Compressed(
         result,
         tuple(plan),
@@ -192,44 +202,58 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
     module = build(layer, allotment.blueprint).to(device=x.device, dtype=layer.weight.dtype)
     weight = layer.weight.detach().flatten(1)
     bias = torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach()
-    for row, ranks_of_row, targets in zip(allotment.partition.blocks, allotment.ranks, parts(module), strict=True):
+    everything = zip(allotment.partition.blocks, allotment.ranks, parts(module), strict=True)
+    for group, (row, ranks_of_row, targets) in enumerate(everything):
+        share = x.chunk(record.groups, dim=1)[group] if record.groups > 1 else x
+        covariance = input_covariance(share) if any(ranks and ranks.inputs for ranks in ranks_of_row) else None
         for block, ranks, target in zip(row, ranks_of_row, targets, strict=True):
             # Relative to their mean, so that weights keep the size that training is used to.
             effects = (block.effects / block.effects.mean()).to(x.device)
             scale = effects.to(delivered.dtype)
-            dense = responses[block.positions][:, :, block.channels].to(x.device).flatten(0, 1)
-            there = delivered[block.positions.to(x.device)][:, :, block.channels].flatten(0, 1)
-            predictor = fit_predictor(dense * scale, there * scale)
-            factors = None if ranks is None else factorise(predictor, block.clusters, ranks)
-            _fill(target, weight[block.channels], bias[block.channels], effects, predictor, factors)
+            positions = block.positions.to(x.device)
+            dense = responses[block.positions][:, :, block.channels].to(x.device).flatten(0, 1) * scale
+            there = delivered[positions][:, :, block.channels].flatten(0, 1) * scale
+            predictor = fit_predictor(dense, there)
+            if ranks is None:
+                filters = predictor.apply(weight[block.channels].double() * effects[:, None])
+                without_bias = (predictor.mean_delivered - bias[block.channels].double() * effects)[:, None]
+                offset = predictor.mean_dense - predictor.apply(without_bias)[:, 0]
+                _set(target, filters / effects[:, None], offset / effects)
+                continue
+            assert isinstance(target, nn.Sequential)
+            first, last = target
+            factors = factorise(predictor, block.clusters, ranks.clusters)
+            # In the weights' own precision: a fully connected layer in float64 would fill hundreds of megabytes.
+            basis = (factors.basis * effects).to(weight.dtype) @ weight[block.channels]
+            recombination = factors.recombination
+            if ranks.inputs is None:
+                without_bias = (predictor.mean_delivered - bias[block.channels].double() * effects)[:, None]
+                offset = predictor.mean_dense - (recombination @ (factors.basis @ without_bias))[:, 0]
+                _set(first, basis)
+            else:
+                assert isinstance(layer, nn.Conv2d)
+                assert isinstance(first, nn.Sequential)
+                assert covariance is not None
+                assert record.inputs is not None
+                filters = basis.view(-1, *layer.weight.shape[1:])
+                fitted = torch.einsum("ok,kchw->ochw", recombination, filters.double())
+                metric = input_metric(fitted, torch.ones_like(effects), record.inputs.correlation)
+                encoder, back = input_axes(metric, covariance, ranks.inputs)
+                core = torch.einsum("kchw,cr->krhw", filters.double(), back).to(weight.dtype)
+                _set(first[0], encoder)
+                _set(first[1], core)
+                coordinates = torch.cat(
+                    [responses_on(layer, first[0](part), record.lattice, core) for part in share.split(_BATCH)], dim=1
+                )
+                coordinates = coordinates[positions].flatten(0, 1)
+                recombination, offset = refit(dense, coordinates, recombination)
+            _set(last, recombination / effects[:, None], offset / effects)
     return module.eval()
 
 
-def _fill(
-    target: nn.Module,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    effects: torch.Tensor,
-    predictor: Predictor,
-    factors: Factors | None,
-) -> None:
-    """Set the weights of one block so that its mean response is the dense network's.
-
-    ``predictor`` and ``factors`` speak of responses times ``effects``: so do weight and bias here, and what leaves
-    the block is divided by them.
-    """
-    without_bias = (predictor.mean_delivered - bias.double() * effects)[:, None]
-    last: Any
-    if factors is None:
-        filters, last = predictor.apply(weight.double() * effects[:, None]), target
-        offset = predictor.mean_dense - predictor.apply(without_bias)[:, 0]
-    else:
-        assert isinstance(target, nn.Sequential)
-        first, last = target
-        # In the weights' own precision: a fully connected layer in float64 would fill hundreds of megabytes.
-        basis = (factors.basis * effects).to(weight.dtype)
-        first.weight.copy_((basis @ weight).view_as(first.weight))  # type: ignore[operator, arg-type]
-        filters = factors.recombination
-        offset = predictor.mean_dense - (factors.recombination @ (factors.basis @ without_bias))[:, 0]
-    last.weight.copy_((filters / effects[:, None]).view_as(last.weight))
-    last.bias.copy_(offset / effects)
+def _set(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    layer.weight.copy_(weight.view_as(layer.weight))
+    if bias is not None:
+        assert layer.bias is not None
+        layer.bias.copy_(bias)

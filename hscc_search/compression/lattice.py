@@ -41,13 +41,16 @@ def choose_lattice(height: int, width: int, positions: int = POSITIONS) -> Latti
     return Lattice(height, width, (min(height, width) - 1) % step // 2, step)
 
 
-def responses_on(layer: nn.Module, x: torch.Tensor, lattice: Lattice) -> torch.Tensor:
+def responses_on(
+    layer: nn.Module, x: torch.Tensor, lattice: Lattice, filters: torch.Tensor | None = None
+) -> torch.Tensor:
     """A layer's responses at the positions of a lattice alone: a convolution with a longer stride.
 
     Args:
         layer: the dense layer.
         x: its input, float (images, Cin, height, width), (images, features) or (images, height, width, features).
         lattice: of its output map.
+        filters: float (K, Cin, height, width), in place of a convolution's own and without a bias; one group.
 
     Returns:
         float (positions, images, Cout).
@@ -63,6 +66,8 @@ def responses_on(layer: nn.Module, x: torch.Tensor, lattice: Lattice) -> torch.T
     # Negative padding crops: the first kept position moves to the corner.
     x = functional.pad(x, (left - first[1], right, top - first[0], bottom))
     stride = [lattice.step * stride for stride in layer.stride]
+    if filters is not None:
+        return positions_first(functional.conv2d(x, filters, None, stride, 0, layer.dilation))
     return positions_first(functional.conv2d(x, layer.weight, layer.bias, stride, 0, layer.dilation, layer.groups))
 
 

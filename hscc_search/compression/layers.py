@@ -1,9 +1,11 @@
 """The compressed layers that run: ordinary torch modules, made of ordinary convolutions and linear layers.
 
 A factored region computes ``y = P (B x) + b``: basis filters B (rank x D), then the recombination P
-(Cout x rank) with a bias. A dense region keeps one convolution.
+(Cout x rank) with a bias. Where it pays, x is brought to fewer channels first, ``B x = B' (E x)`` with a 1 x 1
+convolution E. A dense region keeps one convolution.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,11 +26,14 @@ class Blueprint:
         ranks: for each group of the convolution (one, if it is not grouped) the total rank of each region, or None
             for a region that stays dense.
         pieces: rectangles that cover the map, see :mod:`hscc_search.compression.regions`.
+        input_ranks: as ``ranks``: to how many channels a region's input is brought before its basis filters, or None
+            where these see all channels. Empty for a fully connected layer.
     """
 
     output_size: tuple[int, int]
     ranks: tuple[tuple[int | None, ...], ...]
     pieces: tuple[Piece, ...]
+    input_ranks: tuple[tuple[int | None, ...], ...] = ()
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -39,7 +44,8 @@ class Blueprint:
         """Undo :meth:`stored`."""
         height, width = tree["output_size"]
         ranks = tuple(tuple(row) for row in tree["ranks"])
-        return cls((height, width), ranks, tuple(Piece(**piece) for piece in tree["pieces"]))
+        input_ranks = tuple(tuple(row) for row in tree["input_ranks"])
+        return cls((height, width), ranks, tuple(Piece(**piece) for piece in tree["pieces"]), input_ranks)
 
 
 class RegionConv2d(nn.Module):
@@ -61,7 +67,11 @@ class RegionConv2d(nn.Module):
         own = (top, left) if self.whole and (left, top) == (right, bottom) else None
         if own is not None:
             self.padding = (0, 0, 0, 0)
-        self.regions = nn.ModuleList(_region(layer, rank, own or (0, 0)) for rank in blueprint.ranks[group])
+        ranks = blueprint.ranks[group]
+        input_ranks = blueprint.input_ranks[group] if blueprint.input_ranks else (None,) * len(ranks)
+        self.regions = nn.ModuleList(
+            _region(layer, rank, input_rank, own or (0, 0)) for rank, input_rank in zip(ranks, input_ranks, strict=True)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve each piece of the map with its region's filters.
@@ -123,6 +133,28 @@ def parts(module: nn.Module) -> list[list[nn.Module]]:
     return [list(module.regions)] if isinstance(module, RegionConv2d) else [[module]]
 
 
+def input_positions(layer: nn.Conv2d, blueprint_pieces: Sequence[Piece], region: int, size: tuple[int, int]) -> int:
+    """Input positions that :class:`RegionConv2d` gives to one region.
+
+    Args:
+        layer: the dense layer.
+        blueprint_pieces: of the output map.
+        region: whose.
+        size: height and width of the input map.
+    """
+    left, right, top, bottom = conv_padding(layer)
+    if len(blueprint_pieces) == 1:
+        even = (left, top) == (right, bottom)
+        return size[0] * size[1] if even else (size[0] + top + bottom) * (size[1] + left + right)
+    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    return sum(
+        ((piece.bottom - piece.top - 1) * layer.stride[0] + reach[0])
+        * ((piece.right - piece.left - 1) * layer.stride[1] + reach[1])
+        for piece in blueprint_pieces
+        if piece.region == region
+    )
+
+
 def conv_padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
     """Zeros that a convolution adds left, right, above and below, as :func:`torch.nn.functional.pad` takes them."""
     if isinstance(layer.padding, str):
@@ -134,11 +166,11 @@ def conv_padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
     return (horizontal, horizontal, vertical, vertical)
 
 
-def _region(layer: nn.Conv2d, rank: int | None, padding: tuple[int, int]) -> nn.Module:
-    width = layer.out_channels // layer.groups
+def _region(layer: nn.Conv2d, rank: int | None, input_rank: int | None, padding: tuple[int, int]) -> nn.Module:
+    inputs, width = layer.in_channels // layer.groups, layer.out_channels // layer.groups
     outputs = width if rank is None else rank
     convolution = nn.Conv2d(
-        layer.in_channels // layer.groups,
+        inputs if input_rank is None else input_rank,
         outputs,
         layer.kernel_size,  # type: ignore[arg-type]
         layer.stride,  # type: ignore[arg-type]
@@ -148,4 +180,7 @@ def _region(layer: nn.Conv2d, rank: int | None, padding: tuple[int, int]) -> nn.
     )
     if rank is None:
         return convolution
-    return nn.Sequential(convolution, nn.Conv2d(rank, width, 1))
+    basis = (
+        convolution if input_rank is None else nn.Sequential(nn.Conv2d(inputs, input_rank, 1, bias=False), convolution)
+    )
+    return nn.Sequential(basis, nn.Conv2d(rank, width, 1))

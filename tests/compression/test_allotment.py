@@ -160,7 +160,7 @@ def test_a_budget_out_of_reach_is_an_error_that_tells_what_is_in_reach(calibrati
 def loss_of(calibration, allotments):
     """The dropped variance, as the budget is divided by."""
     total = 0.0
-    for name, block, ranks in every_block(allotments):
+    for _, block, ranks in every_block(allotments):
         if ranks is not None:
             dropped = sum(float(values[rank:].sum()) for values, rank in zip(block.eigenvalues, ranks, strict=True))
             total += dropped * block.area

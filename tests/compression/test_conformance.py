@@ -66,7 +66,7 @@ LIGHT = [
 HEAVY = [
     Zoo("vgg16", 32),
     Zoo("inception_resnet_v2", 96, norms=204),
-    Zoo("nasnetalarge", 96, norms=264, kept=r"final_path_bn|conv_prev_1x1\.bn", depthwise=220),
+    Zoo("nasnetalarge", 96, norms=264, kept="final_path_bn", depthwise=220),
 ]
 
 
@@ -136,7 +136,7 @@ def check_plan(zoo, dense, calibration, found):
 
 
 def check_macs(zoo, dense, calibration, found):
-    """The formula, fvcore and torch agree, and the budget is kept."""
+    """The formula, fvcore and torch agree, and the budget is kept as far as the compressor knows the network."""
     cost, cost_dense = measure_cost(found.network, zoo.side), measure_cost(dense, zoo.side)
     assert found.macs + zoo.outside == cost.macs == cost.macs_torch
     assert calibration.macs + zoo.outside == cost_dense.macs == cost_dense.macs_torch

@@ -118,7 +118,7 @@ def test_the_timeout_starts_no_more_trials(digits):
 def test_trials_that_all_fail_end_the_study_with_the_reason(digits, monkeypatch):
     from hscc_search.search.objective import Bench
 
-    def fail(bench, setting, report):
+    def fail(bench, setting):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Bench, "measure", fail)
