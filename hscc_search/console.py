@@ -124,7 +124,7 @@ def front_csv(study: "Study") -> str:
 
 def comparison_table(summaries: "Sequence[Summary]") -> Table:
     """A row for each method and budget, one more where it was fine-tuned; FLOPs and times are dense / compressed."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     runs = list(dict.fromkeys(run for summary in summaries for run in summary.speedup))
     for column in ("method", "epochs", "FLOPs", "parameters", "accuracy", "to dense", "hscc ahead", *runs):
         table.add_column(column.replace("onnxruntime", "ORT"), justify="left" if column == "method" else "right")

@@ -215,7 +215,7 @@ def _within_budget(calibration: Calibration, setting: Setting, places: list[_Pla
     if cheapest > limit:
         raise CompressionError(
             f"a budget of {setting.budget:g}x fewer {setting.budget_of} is out of reach: "
-            f"the lowest ranks everywhere give {total / (fixed + cheapest):.3g}x"
+            f"the lowest rank everywhere gives {total / (fixed + cheapest):.3g}x"
         )
     found: list[Ranks | None] = []
     for place, options, position in zip(places, forms, solve(classes, limit), strict=True):

@@ -154,6 +154,21 @@ def refit(
     return fitted, mean_dense.double() - fitted @ mean.double()
 
 
+def balanced(first: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two factors with the same product, whose weights are of the same size: further training needs that.
+
+    Args:
+        first: float (K, D).
+        last: float (C, K).
+
+    Returns:
+        Both, each row of ``first`` with the norm of its column of ``last``; where one of them is 0 as they were.
+    """
+    sizes, others = first.norm(dim=1).double(), last.norm(dim=0).double()
+    scale = torch.where((sizes > 0) & (others > 0), (others / sizes).sqrt(), torch.ones_like(sizes))
+    return first * scale[:, None].to(first.dtype), last / scale.to(last.dtype)
+
+
 def principal_axes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvectors and eigenvalues, descending, of ``rows @ rows.T`` for rows of shape (channels, r)."""
     if rows.shape[0] <= rows.shape[1]:

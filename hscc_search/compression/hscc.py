@@ -15,7 +15,7 @@ from torch import nn
 
 from hscc_search.compression.allotment import Allotment, allot
 from hscc_search.compression.calibration import Calibration, LayerRecord
-from hscc_search.compression.factors import factorise, fit_predictor, refit
+from hscc_search.compression.factors import balanced, factorise, fit_predictor, refit
 from hscc_search.compression.folding import Fold, apply_folds
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
 from hscc_search.compression.lattice import responses_on
@@ -229,7 +229,6 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
             if ranks.inputs is None:
                 without_bias = (predictor.mean_delivered - bias[block.channels].double() * effects)[:, None]
                 offset = predictor.mean_dense - (recombination @ (factors.basis @ without_bias))[:, 0]
-                _set(first, basis)
             else:
                 assert isinstance(layer, nn.Conv2d)
                 assert isinstance(first, nn.Sequential)
@@ -239,15 +238,19 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
                 fitted = torch.einsum("ok,kchw->ochw", recombination, filters.double())
                 metric = input_metric(fitted, torch.ones_like(effects), record.inputs.correlation)
                 encoder, back = input_axes(metric, covariance, ranks.inputs)
-                core = torch.einsum("kchw,cr->krhw", filters.double(), back).to(weight.dtype)
+                core = torch.einsum("kchw,cr->rkhw", filters.double(), back)
+                encoder, core = balanced(encoder, core.flatten(1).T)
+                basis = core.T.reshape(ranks.inputs, *filters[:, 0].shape).transpose(0, 1).to(weight.dtype)
                 _set(first[0], encoder)
-                _set(first[1], core)
                 coordinates = torch.cat(
-                    [responses_on(layer, first[0](part), record.lattice, core) for part in share.split(_BATCH)], dim=1
+                    [responses_on(layer, first[0](part), record.lattice, basis) for part in share.split(_BATCH)], dim=1
                 )
                 coordinates = coordinates[positions].flatten(0, 1)
                 recombination, offset = refit(dense, coordinates, recombination)
-            _set(last, recombination / effects[:, None], offset / effects)
+                first = first[1]
+            filters, recombination = balanced(basis.flatten(1), recombination / effects[:, None])
+            _set(first, filters)
+            _set(last, recombination, offset / effects)
     return module.eval()
 
 

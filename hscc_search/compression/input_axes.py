@@ -3,7 +3,7 @@
 A basis filter sees every input channel at every tap. Where many channels meet many taps, most of the cost is there, and
 the channels hardly ever vary independently: a 1 x 1 convolution E brings them to r axes, and the basis filters work on
 these. With the covariance G of the input channels, the axes are those along which the weighted responses vary most:
-E = V^T G^(1/2), and the filters are multiplied by G^(-1/2) V, with V the first r eigenvectors of G^(1/2) N G^(1/2). N
+E = V^T G^(-1/2), and the filters are multiplied by G^(1/2) V, with V the first r eigenvectors of G^(1/2) N G^(1/2). N
 sums the products of the filters' weights over taps and outputs, see :func:`input_metric`.
 """
 
@@ -65,4 +65,4 @@ def input_axes(metric: torch.Tensor, covariance: torch.Tensor, rank: int) -> tup
     values = values.clamp(min=_FLOOR * float(values.clamp(min=0).mean()) + torch.finfo(values.dtype).tiny)
     root, inverse = (axes * values.sqrt()) @ axes.T, (axes / values.sqrt()) @ axes.T
     chosen = torch.linalg.eigh(root @ metric @ root)[1].flip(1)[:, :rank]
-    return chosen.T @ root, inverse @ chosen
+    return chosen.T @ inverse, root @ chosen

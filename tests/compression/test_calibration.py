@@ -7,7 +7,7 @@ from fvcore.nn import FlopCountAnalysis
 from geometry import SIDE, Residual, seeded, smooth_images
 from torch import nn
 
-from hscc_search.compression.allotment import allot
+from hscc_search.compression.allotment import Ranks, allot
 from hscc_search.compression.calibration import MOST_GROUPS, calibrate
 from hscc_search.compression.folding import Fold
 from hscc_search.compression.hscc import compress, fit_layer
@@ -338,5 +338,5 @@ def test_errors_go_where_the_loss_does_not_look():
     with torch.no_grad():
         module = fit_layer(network[0], images, calibration.records[0], allotment)
         error = (module(images) - network[0](images)).square().mean(dim=(0, 2, 3))
-    assert allotment.ranks == (((1,),),)
+    assert allotment.ranks == ((Ranks((1,)),),)
     assert error[1] < 0.01 * error[0]

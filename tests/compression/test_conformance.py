@@ -132,7 +132,7 @@ def check_plan(zoo, dense, calibration, found):
         assert (entry.left_dense is None) == (entry.name in found.form.layers)
         assert entry.macs <= entry.macs_dense
         assert (entry.regions > 0) == (entry.left_dense is None)
-    assert sum(any(entry.ranks) for entry in found.plan) >= 5
+    assert sum(any(entry.ranks) for entry in found.plan) >= 3  # the budget is not met by dense filters
 
 
 def check_macs(zoo, dense, calibration, found):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from hscc_search.compression import channels, regions
-from hscc_search.compression.allotment import allot
+from hscc_search.compression.allotment import Ranks, allot
 from hscc_search.compression.calibration import MOST_GROUPS, calibrate
 from hscc_search.compression.folding import Fold
 from hscc_search.compression.hscc import Form, LayerPlan, compress, fit_layer, rebuild
@@ -160,7 +160,7 @@ def test_factors_of_a_layer_of_low_rank_are_exact_on_other_images_too(strategy, 
     images = torch.randn(32, 3, SIDE, SIDE)
     module, allotment = fitted(layer, images, Setting(count, clusters, 1 - 1e-5, region_strategy=strategy))
     assert None not in allotment.blueprint.ranks[0]
-    assert all(rank <= 2 for ranks in allotment.ranks[0] for rank in ranks)
+    assert all(rank <= 2 for ranks in allotment.ranks[0] for rank in ranks.clusters)
     assert allotment.macs < SIDE * SIDE * 24 * 27
     others = torch.randn(8, 3, SIDE, SIDE)
     torch.testing.assert_close(module(others), layer(others), rtol=1e-3, atol=1e-3)
@@ -174,7 +174,7 @@ def test_each_group_of_low_rank_is_factored_exactly():
             low = torch.randn(12, group + 1) @ torch.randn(group + 1, 36)
             layer.weight[12 * group : 12 * group + 12] = low.view(12, 4, 3, 3)
     module, allotment = fitted(layer, torch.randn(32, 8, 8, 8), Setting(energy=1 - 1e-5))
-    assert allotment.ranks == (((1,),), ((2,),))
+    assert allotment.ranks == ((Ranks((1,)),), (Ranks((2,)),))
     others = torch.randn(8, 8, 8, 8)
     torch.testing.assert_close(module(others), layer(others), rtol=1e-3, atol=1e-3)
 
@@ -186,7 +186,7 @@ def test_a_linear_layer_of_low_rank_is_factored_exactly():
         layer.weight.copy_(torch.randn(30, 3) @ torch.randn(3, 40))
     module, allotment = fitted(layer, torch.randn(200, 40), Setting(4, 3, 1 - 1e-5))
     assert allotment.blueprint.ranks == ((3,),)
-    assert allotment.ranks == (((3,),),)
+    assert allotment.ranks == ((Ranks((3,)),),)
     others = torch.randn(20, 40)
     torch.testing.assert_close(module(others), layer(others), rtol=1e-3, atol=1e-3)
 
@@ -197,7 +197,7 @@ def test_a_linear_layer_on_maps_is_factored_exactly():
     with torch.no_grad():
         layer.weight.copy_(torch.randn(30, 3) @ torch.randn(3, 40))
     module, allotment = fitted(layer, torch.randn(20, 6, 5, 40), Setting(4, 3, 1 - 1e-5))
-    assert allotment.ranks == (((3,),),)
+    assert allotment.ranks == ((Ranks((3,)),),)
     assert allotment.macs == 30 * 3 * (40 + 30)
     others = torch.randn(3, 6, 5, 40)
     torch.testing.assert_close(module(others), layer(others), rtol=1e-3, atol=1e-3)
@@ -524,7 +524,7 @@ def test_regions_have_filters_of_their_own():
     images[:, 0, :, 4:] = 0
     images[:, 1, :, :4] = 0
     halves, allotment = fitted(layer, images, Setting(2, 1, 0.999999))
-    assert allotment.ranks == (((1,), (1,)),)
+    assert allotment.ranks == ((Ranks((1,)), Ranks((1,))),)
     with torch.no_grad():
         torch.testing.assert_close(halves(images), layer(images), rtol=1e-3, atol=1e-3)
 

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hscc_search.compression.calibration import calibrate
+from hscc_search.compression.hscc import compress
+from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
+from hscc_search.compression.setting import Setting
+from hscc_search.evaluation.cost import measure_cost
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def positive(size, seed):
+    root = normal(size, size + 2, seed=seed)
+    return root @ root.T
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 3), st.floats(0, 1), st.integers(0, 99))
+def test_the_metric_is_the_variance_that_correlated_errors_make(outputs, inputs, side, correlation, seed):
+    weight, effects = normal(outputs, inputs, side, side, seed=seed), normal(outputs, seed=seed + 1).abs()
+    direction = normal(inputs, seed=seed + 2)
+    found = float(direction @ input_metric(weight, effects, correlation) @ direction)
+    taps = weight.flatten(2)
+    expected = 0.0
+    for output in range(outputs):
+        answers = np.array([float(direction @ taps[output, :, tap]) for tap in range(side * side)])
+        between = np.full((side * side, side * side), correlation)
+        np.fill_diagonal(between, 1.0)
+        expected += float(effects[output]) ** 2 * answers @ between @ answers
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 7), st.integers(0, 99))
+def test_all_axes_undo_each_other(size, seed):
+    encoder, back = input_axes(positive(size, seed), positive(size, seed + 1), size)
+    torch.testing.assert_close(back @ encoder, torch.eye(size, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 7), st.integers(1, 6), st.integers(0, 99))
+def test_the_axes_lose_the_smallest_eigenvalues_and_no_other_choice_loses_less(size, rank, seed):
+    rank = min(rank, size - 1)
+    metric, covariance = positive(size, seed), positive(size, seed + 1)
+
+    def loss(encoder, back):
+        error = torch.eye(size, dtype=torch.float64) - back @ encoder
+        return float(torch.trace(metric @ error @ covariance @ error.T))
+
+    spectrum = np.sort(torch.linalg.eigvals(metric @ covariance).real.numpy())
+    found = loss(*input_axes(metric, covariance, rank))
+    assert found == pytest.approx(spectrum[: size - rank].sum(), rel=1e-6, abs=1e-9)
+    other = torch.linalg.qr(normal(size, rank, seed=seed + 2))[0]
+    # The best way back from any other axes, by least squares.
+    back = covariance @ other @ torch.linalg.inv(other.T @ covariance @ other)
+    assert found <= loss(other.T, back) * (1 + 1e-9)
+
+
+def test_a_constant_channel_does_no_harm():
+    x = torch.randn(8, 4, 9, 9)
+    x[:, 2] = 3.0
+    covariance = input_covariance(x)
+    assert float(covariance[2].abs().max()) < 1e-6
+    encoder, back = input_axes(positive(4, 0), covariance, 3)
+    assert torch.isfinite(encoder).all()
+    assert torch.isfinite(back).all()
+
+
+def narrow_network(inputs=16, of=3):
+    """A convolution with many taps whose input channels are mixtures of a few."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, of, 1),
+        nn.Conv2d(of, inputs, 1),
+        nn.Conv2d(inputs, 16, 5, padding=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 4),
+    )
+
+
+@pytest.mark.parametrize("regions", [1, 4])
+def test_inputs_that_are_mixtures_of_a_few_channels_are_brought_to_as_many(regions):
+    network = narrow_network()
+    images = torch.randn(48, 3, 12, 12)
+    calibration = calibrate(network, images)
+    found = compress(calibration, Setting(regions, 1, budget=3))
+    (layer,) = [each for each in found.plan if each.name == "2"]
+    assert all(rank <= 4 for rank in layer.input_ranks)
+    assert f"of {layer.input_ranks[0]} inputs" in layer.summary
+    cost = measure_cost(found.network, 12)
+    assert cost.macs == cost.macs_torch == found.macs
+    with torch.no_grad():
+        error = (found.network(images) - network(images)).norm() / network(images).norm()
+    assert error < 0.1
+
+
+def test_filters_of_one_tap_keep_all_their_inputs():
+    network = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.Flatten(), nn.Linear(32 * 64, 4))
+    found = compress(calibrate(network, torch.randn(32, 3, 8, 8)), Setting(budget=2))
+    assert {rank for layer in found.plan for rank in layer.input_ranks} <= {None}
