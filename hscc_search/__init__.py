@@ -10,7 +10,7 @@ A study, from the file to the front::
 One network, one setting::
 
     network, images = load_dense(config)
-    compressed = compress(calibrate(network, images), Setting(regions=4, clusters=1, energy=0.9))
+    compressed = compress(calibrate(network, images), Setting(budget=3))
 """
 
 import importlib

@@ -39,6 +39,12 @@ def test_commands_on_digits_run(cli, folder):
     assert (folder / "digits-small" / "model.onnx").exists()
 
 
+def test_the_comparison_runs(cli, folder):
+    (command,) = [command for command in COMMANDS if "compare" in command]
+    cli(*shlex.split(command)[1:], cwd=folder)
+    assert "plotly" in (folder / "comparison" / "comparison.html").read_text()
+
+
 def test_commands_on_own_images_run(cli, image_folder, tmp_path):
     image_folder({"cat": 30, "dog": 30}, name="IMAGES")
     (study,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
