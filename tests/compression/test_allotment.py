@@ -72,7 +72,7 @@ def assert_ranks_fit(calibration, allotments, multiple):
     """Ranks are a multiple, layers cheaper than dense, and no cluster has more than it has channels."""
     for name, one in allotments.items():
         assert one.macs <= calibration.record(name).macs
-    for name, block, ranks in every_block(allotments):
+    for _, block, ranks in every_block(allotments):
         if ranks is None:
             continue
         assert sum(ranks) % multiple == 0

@@ -87,7 +87,9 @@ def settle(network, side):
     def uniform(like, low, high):
         return torch.empty_like(like).uniform_(low, high, generator=generator)
 
-    models.kaiming_initialise(network)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        models.kaiming_initialise(network)
     for name, parameter in network.named_parameters():
         if name.endswith("layer_scale"):  # of ConvNeXt; begins at 1e-6, which switches the blocks off
             parameter.copy_(uniform(parameter, 0.5, 1.5))
