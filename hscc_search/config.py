@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -120,12 +120,39 @@ class EnergyRange(_Section):
         return self
 
 
+class BudgetRange(_Section):
+    """How many times fewer FLOPs, from low to high."""
+
+    low: float = Field(gt=1)
+    high: float = Field(gt=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "BudgetRange":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
 class SpaceConfig(_Section):
-    """What the study samples."""
+    """What the study samples: regions, clusters, and either one energy for all layers or a budget for the network."""
 
     regions: IntegerRange = IntegerRange(low=1, high=9)
     clusters: IntegerRange = IntegerRange(low=1, high=3)
-    energy: EnergyRange = EnergyRange(low=0.6, high=0.99)
+    energy: EnergyRange | None = None
+    budget: BudgetRange | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _energy_unless_budget(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("energy") is None and given.get("budget") is None:
+            return {**given, "energy": {"low": 0.6, "high": 0.99}}
+        return given
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "SpaceConfig":
+        if self.energy is not None and self.budget is not None:
+            raise ValueError("give energy or budget, not both: each decides the ranks")
+        return self
 
 
 class StudyConfig(_Section):
@@ -280,9 +307,11 @@ def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     section: type[BaseModel] = StudyConfig
     for part in location[:-1]:
         annotation = section.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
-        section = annotation
+        (section,) = (
+            kind
+            for kind in (annotation, *get_args(annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        )
     return list(section.model_fields)
 
 

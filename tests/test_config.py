@@ -47,6 +47,14 @@ def test_a_file_without_options_gets_every_default(study_file):
     assert config.model.checkpoint is None
 
 
+def test_a_space_has_an_energy_or_a_budget(study_file):
+    space = StudyConfig.from_file(study_file(), space={"budget": {"low": 2, "high": 8}}).space
+    assert (space.energy, space.budget.high) == (None, 8)
+    both = {"budget": {"low": 2, "high": 8}, "energy": {"low": 0.5, "high": 0.9}}
+    assert "give energy or budget, not both" in message_of(study_file(), space=both)
+    assert "low 9" in message_of(study_file(), space={"budget": {"low": 9, "high": 8}})
+
+
 @pytest.mark.parametrize("path", studies.files(), ids=lambda path: path.stem)
 def test_every_shipped_study_file_is_valid_and_named_like_its_file(path, monkeypatch, tmp_path):
     monkeypatch.setenv("BRAIN_TUMOR_MRI", str(tmp_path))
@@ -92,6 +100,8 @@ def test_every_shipped_study_file_is_valid_and_named_like_its_file(path, monkeyp
         ("finetuning.temperature", 0, "greater than 0"),
         ("space.energy.high", 1.5, "equal to 1"),
         ("space.regions.low", 0, "equal to 1"),
+        ("space.budget.low", 1, "greater than 1"),
+        ("space.budget.step", 2, "low, high"),
         ("name", "two words", "pattern"),
     ],
 )

@@ -111,7 +111,8 @@ def setting_of(config: StudyConfig, params: dict[str, Any]) -> Setting:
     return Setting(
         regions=params["regions"],
         clusters=params["clusters"],
-        energy=params["energy"],
+        energy=params.get("energy"),
+        budget=params.get("budget"),
         rank_multiple=config.compression.rank_multiple,
         region_strategy=config.compression.region_strategy,
         cluster_strategy=config.compression.cluster_strategy,

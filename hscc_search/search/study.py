@@ -296,7 +296,12 @@ def _objective(bench: Bench) -> Callable[[optuna.Trial], tuple[float, float]]:
         space = bench.config.space
         trial.suggest_int("regions", space.regions.low, space.regions.high)
         trial.suggest_int("clusters", space.clusters.low, space.clusters.high)
-        trial.suggest_float("energy", space.energy.low, space.energy.high)
+        if space.budget is not None:
+            # The front is drawn over FLOPs, so that ratios are spread evenly on a logarithmic scale.
+            trial.suggest_float("budget", space.budget.low, space.budget.high, log=True)
+        else:
+            assert space.energy is not None
+            trial.suggest_float("energy", space.energy.low, space.energy.high)
         try:
             measured = bench.measure(setting_of(bench.config, trial.params))
         except BaseException as error:

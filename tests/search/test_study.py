@@ -72,6 +72,14 @@ def test_a_trial_records_plan_measures_and_seconds(digits):
     assert sum(layer["macs"] for layer in trial.user_attrs["plan"]) == trial.user_attrs["cost"]["macs"]
 
 
+def test_a_study_over_budgets_meets_each_of_them(digits):
+    study = run_study(digits(trials=3, space={"budget": {"low": 2, "high": 6}}))
+    for point in study.points:
+        asked = point.settings["budget"]
+        assert asked <= study.dense.macs / point.macs <= 1.03 * asked
+    assert len(study.points) == 3
+
+
 def test_the_study_keeps_what_it_was_made_of(digits):
     config = digits(trials=1)
     study = run_study(config)
