@@ -32,6 +32,7 @@ def record_of(height, width, outputs, images, seed, groups=1, scale=1.0):
         lattice=lattice,
         effects=torch.from_numpy(generator.exponential(size=(lattice.positions, outputs))).float(),
         profiles=torch.from_numpy(generator.random((outputs, height, width))).float(),
+        inputs=None,
         macs=height * width * outputs * 9,
         groups=groups,
         fully_connected=False,
