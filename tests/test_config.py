@@ -101,7 +101,6 @@ def test_every_shipped_study_file_is_valid_and_named_like_its_file(path, monkeyp
         ("space.energy.high", 1.5, "equal to 1"),
         ("space.regions.low", 0, "equal to 1"),
         ("space.budget.low", 1, "greater than 1"),
-        ("space.budget.step", 2, "low, high"),
         ("name", "two words", "pattern"),
     ],
 )
