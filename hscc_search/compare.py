@@ -200,23 +200,23 @@ def _measure_split(here: _Split, missing: list[tuple[str, float, int, int]], out
     groups = list(dict.fromkeys((method, budget) for method, budget, _, _ in missing))
     for done, (method, budget) in enumerate(groups):
         report(Progress(f"comparing on split {seed}", done, len(groups), f"{method} at {budget:g}x"))
-        if calibration is None:
+        if calibration is None and method != DENSE:
             images = calibration_images(here.config, here.parts.train, here.device)
             calibration = calibrate(here.dense, images, report)
         counts = [count for name, ratio, _, count in missing if (name, ratio) == (method, budget)]
-        for row in _rows(here, calibration, method, budget, counts, report):
+        for row in _rows(here, None if method == DENSE else calibration, method, budget, counts, report):
             _write(_file(out, row.method, row.budget, row.seed, row.epochs), asdict(row))
     report(Progress(f"comparing on split {seed}", len(groups), len(groups)))
 
 
 def _rows(
-    here: _Split, calibration: Calibration, method: str, budget: float, counts: list[int], report: Report
+    here: _Split, calibration: Calibration | None, method: str, budget: float, counts: list[int], report: Report
 ) -> Iterator[Row]:
     seed = here.config.data.split_seed
     start = time.perf_counter()
     try:
         # The dense network as it came: further training then starts from its batch norms, unfolded.
-        network = copy.deepcopy(here.dense) if method == DENSE else METHODS[method](calibration, budget, seed)
+        network = copy.deepcopy(here.dense) if calibration is None else METHODS[method](calibration, budget, seed)
     except CompressionError as error:
         for count in counts:
             yield Row(method, budget, seed, count, failure=str(error))
@@ -360,8 +360,8 @@ def _claim(out: Path, config: StudyConfig, epochs: int) -> None:
     place = out / "comparison.json"
     if place.exists():
         try:
-            before = StudyConfig.from_tree(json.loads(place.read_text(encoding="utf-8"))["study"], f"{place}")
-            tuned = json.loads(place.read_text(encoding="utf-8"))["finetune"]
+            stored = json.loads(place.read_text(encoding="utf-8"))
+            before, tuned = StudyConfig.from_tree(stored["study"], f"{place}"), stored["finetune"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{place} is damaged: name another output folder") from error
         differences = config.differences(before)

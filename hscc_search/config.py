@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -94,43 +94,36 @@ class CompressionConfig(_Section):
     calibration_images: int = Field(512, ge=8, description="taken from the train part")
 
 
-class IntegerRange(_Section):
+class _Range(_Section):
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+class IntegerRange(_Range):
     """Whole numbers from low to high."""
 
     low: int = Field(ge=1)
     high: int = Field(ge=1)
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "IntegerRange":
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
-        return self
 
-
-class EnergyRange(_Section):
+class EnergyRange(_Range):
     """Shares of variance from low to high."""
 
     low: float = Field(gt=0, le=1)
     high: float = Field(gt=0, le=1)
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "EnergyRange":
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
-        return self
 
-
-class BudgetRange(_Section):
+class BudgetRange(_Range):
     """How many times fewer FLOPs, from low to high."""
 
     low: float = Field(gt=1)
     high: float = Field(gt=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "BudgetRange":
-        if self.low > self.high:
-            raise ValueError(f"low {self.low} is above high {self.high}")
-        return self
 
 
 class SpaceConfig(_Section):

@@ -244,8 +244,7 @@ def _losses(calibration: Calibration, place: _Place, multiple: int) -> tuple[np.
     ranks = np.arange(multiple, min(place.outputs, -(-positive // multiple) * multiple) + 1, multiple)
     if place.record.inputs is None or place.channels < 2:
         return ranks, np.zeros_like(ranks), tails[ranks - 1]
-    key = ("input spectrum", place.record.name, id(place.block))
-    input_spectrum = calibration.remember(key, lambda: _input_spectrum(calibration, place))
+    input_spectrum = calibration.remember(("input spectrum", place.block), lambda: _input_spectrum(calibration, place))
     input_tails = np.maximum(input_spectrum.sum() - np.cumsum(input_spectrum), 0) * area * _INPUT_WEIGHT
     step = max(multiple, -(-place.channels // _INPUT_RANKS))
     inputs = np.arange(step, place.channels, step)

@@ -46,7 +46,7 @@ class LayerPlan:
     macs: int
     regions: int
     ranks: tuple[tuple[int, ...], ...]
-    input_ranks: tuple[int | None, ...] = ()
+    input_ranks: tuple[int | None, ...]
     left_dense: str | None = None
 
     @property
@@ -54,10 +54,9 @@ class LayerPlan:
         """What became of the layer, in a few words."""
         if self.left_dense is not None:
             return f"left dense: {self.left_dense}"
-        inputs = self.input_ranks or (None,) * len(self.ranks)
         ranks = ", ".join(
             (f"{sum(ranks)} of {count} inputs" if count else str(sum(ranks))) if ranks else "dense"
-            for ranks, count in zip(self.ranks, inputs, strict=True)
+            for ranks, count in zip(self.ranks, self.input_ranks, strict=True)
         )
         return f"total rank per region: {ranks}"
 

@@ -40,7 +40,7 @@ class Division:
         channels.check_clusters(self.cluster_strategy, self.clusters)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """One region of one layer, of one of its groups where the convolution is grouped.
 

@@ -37,7 +37,7 @@ from hscc_search.search.front import Point
 from hscc_search.search.objective import make_bench, setting_of
 from hscc_search.search.study import Study, train_dense
 
-_FORMAT = 1
+_FORMAT = 2
 _BATCH = 64
 # Two runtimes add in different orders; what differs by more than this is another network.
 _TOLERANCE = 1e-3

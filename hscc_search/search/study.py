@@ -27,7 +27,8 @@ from hscc_search.storage import existing_storage, find_storage, open_storage, sh
 from hscc_search.training import dense_network
 
 _RECORD = "hscc"
-_RECORD_VERSION = 1
+# Raise it when a trial stores other things, or when the same setting would give another network.
+_RECORD_VERSION = 2
 # A study whose trials all fail has one cause, and going on does not remove it.
 _FAILURES_IN_A_ROW = 5
 

@@ -243,7 +243,7 @@ def test_a_layer_of_low_rank_is_reproduced(groups, per_group, outputs, kernel, r
     weight = torch.cat([low_rank(outputs, columns, rank, generator) for _ in range(groups)], dim=1)
     options = {"stride": stride, "padding": padding} if kernel else {}
     layer = layer_with(weight, (groups * per_group, *kernel) if kernel else (), bias, **options)
-    pair = truncated_pair(layer, groups, rank)
+    pair = truncated_pair(layer, rank, groups)
     x = input_of(layer, generator)
     assert_same(pair(x), layer(x))
     if not kernel:
@@ -254,7 +254,7 @@ def test_a_layer_of_low_rank_is_reproduced(groups, per_group, outputs, kernel, r
 @settings(max_examples=60, deadline=None)
 def test_a_truncated_layer_loses_the_smallest_singular_values(outputs, inputs, rank, seed):
     weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed))
-    pair = truncated_pair(layer_with(weight, ()), 1, rank)
+    pair = truncated_pair(layer_with(weight, ()), rank)
     values = np.linalg.svd(weight.double().numpy(), compute_uv=False)
     np.testing.assert_allclose(spectrum(weight.double()), values**2, rtol=1e-9, atol=1e-9)
     error = (pair[1].weight @ pair[0].weight - weight).detach().square().sum()
@@ -266,7 +266,7 @@ def test_nothing_but_zeros_has_axes_of_zeros_or_any():
         zeros = torch.zeros(shape, dtype=torch.float64)
         assert spectrum(zeros).tolist() == [0, 0, 0]
         assert leading_axes(zeros, 2).isfinite().all()
-        assert truncated_pair(layer_with(zeros.float(), ()), 1, 2)(torch.ones(1, shape[1])).isfinite().all()
+        assert truncated_pair(layer_with(zeros.float(), ()), 2)(torch.ones(1, shape[1])).isfinite().all()
 
 
 @given(
@@ -439,7 +439,7 @@ def test_ladders_of_one_matrix_cost_what_their_pairs_cost():
         assert len(found.forms) > 3
         for macs, form in zip(found.macs, found.forms, strict=True):
             if form:
-                assert measure_cost(truncated_pair(layer, 1, *form), 16).macs == macs
+                assert measure_cost(truncated_pair(layer, *form), 16).macs == macs
 
 
 def test_the_errors_of_global_svd_are_shares_of_energy():

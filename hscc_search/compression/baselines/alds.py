@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 from torch import nn
 
-from hscc_search.compression.baselines.budget import Form, Ladder, allocate, ladder
-from hscc_search.compression.baselines.low_rank import spectrum, truncated_pair, with_layers
-from hscc_search.compression.baselines.targets import Target, dense_macs, targets
+from hscc_search.compression.baselines.budget import Form, Ladder, ladder
+from hscc_search.compression.baselines.low_rank import spectrum
+from hscc_search.compression.baselines.targets import Target
+from hscc_search.compression.baselines.truncation import truncate_weights
 from hscc_search.compression.calibration import Calibration
 
 # Numbers of groups that are tried, as far as they divide the input channels.
@@ -37,20 +37,11 @@ def compress_alds(network: nn.Module, calibration: Calibration, budget: float) -
     Raises:
         CompressionError: the budget is out of reach.
     """
-    found = targets(network, calibration)
-    # The spectra of all groups take a minute where layers have thousands of inputs, and serve every budget.
-    ladders = {
-        target.name: calibration.remember(("alds", target.name), partial(group_ladder, target)) for target in found
-    }
-    forms = allocate("alds", dense_macs(calibration), budget, ladders)
-    return with_layers(
-        network,
-        {target.name: truncated_pair(target.layer, *forms[target.name]) for target in found if target.name in forms},
-    )
+    return truncate_weights("alds", network, calibration, budget, group_ladder)
 
 
 def group_ladder(target: Target) -> Ladder:
-    """The (groups, rank) of one layer; the error of each is its bound on the relative error."""
+    """The (rank, groups) of one layer; the error of each is its bound on the relative error."""
     return ladder(_candidates(target), target.macs)
 
 
@@ -65,4 +56,4 @@ def _candidates(target: Target) -> Iterator[tuple[int, float, Form]]:
         largest = torch.stack([spectrum(block) for block in weight.chunk(groups, dim=1)]).amax(dim=0).sqrt()
         cost = target.positions * (inputs + groups * outputs)
         for rank, value in enumerate([*largest[1:].tolist(), 0.0], start=1):
-            yield rank * cost, math.sqrt(groups) * value / norm if norm else 0.0, (groups, rank)
+            yield rank * cost, math.sqrt(groups) * value / norm if norm else 0.0, (rank, groups)

@@ -1,13 +1,12 @@
 """Low rank in the weights, with one energy for the whole network."""
 
-from functools import partial
-
 import torch
 from torch import nn
 
-from hscc_search.compression.baselines.budget import Ladder, allocate, ladder
-from hscc_search.compression.baselines.low_rank import spectrum, truncated_pair, with_layers
-from hscc_search.compression.baselines.targets import Target, dense_macs, targets
+from hscc_search.compression.baselines.budget import Ladder, ladder
+from hscc_search.compression.baselines.low_rank import spectrum
+from hscc_search.compression.baselines.targets import Target
+from hscc_search.compression.baselines.truncation import truncate_weights
 from hscc_search.compression.calibration import Calibration
 
 
@@ -29,16 +28,7 @@ def compress_global_svd(network: nn.Module, calibration: Calibration, budget: fl
     Raises:
         CompressionError: the budget is out of reach.
     """
-    found = targets(network, calibration)
-    ladders = {
-        target.name: calibration.remember(("global-svd", target.name), partial(energy_ladder, target))
-        for target in found
-    }
-    forms = allocate("global-svd", dense_macs(calibration), budget, ladders)
-    return with_layers(
-        network,
-        {target.name: truncated_pair(target.layer, 1, *forms[target.name]) for target in found if target.name in forms},
-    )
+    return truncate_weights("global-svd", network, calibration, budget, energy_ladder)
 
 
 def energy_ladder(target: Target) -> Ladder:

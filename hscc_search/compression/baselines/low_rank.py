@@ -120,13 +120,13 @@ def low_rank_pair(
     return nn.Sequential(first, last)
 
 
-def truncated_pair(layer: nn.Conv2d | nn.Linear, groups: int, rank: int) -> nn.Sequential:
+def truncated_pair(layer: nn.Conv2d | nn.Linear, rank: int, groups: int = 1) -> nn.Sequential:
     """The pair whose weights come nearest to the layer's in the Frobenius norm.
 
     Args:
         layer: the dense layer, of one group.
-        groups: of input channels.
         rank: of the weights that belong to one group.
+        groups: of input channels.
     """
     blocks = layer.weight.detach().flatten(1).double().chunk(groups, dim=1)
     axes = [leading_axes(block, rank) for block in blocks]

@@ -53,7 +53,7 @@ def compress_tucker(network: nn.Module, calibration: Calibration, budget: float)
     for target in found:
         form = forms.get(target.name, ())
         if len(form) == 1:
-            layers[target.name] = truncated_pair(target.layer, 1, *form)
+            layers[target.name] = truncated_pair(target.layer, *form)
         elif form:
             assert isinstance(target.layer, nn.Conv2d)
             layers[target.name] = tucker_triple(target.layer, *form)
