@@ -55,13 +55,13 @@ def _baseline(
 # What HSCC itself would take for a budget: regions save FLOPs, but cutting a map into pieces costs more time than that.
 RECOMMENDED: dict[str, Any] = {"regions": 1, "clusters": 1, "rank_multiple": 8}
 
-# The method and its peers; then the method with regions and with clusters, each beside a control that draws them at
-# random.
+# The method and its peers; then the method with regions in all layers and with clusters, each beside a control that
+# draws them at random.
 METHODS: dict[str, Callable[[Calibration, float, int], nn.Module]] = {
     "hscc": _hscc(),
     **{name: _baseline(compressor) for name, compressor in BASELINES.items()},
-    "hscc-regions": _hscc(regions=9),
-    "hscc-random-regions": _hscc(regions=9, region_strategy="random"),
+    "hscc-regions": _hscc(regions=9, region_gain=0),
+    "hscc-random-regions": _hscc(regions=9, region_gain=0, region_strategy="random"),
     "hscc-clusters": _hscc(clusters=2),
     "hscc-random-clusters": _hscc(clusters=2, cluster_strategy="random"),
 }

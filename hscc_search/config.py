@@ -90,6 +90,9 @@ class CompressionConfig(_Section):
 
     region_strategy: Literal["grid", "bands", "kmeans", "slic", "random", "none"] = "grid"
     cluster_strategy: Literal["coactivation", "contiguous", "random", "none"] = "coactivation"
+    region_gain: float = Field(
+        0.1, ge=0, le=1, description="with a budget: a layer whose regions gain less stays in one piece; 0 divides all"
+    )
     rank_multiple: int = Field(1, ge=1, le=64, description="total ranks are multiples of it; 8 and 16 suit kernels")
     calibration_images: int = Field(512, ge=8, description="taken from the train part")
 

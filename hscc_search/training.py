@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hscc_search import models
 from hscc_search.config import StudyConfig, TrainingConfig
@@ -21,6 +22,8 @@ from hscc_search.progress import Progress, Report, silent
 
 # Part of the cache key: raise it when the same configuration would train to other weights.
 _TRAINING_VERSION = 1
+# The share of the steps of fine-tuning that the average of its weights reaches back.
+_AVERAGED_SHARE = 0.1
 
 
 def dense_network(
@@ -129,7 +132,8 @@ def fine_tune(
     """Train a compressed network further, in place, with distillation from the dense network (Hinton et al. 2015).
 
     The loss is ``(1 - d) * cross entropy + d * t^2 * KL(dense || compressed)`` of scores divided by t, with weight d
-    and temperature t of ``config.finetuning``; both networks see the same augmented images.
+    and temperature t of ``config.finetuning``; both networks see the same augmented images. What is left at the end is
+    an exponential moving average of the weights over about the last tenth of the steps (Polyak and Juditsky 1992).
 
     Args:
         network: a compressed network, or any other that takes the same images and gives the same classes.
@@ -146,10 +150,14 @@ def fine_tune(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=tuning.learning_rate, total_steps=tuning.epochs * _steps(config, data)
     )
-    teacher = Teacher(dense, tuning.distillation, tuning.temperature)
+    teacher = Teacher(dense, tuning.distillation, tuning.temperature) if tuning.distillation > 0 else None
+    decay = max(0.0, 1 - 1 / (_AVERAGED_SHARE * tuning.epochs * _steps(config, data)))
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(network))
     for epoch in range(tuning.epochs):
         loss = _train_epoch(network, data, config, epoch, optimizer, schedule, teacher)
         report(Progress("fine-tuning", epoch + 1, tuning.epochs, f"loss {loss:.3f}"))
+    network.load_state_dict(averaged.module.state_dict())
     network.eval()
 
 

@@ -93,6 +93,7 @@ def test_every_shipped_study_file_is_valid_and_named_like_its_file(path, monkeyp
         ("compression.region_strategy", "hexagons", "'grid'"),
         ("compression.cluster_strategy", "kmeans", "'coactivation'"),
         ("compression.rank_multiple", 0, "equal to 1"),
+        ("compression.region_gain", 1.5, "equal to 1"),
         ("finetuning.epoch", 1, "epochs"),
         ("finetuning.epochs", -1, "equal to 0"),
         ("finetuning.learning_rate", 0, "greater than 0"),

@@ -7,6 +7,7 @@ import torch
 from geometry import Residual, seeded
 from torch import nn
 
+from hscc_search import training
 from hscc_search.compression.calibration import calibrate
 from hscc_search.compression.hscc import compress
 from hscc_search.compression.setting import Setting
@@ -275,6 +276,27 @@ def test_fine_tuning_brings_the_network_nearer_to_its_teacher_and_to_the_labels(
         return (predict(one, parts.test, study().data, CPU).argmax(1) == parts.test.labels).mean()
 
     assert right(network) > right(compressed)
+
+
+def test_fine_tuning_leaves_the_average_of_the_last_weights(pair, parts, monkeypatch):
+    """The first weights count as the average so far; the share of each later step is 1 over a tenth of the steps."""
+    history = []
+    make = training._optimizer
+
+    def watched(network, *rest):
+        optimizer = make(network, *rest)
+        first = next(iter(network.parameters()))
+        optimizer.register_step_post_hook(lambda *_: history.append(first.detach().clone()))
+        return optimizer
+
+    monkeypatch.setattr(training, "_optimizer", watched)
+    network = tuned(pair, parts.train, training__batch_size=32, finetuning__epochs=4)
+    assert len(history) == len(parts.train.labels) // 32 * 4 > 20
+    average = history[0]
+    for weights in history[1:]:
+        average = average + (weights - average) / (0.1 * len(history))
+    torch.testing.assert_close(next(iter(network.parameters())).detach(), average)
+    assert not torch.equal(average, history[-1])
 
 
 def test_distillation_alone_does_not_look_at_the_labels(pair, parts):

@@ -1,13 +1,13 @@
 """What rank each part of each layer gets, before anything is fitted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from hscc_search.compression.budget import Options, solve
+from hscc_search.compression.budget import Options, price_at, solve
 from hscc_search.compression.calibration import Calibration, LayerRecord
 from hscc_search.compression.input_axes import input_metric
 from hscc_search.compression.layers import Blueprint, input_positions
@@ -20,7 +20,7 @@ from hscc_search.errors import CompressionError
 # A layer below this share of the network's multiply-adds is not worth an approximation.
 TINY_SHARE = 1e-4
 
-# Input ranks that are tried for one block, evenly spaced.
+# Input ranks that are tried for one block, evenly spaced; multiples as total ranks are.
 _INPUT_RANKS = 16
 # What dropping input directions loses counts this much more: the fit behind makes up for less of it.
 _INPUT_WEIGHT = 2.0
@@ -99,7 +99,7 @@ class _Place:
 
     def parameters(self, ranks: "_Pair | None") -> np.ndarray:
         at_inputs, at_outputs = self.weights(ranks)
-        parameters: np.ndarray = at_inputs + at_outputs
+        parameters: np.ndarray = at_inputs + at_outputs + self.outputs  # the bias
         return parameters
 
 
@@ -117,10 +117,10 @@ def allot(calibration: Calibration, setting: Setting) -> dict[str, Allotment]:
     """
     records = [record for record in calibration.records if record.macs >= TINY_SHARE * calibration.macs]
     partitions = {record.name: _partition(calibration, record, setting.division) for record in records}
-    places = [place for record in records for place in _places(calibration, record, partitions[record.name])]
     if setting.budget is not None:
-        chosen = _within_budget(calibration, setting, places)
-    else:
+        partitions, chosen = _within_budget(calibration, setting, records, partitions)
+    places = [place for record in records for place in _places(calibration, record, partitions[record.name])]
+    if setting.budget is None:
         chosen = [_by_share(place, setting) for place in places]
     result = {}
     for record in records:
@@ -188,45 +188,78 @@ def _by_share(place: _Place, setting: Setting) -> Ranks | None:
     return Ranks(largest_first(eigenvalues, ranks, total))
 
 
-def _within_budget(calibration: Calibration, setting: Setting, places: list[_Place]) -> list[Ranks | None]:
-    """The ranks with the least loss whose cost, with what cannot be compressed, stays within the budget."""
+def _within_budget(
+    calibration: Calibration, setting: Setting, records: list[LayerRecord], partitions: dict[str, Partition]
+) -> tuple[dict[str, Partition], list[Ranks | None]]:
+    """The ranks with the least loss whose cost, with what cannot be compressed, stays within the budget.
+
+    Returns:
+        The partitions, without the regions that do not pay, and the ranks of all their blocks in order.
+    """
     assert setting.budget is not None
-    names = list(dict.fromkeys(place.record.name for place in places))
     if setting.budget_of == "flops":
-        cost, total = _Place.macs, calibration.macs
-        fixed = total - sum(calibration.record(name).macs for name in names)
+        total = calibration.macs
+        fixed = total - sum(record.macs for record in records)
     else:
-        cost, total = _Place.parameters, _parameters(calibration.network)
-        fixed = total - sum(_parameters(calibration.network.get_submodule(name)) for name in names)
-        fixed += sum(place.outputs for place in places)  # each region has a bias of its own
-    forms, classes = [], []
-    for place in places:
-        ranks, inputs, losses = _losses(calibration, place, setting.rank_multiple)
-        costs = np.r_[cost(place, (ranks, inputs)), cost(place, None)].astype(np.int64)
-        losses = np.r_[losses, 0.0]
-        # Whatever costs more must lose less; nothing costs more than the dense filters.
-        order = np.lexsort((losses, costs))
-        least = np.r_[np.inf, np.minimum.accumulate(losses[order])[:-1]]
-        order = order[(losses[order] < least) & (costs[order] <= costs[-1])]
-        forms.append([None if at == len(ranks) else (int(ranks[at]), int(inputs[at])) for at in order])
-        classes.append(Options(costs[order], losses[order]))
+        total = _parameters(calibration.network)
+        fixed = total - sum(_parameters(calibration.network.get_submodule(record.name)) for record in records)
     limit = int(total / setting.budget) - fixed
-    cheapest = sum(int(options.costs[0]) for options in classes)
+    menus = {record.name: _menus(calibration, setting, record, partitions[record.name]) for record in records}
+    cheapest = sum(int(menu.options.costs[0]) for layer in menus.values() for menu in layer)
     if cheapest > limit:
         raise CompressionError(
             f"a budget of {setting.budget:g}x fewer {setting.budget_of} is out of reach: "
             f"the lowest rank everywhere gives {total / (fixed + cheapest):.3g}x"
         )
-    found: list[Ranks | None] = []
-    for place, options, position in zip(places, forms, solve(classes, limit), strict=True):
-        form = options[position]
+    price = price_at([menu.options for layer in menus.values() for menu in layer], limit)
+    kept = dict(partitions)
+    for record in records:
+        if len(partitions[record.name].blocks[0]) == 1 or setting.region_gain == 0:
+            continue
+        whole = _partition(calibration, record, replace(setting.division, region_strategy="none", regions=1))
+        menus_of_whole = _menus(calibration, setting, record, whole)
+        if _priced(menus[record.name], price) > (1 - setting.region_gain) * _priced(menus_of_whole, price):
+            kept[record.name], menus[record.name] = whole, menus_of_whole
+    flat = [menu for layer in menus.values() for menu in layer]
+    taken = solve([menu.options for menu in flat], limit)
+    return kept, [menu.ranks(position) for menu, position in zip(flat, taken, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Menu:
+    """What one block may become: for each option its total rank and input rank (0 for all channels), or None."""
+
+    block: Block
+    forms: list[tuple[int, int] | None]
+    options: Options
+
+    def ranks(self, position: int) -> Ranks | None:
+        form = self.forms[position]
         if form is None:
-            found.append(None)
-        else:
-            eigenvalues = place.block.eigenvalues
-            clusters = largest_first(eigenvalues, [0] * len(eigenvalues), form[0])
-            found.append(Ranks(clusters, form[1] or None))
-    return found
+            return None
+        eigenvalues = self.block.eigenvalues
+        return Ranks(largest_first(eigenvalues, [0] * len(eigenvalues), form[0]), form[1] or None)
+
+
+def _menus(calibration: Calibration, setting: Setting, record: LayerRecord, divided: Partition) -> list[_Menu]:
+    menus = []
+    for place in _places(calibration, record, divided):
+        cost = place.macs if setting.budget_of == "flops" else place.parameters
+        ranks, inputs, losses = _losses(calibration, place, setting.rank_multiple)
+        costs = np.r_[cost((ranks, inputs)), cost(None)].astype(np.int64)
+        losses = np.r_[losses, 0.0]
+        # Whatever costs more must lose less; nothing costs more than the dense filters.
+        order = np.lexsort((losses, costs))
+        least = np.r_[np.inf, np.minimum.accumulate(losses[order])[:-1]]
+        order = order[(losses[order] < least) & (costs[order] <= costs[-1])]
+        forms = [None if at == len(ranks) else (int(ranks[at]), int(inputs[at])) for at in order]
+        menus.append(_Menu(place.block, forms, Options(costs[order], losses[order])))
+    return menus
+
+
+def _priced(menus: list[_Menu], price: float) -> float:
+    """The least sum of losses and paid costs, when each block takes what suits it best."""
+    return sum(float((menu.options.losses + price * menu.options.costs).min()) for menu in menus)
 
 
 def _losses(calibration: Calibration, place: _Place, multiple: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -246,7 +279,7 @@ def _losses(calibration: Calibration, place: _Place, multiple: int) -> tuple[np.
         return ranks, np.zeros_like(ranks), tails[ranks - 1]
     input_spectrum = calibration.remember(("input spectrum", place.block), lambda: _input_spectrum(calibration, place))
     input_tails = np.maximum(input_spectrum.sum() - np.cumsum(input_spectrum), 0) * area * _INPUT_WEIGHT
-    step = max(multiple, -(-place.channels // _INPUT_RANKS))
+    step = -(-place.channels // (_INPUT_RANKS * multiple)) * multiple
     inputs = np.arange(step, place.channels, step)
     return (
         np.repeat(ranks, len(inputs) + 1),

@@ -91,6 +91,11 @@ def solve(classes: Sequence[Options], limit: int) -> list[int]:
     return result
 
 
+def price_at(classes: Sequence[Options], limit: int) -> float:
+    """What one unit of cost is worth in loss at the limit: the multiplier of the Lagrangian relaxation."""
+    return _relaxed(classes, limit)[1]
+
+
 def _relaxed(classes: Sequence[Options], limit: int) -> tuple[list[int], float]:
     """A first solution, and the multiplier of the Lagrangian relaxation: loss per cost at the limit."""
     hulls = [_hull(options) for options in classes]

@@ -26,7 +26,8 @@ def measure_latency(
 ) -> dict[str, dict[str, float]]:
     """Median seconds per batch of several networks, taken in turns so that other work on the machine hits all alike.
 
-    torch runs with images in channels-last order; ONNX Runtime gets as many threads as torch has.
+    One thread computes: what several gain depends on what else the machine does and, for small networks, on how they
+    wait for each other. torch runs with images in channels-last order.
 
     Args:
         networks: on the CPU, in evaluation mode, by name.
@@ -43,10 +44,15 @@ def measure_latency(
     with contextlib.suppress(ExportError):
         runners["onnxruntime"] = {name: _in_onnxruntime(network, image_size) for name, network in networks.items()}
     found = {}
-    for runtime, runs in runners.items():
-        for batch_size in batch_sizes:
-            images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-            found[f"{runtime} {batch_size}"] = _in_turns(runs, images)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for runtime, runs in runners.items():
+            for batch_size in batch_sizes:
+                images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+                found[f"{runtime} {batch_size}"] = _in_turns(runs, images)
+    finally:
+        torch.set_num_threads(threads)
     return found
 
 
@@ -73,9 +79,7 @@ def _in_torch(network: nn.Module) -> Callable[[torch.Tensor], object]:
 
 def _in_onnxruntime(network: nn.Module, image_size: int) -> Callable[[torch.Tensor], object]:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Waiting threads that spin would take the processor from the other networks' turns.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(network, image_size, path)

@@ -113,6 +113,7 @@ def setting_of(config: StudyConfig, params: dict[str, Any]) -> Setting:
         clusters=params["clusters"],
         energy=params.get("energy"),
         budget=params.get("budget"),
+        region_gain=config.compression.region_gain,
         rank_multiple=config.compression.rank_multiple,
         region_strategy=config.compression.region_strategy,
         cluster_strategy=config.compression.cluster_strategy,

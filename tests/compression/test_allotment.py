@@ -84,7 +84,7 @@ def assert_ranks_fit(calibration, allotments, multiple):
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize(("count", "clusters"), [(1, 1), (4, 1), (1, 2), (4, 2)])
 def test_a_budget_of_flops_is_kept_and_used(calibration, asked, multiple, count, clusters):
-    setting = Setting(count, clusters, budget=asked, rank_multiple=multiple)
+    setting = Setting(count, clusters, budget=asked, region_gain=0, rank_multiple=multiple)
     allotments = allot(calibration, setting)
     achieved = calibration.macs / macs_of(calibration, allotments)
     assert achieved >= asked * (1 - 1e-9)
@@ -102,14 +102,16 @@ def test_a_budget_of_flops_is_kept_and_used(calibration, asked, multiple, count,
     multiple=st.sampled_from([1, 2, 4]),
     asked=st.floats(1.05, 5),
     of=st.sampled_from(["flops", "parameters"]),
+    gain=st.sampled_from([0, 0.1]),
 )
 @settings(max_examples=25, deadline=None)
-def test_no_strategy_breaks_a_budget(residual, strategy, cluster_strategy, count, clusters, multiple, asked, of):
+def test_no_strategy_breaks_a_budget(residual, strategy, cluster_strategy, count, clusters, multiple, asked, of, gain):
     setting = Setting(
         count,
         clusters,
         budget=asked,
         budget_of=of,
+        region_gain=gain,
         rank_multiple=multiple,
         region_strategy=strategy,
         cluster_strategy=cluster_strategy,
@@ -265,10 +267,46 @@ def test_a_layer_that_is_dense_everywhere_is_not_divided(calibration):
 def test_a_layer_is_divided_once_for_all_rank_rules(residual):
     divided = [
         allot(residual, Setting(4, 2, **rule))["mix"].partition
-        for rule in ({"energy": 0.5}, {"ratio": 0.2}, {"budget": 3}, {"budget": 1.5, "budget_of": "parameters"})
+        for rule in (
+            {"energy": 0.5},
+            {"ratio": 0.2},
+            {"budget": 3, "region_gain": 0},
+            {"budget": 1.5, "budget_of": "parameters", "region_gain": 0},
+        )
     ]
     assert all(one is divided[0] for one in divided)
     assert allot(residual, Setting(4, 2, energy=0.5, seed=1))["mix"].partition is not divided[0]
+
+
+class Halves(nn.Module):
+    """Two convolutions over maps whose left and right halves are about different things, or about the same."""
+
+    def __init__(self, differ):
+        super().__init__()
+        self.differ = differ
+        self.layers = nn.Sequential(nn.Conv2d(12, 48, 1), nn.Conv2d(48, 48, 1))
+        self.head = nn.Linear(48, 5)
+
+    def forward(self, x):
+        x = torch.cat([x, x.square(), x.abs(), x.sin()], dim=1)
+        if self.differ:
+            here = (torch.arange(x.shape[3]) < x.shape[3] // 2).expand(6, -1)[:, None, :]
+            x = x * torch.cat([here, ~here])
+        return self.head(self.layers(x).mean(dim=(2, 3)))
+
+
+def regions_of(calibration, **values):
+    allotments = allot(calibration, Setting(2, budget=2, region_strategy="kmeans", **values))
+    return len(allotments["layers.1"].partition.blocks[0])
+
+
+def test_a_layer_is_divided_only_where_that_gains_within_a_budget():
+    differ = calibrate(seeded(lambda: Halves(True)), torch.randn(48, 3, SIDE, SIDE))
+    alike = calibrate(seeded(lambda: Halves(False)), torch.randn(48, 3, SIDE, SIDE))
+    assert regions_of(differ) == 2
+    assert regions_of(alike) == 1
+    assert regions_of(alike, region_gain=0) == 2
+    assert regions_of(differ, region_gain=1) == 1
 
 
 def test_layers_that_are_too_small_to_matter_are_left_out():
@@ -336,6 +374,9 @@ def test_what_is_left_dense_counts_in_the_budget(of):
         {"budget": float("nan")},
         {"budget": 2, "budget_of": "bytes"},
         {"energy": 0.5, "rank_multiple": 0},
+        {"budget": 2, "region_gain": -0.1},
+        {"budget": 2, "region_gain": 1.1},
+        {"budget": 2, "region_gain": float("nan")},
         {"energy": 0.5, "regions": 0},
         {"energy": 0.5, "clusters": 0},
         {"energy": 0.5, "region_strategy": "rings"},

@@ -135,7 +135,8 @@ def test_planned_macs_are_those_that_both_counters_find_for_every_strategy(
     request, which, region_strategy, cluster_strategy
 ):
     _, calibration = request.getfixturevalue(which)
-    setting = Setting(4, 2, budget=1.8, region_strategy=region_strategy, cluster_strategy=cluster_strategy)
+    strategies = {"region_strategy": region_strategy, "cluster_strategy": cluster_strategy}
+    setting = Setting(4, 2, budget=1.8, region_gain=0, **strategies)
     found = compress(calibration, setting)
     cost = measure_cost(found.network, SIDE)
     assert found.macs == cost.macs == cost.macs_torch
@@ -419,7 +420,7 @@ def test_the_form_comes_back_from_json_as_it_was(residual):
 
 def test_regions_refuse_images_of_another_size_and_whole_maps_take_them(residual):
     _, calibration = residual
-    divided = compress(calibration, Setting(4, 1, budget=2)).network
+    divided = compress(calibration, Setting(4, 1, budget=2, region_gain=0)).network
     with pytest.raises(CompressionError, match="regions belong to a map"):
         divided(smooth_images(2, side=24))
     whole = compress(calibration, Setting(budget=2)).network

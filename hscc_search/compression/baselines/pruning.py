@@ -1,4 +1,4 @@
-"""Whole channels taken out, the least important of the network first."""
+"""Whole channels taken out, the least important of each layer first."""
 
 import copy
 
@@ -15,7 +15,7 @@ from hscc_search.compression.calibration import Calibration
 _STEPS = 200
 _FAR, _STRIDE = 1.25, 8
 # After so many steps the gradients are taken anew.
-_STEPS_PER_GRADIENT = 20
+_STEPS_PER_GRADIENT = 10
 _BATCH = 64
 # Images that the gradients are taken on, at most: each time costs a backward pass over them.
 _IMAGES = 256
@@ -26,9 +26,9 @@ def compress_pruning(network: nn.Module, calibration: Calibration, budget: float
 
     A channel goes together with everything that depends on it - batch norm, skip connections, depthwise filters, the
     next layer's inputs. The importance of such a group is its first-order Taylor estimate, |weight * gradient| summed,
-    ranked over the whole network. The library's default, to divide by the mean of each layer first, was worse by far,
-    and so were weight magnitudes. The loss is the cross entropy with the dense network's own decisions, so no labels
-    are needed. The outputs of the last layer stay.
+    and every layer loses the same share of its groups: ranked over the whole network, layers that matter are emptied
+    (AlexNet at 3x: 0.31 of the validation images right, against 0.89). The loss is the cross entropy with the dense
+    network's own decisions, so no labels are needed. The outputs of the last layer stay.
 
     Source: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning" (arXiv 2301.12900); Molchanov et al. 2019,
     "Importance Estimation for Neural Network Pruning" (arXiv 1906.10771).
@@ -53,8 +53,7 @@ def compress_pruning(network: nn.Module, calibration: Calibration, budget: float
         pruner = torch_pruning.pruner.BasePruner(
             result,
             images[:1],
-            importance=torch_pruning.importance.GroupTaylorImportance(normalizer=None),
-            global_pruning=True,
+            importance=torch_pruning.importance.GroupTaylorImportance(),
             pruning_ratio=1.0,
             iterative_steps=_STEPS,
             ignored_layers=[last],
