@@ -315,6 +315,12 @@ def _numbers(option: str, text: str, kind: type[float] | type[int]) -> list[Any]
     required=True,
     help="Folder to write; it must not exist.",
 )
+@click.option(
+    "--finetune",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Train the compressed network N epochs further, whatever the study says.",
+)
 @_data_option
 @_checkpoint_option
 @_device_option
@@ -323,6 +329,7 @@ def export(
     storage: str,
     rule: str,
     out: Path,
+    finetune: int | None,
     data: Path | None,
     checkpoint: Path | None,
     device: str,
@@ -336,6 +343,8 @@ def export(
     study = read_study(storage, study_name)
     point = select(rule, study.points)
     config = study.config.placed(_absolute(data), _absolute(checkpoint))
+    if finetune is not None:
+        config = config.finetuned(finetune)
     with progress_bars() as report:
         metrics = export_trial(study, point, config, out, device, report)
     dense, test = metrics["dense"], metrics["test"]

@@ -177,8 +177,7 @@ def compare(
         dataset = dataset or load_dataset(config.data, report)
         tree = config.stored()
         tree["data"]["split_seed"] = seed
-        tree["finetuning"]["epochs"] = epochs
-        split_config = StudyConfig.from_tree(tree, f"split {seed}")
+        split_config = StudyConfig.from_tree(tree, f"split {seed}").finetuned(epochs)
         parts = split(dataset, config.data.validation, config.data.test, seed)
         network = dense_network(split_config, dataset, parts, place, report)
         _measure_split(_Split(split_config, dataset, parts, network, place), missing, out, report)

@@ -215,6 +215,10 @@ class StudyConfig(_Section):
             tree["model"]["checkpoint"] = checkpoint
         return self.from_tree(tree, f"study {self.name}")
 
+    def finetuned(self, epochs: int) -> "StudyConfig":
+        """The same study with another number of epochs of fine-tuning."""
+        return self.model_copy(update={"finetuning": self.finetuning.model_copy(update={"epochs": epochs})})
+
     def stored(self) -> dict[str, Any]:
         """The whole object as JSON-compatible values."""
         return self.model_dump(mode="json")

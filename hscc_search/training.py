@@ -146,6 +146,7 @@ def fine_tune(
     tuning = config.finetuning
     data = _on_device(train, device)
     network.requires_grad_(True)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(network, config.training, tuning.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=tuning.learning_rate, total_steps=tuning.epochs * _steps(config, data)

@@ -51,7 +51,8 @@ def export(
     Args:
         study: from :func:`hscc_search.search.study.read_study`.
         point: one of its finished trials.
-        config: the study's configuration, with the places where data and checkpoint lie now.
+        config: the study's configuration, with the places where data and checkpoint lie now, and perhaps with other
+            epochs of fine-tuning.
         out: a folder that does not exist yet.
         device: where the network is compressed.
         report: told of each step.
@@ -103,6 +104,7 @@ def export(
             "study": config.name,
             "trial": point.trial,
             "settings": point.settings,
+            "finetuning_epochs": config.finetuning.epochs,
             "classes": list(dataset.classes),
             "dense": {**dense_cost, **dense_test.stored(), "validation": study.dense_details["quality"]},
             "validation": {

@@ -25,6 +25,8 @@ def model_card(metrics: dict[str, Any], config: StudyConfig, plan: tuple[LayerPl
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
         for name, value in metrics["settings"].items()
     )
+    epochs = metrics["finetuning_epochs"]
+    tuned = f", fine-tuned for {epochs} epoch{'s'[: epochs > 1]}" if epochs else ""
     rows = [
         ("accuracy, test part", _with_error(dense, "accuracy"), _with_error(test, "accuracy")),
         ("macro F1, test part", _with_error(dense, "macro_f1"), _with_error(test, "macro_f1")),
@@ -51,7 +53,8 @@ def model_card(metrics: dict[str, Any], config: StudyConfig, plan: tuple[LayerPl
         [
             f"# {config.name}: {config.model.name}, {dense['flops'] / test['flops']:.2f}x fewer FLOPs",
             "",
-            f"Trial {metrics['trial']} of study {config.name}, compressed by HSCC (arXiv 2604.23375) with {settings}.",
+            f"Trial {metrics['trial']} of study {config.name}, compressed by HSCC (arXiv 2604.23375) with "
+            f"{settings}{tuned}.",
             "",
             "## Use",
             "",

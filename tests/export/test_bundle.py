@@ -196,3 +196,12 @@ def test_a_study_that_fine_tunes_exports_what_it_measured(cli, tmp_path):
     assert untuned[0].flops == read.points[0].flops
     assert untuned[0].accuracy <= read.points[0].accuracy
     assert hscc_search.load(tmp_path / "out")(torch.rand(2, 3, 16, 16)).shape == (2, 10)
+    assert "fine-tuned for 1 epoch." in (tmp_path / "out" / "README.md").read_text()
+
+    storage = ("--storage", f"sqlite:///{tmp_path}/plain.db", "--select", "trial:0")
+    for epochs in (0, 1):
+        cli("export", "plain", *storage, "--finetune", str(epochs), "--out", f"after-{epochs}", cwd=tmp_path)
+    found = [json.loads((tmp_path / f"after-{epochs}" / "metrics.json").read_text()) for epochs in (0, 1)]
+    assert [one["finetuning_epochs"] for one in found] == [0, 1]
+    assert found[0]["validation"]["accuracy"] == untuned[0].accuracy
+    assert found[1]["validation"]["accuracy"] == read.points[0].accuracy
