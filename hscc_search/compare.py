@@ -29,7 +29,7 @@ from hscc_search.evaluation.cost import measure_cost
 from hscc_search.evaluation.latency import measure_latency
 from hscc_search.evaluation.predict import predict
 from hscc_search.evaluation.quality import measure_quality
-from hscc_search.files import written_whole
+from hscc_search.files import sha256, written_whole
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.search.objective import calibration_images
 from hscc_search.training import dense_network, fine_tune
@@ -159,7 +159,8 @@ def compare(
             another comparison.
     """
     _check(config, budgets, methods, seeds)
-    _claim(out, config, epochs)
+    dataset = load_dataset(config.data, report)
+    _claim(out, config, epochs, dataset.fingerprint)
     place = models.choose_device(device)
     tuned = [0, epochs] if epochs else [0]
     asked = [
@@ -169,12 +170,10 @@ def compare(
         for count in tuned
     ]
     wanted = list(dict.fromkeys(asked))
-    dataset: Dataset | None = None
     for seed in dict.fromkeys(seeds):
         missing = [key for key in wanted if key[2] == seed and not _file(out, *key).exists()]
         if not missing:
             continue
-        dataset = dataset or load_dataset(config.data, report)
         tree = config.stored()
         tree["data"]["split_seed"] = seed
         split_config = StudyConfig.from_tree(tree, f"split {seed}").finetuned(epochs)
@@ -353,17 +352,23 @@ def _check(config: StudyConfig, budgets: Sequence[float], methods: Sequence[str]
         )
 
 
-def _claim(out: Path, config: StudyConfig, epochs: int) -> None:
+def _claim(out: Path, config: StudyConfig, epochs: int, fingerprint: str) -> None:
     """Make the folder, or check that it belongs to the same comparison."""
-    tree = {"study": config.stored(), "finetune": epochs}
+    checkpoint = config.model.checkpoint
+    try:
+        inputs = {"images": fingerprint, "checkpoint": sha256(checkpoint) if checkpoint else None}
+    except OSError as error:
+        raise ConfigError(f"cannot read checkpoint {checkpoint} ({error.strerror}): name another file") from error
     place = out / "comparison.json"
     if place.exists():
         try:
             stored = json.loads(place.read_text(encoding="utf-8"))
-            before, tuned = StudyConfig.from_tree(stored["study"], f"{place}"), stored["finetune"]
+            before = StudyConfig.from_tree(stored["study"], f"{place}")
+            tuned, inputs_before = stored["finetune"], {name: stored[name] for name in inputs}
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{place} is damaged: name another output folder") from error
         differences = config.differences(before)
+        differences += [f"other {name}" for name in inputs if inputs[name] != inputs_before[name]]
         if tuned != epochs and tuned and epochs:
             differences.append(f"finetune: {tuned} -> {epochs}")
         if differences:
@@ -374,13 +379,13 @@ def _claim(out: Path, config: StudyConfig, epochs: int) -> None:
         raise ConfigError(f"{out} exists and is no comparison: name another output folder")
     try:
         (out / "rows").mkdir(parents=True, exist_ok=True)
-        _write(place, tree)
+        _write(place, {"study": config.stored(), "finetune": epochs, **inputs})
     except OSError as error:
         raise ConfigError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
 
 
 def _file(out: Path, method: str, budget: float, seed: int, epochs: int) -> Path:
-    return out / "rows" / f"split{seed}-{method}-{budget:g}x-{epochs}epochs.json"
+    return out / "rows" / f"split{seed}-{method}-{budget:.12g}x-{epochs}epochs.json"
 
 
 def _write(path: Path, tree: dict[str, Any]) -> None:
@@ -390,5 +395,8 @@ def _write(path: Path, tree: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> Row:
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    return Row(**{**tree, "right": tuple(tree["right"])})
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        return Row(**{**tree, "right": tuple(tree["right"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: delete it, and it is measured again") from error

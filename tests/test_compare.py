@@ -180,7 +180,7 @@ def test_a_finished_comparison_measures_nothing_and_may_ask_for_less(config, cop
     before, told = times(copied), []
     rows = comparing.compare(config, [3.0], ["global-svd"], [1], 0, copied, "cpu", told.append)
     assert rows == [read(copied, row) for row in ROWS if row.seed == 1 and not row.epochs and row.method != "hscc"]
-    assert told == []
+    assert {progress.task for progress in told} <= {"reading images"}
     assert times(copied) == before
     # It still belongs to the comparison with one epoch.
     with pytest.raises(ConfigError, match="finetune: 1 -> 2"):
@@ -298,10 +298,28 @@ def test_another_comparison_in_the_same_folder_is_refused(main, copied, tmp_path
     assert content(copied) == before
 
 
-def test_a_damaged_folder_is_refused(main, copied):
-    (copied / "comparison.json").write_text("{")
+@pytest.mark.parametrize("name", ["comparison.json", f"rows/{name_of(ROWS[0])}"])
+def test_a_damaged_folder_is_refused(main, copied, name):
+    (copied / name).write_text("{")
     (line,) = main("compare", "own.yaml", *OPTIONS, "--out", "out", code=2).err.splitlines()
-    assert "damaged" in line
+    assert f"{name} is damaged" in line
+
+
+def test_other_images_and_another_checkpoint_are_refused(config, copied):
+    place = copied / "comparison.json"
+    stored = json.loads(place.read_text())
+    for name in ("images", "checkpoint"):
+        place.write_text(json.dumps(stored | {name: "of another"}))
+        with pytest.raises(ConfigError, match=f"another comparison .other {name}."):
+            comparing.compare(config, [3.0], ["hscc"], [0], 1, copied, "cpu")
+    with pytest.raises(ConfigError, match="cannot read checkpoint"):
+        comparing.compare(config.placed(None, copied / "weights.pt"), [3.0], ["hscc"], [0], 1, copied, "cpu")
+
+
+def test_budgets_that_differ_little_are_rows_of_their_own(tmp_path):
+    assert comparing._file(tmp_path, "hscc", 3.0, 0, 0).name == "split0-hscc-3x-0epochs.json"
+    near = {comparing._file(tmp_path, "hscc", budget, 0, 0) for budget in (2.00000001, 2.00000002)}
+    assert len(near) == 2
 
 
 def test_a_checkpoint_belongs_to_one_split(config, tmp_path):
