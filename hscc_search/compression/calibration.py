@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hscc_search.compression.activation import Bounds, activation_bounds
 from hscc_search.compression.folding import Fold, fold_batch_norms
 from hscc_search.compression.lattice import Lattice, choose_lattice, positions_first
 from hscc_search.errors import CompressionError
@@ -51,6 +52,8 @@ class LayerRecord:
         macs: multiply-adds of the dense layer per image.
         groups: of the convolution; 1 for a fully connected layer.
         fully_connected: whether the layer is one.
+        bounds: between which the activation behind the layer lets responses through, (0, inf) for ReLU; None where
+            there is no such activation, or where others see the responses as well.
         file: holds y before the activation, float32 (positions, images, Cout).
     """
 
@@ -62,6 +65,7 @@ class LayerRecord:
     macs: int
     groups: int
     fully_connected: bool
+    bounds: Bounds | None
     file: Path
 
     @property
@@ -153,12 +157,13 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
         _run(network, batch, keepers, generator)
         done += len(batch)
         report(Progress("calibrating", done, len(images)))
+    bounds = activation_bounds(network, {name: layers[name] for name in names}, images[:1])
     network.requires_grad_(True)
     return Calibration(
         network,
         folds,
         images,
-        tuple(keeper.record(macs[name]) for name, keeper in keepers.items()),
+        tuple(keeper.record(macs[name], bounds.get(name)) for name, keeper in keepers.items()),
         {name: (macs.get(name, 0), reason) for name, reason in reasons.items()},
         folder,
     )
@@ -246,7 +251,7 @@ class _Keeper:
             self.moments = _Moments((x.shape[2], x.shape[3]), x.shape[1], x.device)
         self.moments.add(here, right)
 
-    def record(self, macs: int) -> LayerRecord:
+    def record(self, macs: int, bounds: Bounds | None) -> LayerRecord:
         """All of it, with the file complete."""
         self.written.flush()
         effects = (self.squares / self.seen).sqrt().float()
@@ -261,6 +266,7 @@ class _Keeper:
             macs=macs,
             groups=getattr(self.layer, "groups", 1),
             fully_connected=isinstance(self.layer, nn.Linear),
+            bounds=bounds,
             file=self.file,
         )
 

@@ -24,6 +24,8 @@ import torch
 
 # Relative to the mean eigenvalue of the matrix that it is added to; the least that is taken.
 RIDGE = 1e-3
+# Steps towards what an activation behind the layer lets through, and how much longer than a least squares fit they are.
+_REFINEMENTS, _STRETCH = 4, 1.6
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,47 @@ def refit(
     correction = torch.linalg.solve(covariance + ridge, (cross - recombination @ covariance).T).T
     fitted = recombination + correction
     return fitted, mean_dense.double() - fitted @ mean.double()
+
+
+def refine(
+    dense: torch.Tensor,
+    coordinates: torch.Tensor,
+    recombination: torch.Tensor,
+    offset: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Improve a recombination where an activation behind it lets values between two bounds through.
+
+    With f the clipping activation, takes steps towards the least of the matching loss of f, the convex loss whose
+    gradient is ``(f(P z + bias) - f(y)) z`` (Auer, Herbster and Warmuth 1996): f changes nothing by more than its
+    argument changes, so cov(z) bounds the curvature, and steps up to twice a least squares fit to what is left go down.
+
+    Args:
+        dense: y, float (n, C).
+        coordinates: z, what the basis filters answer, float (n, K).
+        recombination: P, float64 (C, K).
+        offset: bias, float64 (C,).
+        low: lower bound of each channel, float (C,).
+        high: upper bound, float (C,).
+
+    Returns:
+        P and the bias.
+    """
+    count, mean = len(dense), coordinates.mean(dim=0)
+    centred = coordinates - mean
+    covariance = (centred.T @ centred).double() / count
+    ridge = _ridge(covariance.diagonal(), count) * torch.eye(len(covariance)).to(covariance)
+    factor = torch.linalg.cholesky(covariance + ridge)
+    wanted = dense.clamp(low, high)
+    for _ in range(_REFINEMENTS):
+        left = torch.addmm(offset.to(dense.dtype), coordinates, recombination.T.to(dense.dtype))
+        left = left.clamp_(low, high).sub_(wanted).neg_()
+        left *= _STRETCH
+        step = torch.cholesky_solve((centred.T @ left).double() / count, factor).T
+        recombination = recombination + step
+        offset = offset + left.mean(dim=0).double() - step @ mean.double()
+    return recombination, offset
 
 
 def balanced(first: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from hscc_search.compression.allotment import Allotment, allot
 from hscc_search.compression.calibration import Calibration, LayerRecord
-from hscc_search.compression.factors import balanced, factorise, fit_predictor, refit
+from hscc_search.compression.factors import balanced, factorise, fit_predictor, refine, refit
 from hscc_search.compression.folding import Fold, apply_folds
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
 from hscc_search.compression.lattice import responses_on
@@ -226,8 +226,9 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
             basis = (factors.basis * effects).to(weight.dtype) @ weight[block.channels]
             recombination = factors.recombination
             if ranks.inputs is None:
-                without_bias = (predictor.mean_delivered - bias[block.channels].double() * effects)[:, None]
-                offset = predictor.mean_dense - (recombination @ (factors.basis @ without_bias))[:, 0]
+                shift = factors.basis @ (bias[block.channels].double() * effects)
+                coordinates = there @ factors.basis.T.to(there.dtype) - shift.to(there.dtype)
+                offset = predictor.mean_dense - recombination @ (factors.basis @ predictor.mean_delivered - shift)
             else:
                 assert isinstance(layer, nn.Conv2d)
                 assert isinstance(first, nn.Sequential)
@@ -247,6 +248,9 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
                 coordinates = coordinates[positions].flatten(0, 1)
                 recombination, offset = refit(dense, coordinates, recombination)
                 first = first[1]
+            if record.bounds is not None:
+                low, high = (bound * scale for bound in record.bounds)
+                recombination, offset = refine(dense, coordinates, recombination, offset, low, high)
             filters, recombination = balanced(basis.flatten(1), recombination / effects[:, None])
             _set(first, filters)
             _set(last, recombination, offset / effects)

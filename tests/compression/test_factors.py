@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hscc_search.compression import factors
-from hscc_search.compression.factors import factorise, fit_predictor, principal_axes
+from hscc_search.compression.factors import factorise, fit_predictor, principal_axes, refine
 from hscc_search.compression.ranks import rank_for_energy
 
 seeds = st.integers(0, 2**32 - 1)
@@ -283,3 +283,54 @@ def test_an_input_that_lost_all_variance_is_answered_by_the_mean(count):
     found = factorise(predictor, one_cluster(6), [3])
     expected = dense.mean(dim=0).expand(count, 6)
     torch.testing.assert_close(approximated(predictor, found, delivered), expected)
+
+
+# Behind a clipping activation
+
+
+def matching_loss(dense, found, low, high):
+    """The convex function of ``found`` whose gradient is clip(found) - clip(dense), over the number of samples."""
+    within = found.clamp(low, high)
+    integral = within.square() / 2 + within * (found - within)
+    return float((integral - dense.clamp(low, high) * found).sum() / len(found))
+
+
+@given(
+    seed=seeds,
+    count=st.integers(2, 60),
+    channels=st.integers(1, 6),
+    rank=st.integers(1, 5),
+    low=st.floats(-2, 0),
+    high=st.sampled_from([0.5, 2.0, float("inf")]),
+)
+@settings(max_examples=80, deadline=None)
+def test_refining_never_raises_the_matching_loss(seed, count, channels, rank, low, high):
+    dense, coordinates = 2 * normal(seed, count, channels), normal(seed + 1, count, rank) + 1
+    before = normal(seed + 2, channels, rank), normal(seed + 3, channels)
+    low, high = low * torch.ones(channels).double(), high * torch.ones(channels).double()
+    recombination, offset = refine(dense, coordinates, *before, low, high)
+    start = matching_loss(dense, coordinates @ before[0].T + before[1], low, high)
+    assert matching_loss(dense, coordinates @ recombination.T + offset, low, high) <= start + 1e-9 * abs(start)
+
+
+@given(seed=seeds, channels=st.integers(1, 4), rank=st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_refining_finds_what_made_the_part_that_is_let_through(seed, channels, rank):
+    """Below 0 the responses are damaged, which misleads least squares and means nothing behind a ReLU."""
+    coordinates = normal(seed, 400, rank)
+    true, bias = normal(seed + 1, channels, rank), 0.5 * normal(seed + 2, channels)
+    made = coordinates @ true.T + bias
+    dense = torch.where(made < 0, made - normal(seed + 3, *made.shape).abs(), made)
+    found = least_squares(coordinates, dense), dense.mean(dim=0)
+    low, high = torch.zeros(channels).double(), torch.full((channels,), float("inf")).double()
+    for _ in range(300):
+        found = refine(dense, coordinates, *found, low, high)
+    torch.testing.assert_close((coordinates @ found[0].T + found[1]).relu(), made.relu(), atol=1e-3, rtol=1e-3)
+
+
+def test_refining_leaves_what_is_exact():
+    coordinates, true, bias = normal(0, 50, 3), normal(1, 6, 3), normal(2, 6)
+    low, high = torch.zeros(6).double(), torch.full((6,), float("inf")).double()
+    found = refine(coordinates @ true.T + bias, coordinates, true, bias, low, high)
+    torch.testing.assert_close(found[0], true)
+    torch.testing.assert_close(found[1], bias)
