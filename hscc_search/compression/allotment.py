@@ -296,12 +296,18 @@ def _input_spectrum(calibration: Calibration, place: _Place) -> np.ndarray:
     assert isinstance(layer, nn.Conv2d)
     metric = input_metric(layer.weight.detach()[block.channels], block.effects, record.inputs.correlation)
     first = block.channels.start // place.outputs * place.channels
-    own = slice(first, first + place.channels)
-    covariance = record.inputs.covariance[own, own]
-    values, axes = torch.linalg.eigh(covariance)
-    root = axes * values.clamp(min=0).sqrt()
+    root = calibration.remember(("input root", record.name, first), lambda: _input_root(record, place.channels, first))
     found: np.ndarray = torch.linalg.eigvalsh(root.T @ metric @ root).flip(0).clamp(min=0).cpu().numpy()
     return found
+
+
+def _input_root(record: LayerRecord, channels: int, first: int) -> torch.Tensor:
+    """R with R R^T the covariance of one group's input channels, float64 (Cin, Cin)."""
+    assert record.inputs is not None
+    own = slice(first, first + channels)
+    values, axes = torch.linalg.eigh(record.inputs.covariance[own, own])
+    root: torch.Tensor = axes * values.clamp(min=0).sqrt()
+    return root
 
 
 def _parameters(module: nn.Module) -> int:

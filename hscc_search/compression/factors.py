@@ -25,7 +25,9 @@ import torch
 # Relative to the mean eigenvalue of the matrix that it is added to; the least that is taken.
 RIDGE = 1e-3
 # Steps towards what an activation behind the layer lets through, and how much longer than a least squares fit they are.
-_REFINEMENTS, _STRETCH = 4, 1.6
+_REFINEMENTS, _STRETCH = 3, 1.8
+# So many samples for each basis filter are enough for one step.
+_ENOUGH = 64
 
 
 @dataclass(frozen=True)
@@ -181,19 +183,21 @@ def refine(
     Returns:
         P and the bias.
     """
-    count, mean = len(dense), coordinates.mean(dim=0)
-    centred = coordinates - mean
-    covariance = (centred.T @ centred).double() / count
-    ridge = _ridge(covariance.diagonal(), count) * torch.eye(len(covariance)).to(covariance)
-    factor = torch.linalg.cholesky(covariance + ridge)
-    wanted = dense.clamp(low, high)
-    for _ in range(_REFINEMENTS):
-        left = torch.addmm(offset.to(dense.dtype), coordinates, recombination.T.to(dense.dtype))
-        left = left.clamp_(low, high).sub_(wanted).neg_()
-        left *= _STRETCH
-        step = torch.cholesky_solve((centred.T @ left).double() / count, factor).T
-        recombination = recombination + step
-        offset = offset + left.mean(dim=0).double() - step @ mean.double()
+    count, rank = coordinates.shape
+    # Each step looks at other samples, as long as they are many for the rank.
+    strides = max(1, min(_REFINEMENTS, count // (_ENOUGH * rank)))
+    centred = coordinates[::strides] - coordinates[::strides].mean(dim=0)
+    covariance = (centred.T @ centred).double() / len(centred)
+    ridge = _ridge(covariance.diagonal(), count) * torch.eye(rank).to(covariance)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + ridge))
+    for step in range(_REFINEMENTS):
+        seen = coordinates[step % strides :: strides]
+        left = torch.addmm(offset.to(seen.dtype), seen, recombination.T.to(seen.dtype)).clamp_(low, high)
+        left = dense[step % strides :: strides].clamp(low, high).sub_(left).mul_(_STRETCH)
+        mean, mean_left = seen.mean(dim=0), left.mean(dim=0)
+        change = (left.T @ (seen - mean)).double() / len(seen) @ inverse
+        recombination = recombination + change
+        offset = offset + mean_left.double() - change @ mean.double()
     return recombination, offset
 
 

@@ -323,7 +323,7 @@ def test_refining_finds_what_made_the_part_that_is_let_through(seed, channels, r
     dense = torch.where(made < 0, made - normal(seed + 3, *made.shape).abs(), made)
     found = least_squares(coordinates, dense), dense.mean(dim=0)
     low, high = torch.zeros(channels).double(), torch.full((channels,), float("inf")).double()
-    for _ in range(300):
+    for _ in range(600):
         found = refine(dense, coordinates, *found, low, high)
     torch.testing.assert_close((coordinates @ found[0].T + found[1]).relu(), made.relu(), atol=1e-3, rtol=1e-3)
 
