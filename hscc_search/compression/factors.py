@@ -11,6 +11,7 @@ weighted by the channels' effects on the loss, so that variance is lost where it
 2. For each cluster c, U_c are the first k_c principal axes of the rows of M y^ that belong to c.
 3. Basis A = [U_c^T M_c] over the clusters, recombination P = U + (S - U A T) A^T (A T A^T + ridge)^-1: least
    squares over all channels, shrunk towards the clusters' own axes U.
+4. Where an activation behind the layer clips responses, P and the bias are refined for what it lets through.
 
 Everything is expressed in the r <= min(n, C) principal coordinates of y^, so that a fully connected layer with
 thousands of outputs never needs a C x C matrix.
