@@ -230,24 +230,15 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
                 coordinates = there @ factors.basis.T.to(there.dtype) - shift.to(there.dtype)
                 offset = predictor.mean_dense - recombination @ (factors.basis @ predictor.mean_delivered - shift)
             else:
-                assert isinstance(layer, nn.Conv2d)
                 assert isinstance(first, nn.Sequential)
                 assert covariance is not None
-                assert record.inputs is not None
-                filters = basis.view(-1, *layer.weight.shape[1:])
-                fitted = torch.einsum("ok,kchw->ochw", recombination, filters.double())
-                metric = input_metric(fitted, torch.ones_like(effects), record.inputs.correlation)
-                encoder, back = input_axes(metric, covariance, ranks.inputs)
-                core = torch.einsum("kchw,cr->rkhw", filters.double(), back)
-                encoder, core = balanced(encoder, core.flatten(1).T)
-                basis = core.T.reshape(ranks.inputs, *filters[:, 0].shape).transpose(0, 1).to(weight.dtype)
-                _set(first[0], encoder)
+                encoder, first = first
+                basis = _encode(encoder, layer, basis, recombination, covariance, record)
                 coordinates = torch.cat(
-                    [responses_on(layer, first[0](part), record.lattice, basis) for part in share.split(_BATCH)], dim=1
+                    [responses_on(layer, encoder(part), record.lattice, basis) for part in share.split(_BATCH)], dim=1
                 )
                 coordinates = coordinates[positions].flatten(0, 1)
                 recombination, offset = refit(dense, coordinates, recombination)
-                first = first[1]
             if record.bounds is not None:
                 low, high = (bound * scale for bound in record.bounds)
                 recombination, offset = refine(dense, coordinates, recombination, offset, low, high)
@@ -255,6 +246,40 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
             _set(first, filters)
             _set(last, recombination, offset / effects)
     return module.eval()
+
+
+def _encode(
+    encoder: nn.Module,
+    layer: nn.Module,
+    basis: torch.Tensor,
+    recombination: torch.Tensor,
+    covariance: torch.Tensor,
+    record: LayerRecord,
+) -> torch.Tensor:
+    """Set the convolution that brings a region's input to fewer channels.
+
+    Args:
+        encoder: that convolution.
+        layer: the dense layer.
+        basis: the basis filters that see all channels, float (K, D).
+        recombination: behind them, float64 (C, K), of weighted responses.
+        covariance: of the channels that are delivered.
+        record: of the layer.
+
+    Returns:
+        The basis filters behind the encoder, float (K, r, height, width).
+    """
+    assert isinstance(encoder, nn.Conv2d)
+    assert isinstance(layer, nn.Conv2d)
+    assert record.inputs is not None
+    filters = basis.view(-1, *layer.weight.shape[1:]).double()
+    fitted = torch.einsum("ok,kchw->ochw", recombination, filters)
+    metric = input_metric(fitted, torch.ones_like(fitted[:, 0, 0, 0]), record.inputs.correlation)
+    axes, back = input_axes(metric, covariance, encoder.out_channels)
+    core = torch.einsum("kchw,cr->rkhw", filters, back)
+    axes, flat = balanced(axes, core.flatten(1).T)
+    _set(encoder, axes)
+    return flat.T.reshape(core.shape).transpose(0, 1).to(basis.dtype)
 
 
 def _set(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
