@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
+from hscc_search.compression.factors import balanced
+
 # Eigenvalues below this share of the largest are rounding errors.
 _ROUNDING = 1e-13
 
@@ -78,6 +80,8 @@ def low_rank_pair(
 ) -> nn.Sequential:
     """Modules that compute ``recombination @ (basis @ patch) + bias`` where ``layer`` computed ``W @ patch + b``.
 
+    The weights of both are made as large as each other, as HSCC's are: further training needs that.
+
     Args:
         layer: the dense layer, of one group.
         basis: (rank, D / groups), the filters of the first group first.
@@ -86,6 +90,7 @@ def low_rank_pair(
         groups: into which the input channels are split; filters of one group see its channels alone.
     """
     rank = len(basis)
+    basis, recombination = balanced(basis, recombination)
     kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     first: nn.Module
     filters: nn.Conv2d | nn.Linear
