@@ -124,14 +124,11 @@ def front_csv(study: "Study") -> str:
 
 def comparison_table(summaries: "Sequence[Summary]") -> Table:
     """A row for each method and budget, one more where it was fine-tuned; FLOPs and times are dense / compressed."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        caption="FLOPs: dense / compressed, whole network (2 per multiply-add). torch 1, ORT 32: latency of dense / "
-        "compressed with 1 and 32 images, one thread.",
-        caption_justify="left",
-    )
     runs = list(dict.fromkeys(run for summary in summaries for run in summary.speedup))
+    caption = "FLOPs: dense / compressed, whole network (2 per multiply-add)."
+    if runs:
+        caption += " torch 1, ORT 32: latency of dense / compressed with 1 and 32 images, one thread."
+    table = Table(box=box.SIMPLE_HEAD, padding=0, caption=caption, caption_justify="left")
     for column in ("method", "epochs", "FLOPs", "parameters", "accuracy", "to dense", "hscc ahead", *runs):
         table.add_column(column.replace("onnxruntime", "ORT"), justify="left" if column == "method" else "right")
     budget = None
