@@ -37,7 +37,7 @@ def activation_bounds(network: nn.Module, layers: Mapping[str, nn.Module], image
     finally:
         for hook in hooks:
             hook.remove()
-    for value in tree_leaves(result):
+    for value in _tensors(result):
         watch.see(value, None)
     return {
         name: bounds for name, seen in watch.seen.items() if len(seen) == 1 for bounds in seen if bounds is not None
@@ -54,9 +54,9 @@ class _Watch(TorchDispatchMode):
 
     def follow(self, name: str, output: torch.Tensor) -> None:
         self.seen[name] = set()
-        self.followed[output.untyped_storage().data_ptr()] = name, output
+        self.followed[_storage(output)] = name, output
 
-    def see(self, value: Any, bounds: Bounds | None) -> bool:
+    def see(self, value: torch.Tensor, bounds: Bounds | None) -> bool:
         """Note a reader; True where the value is one that is followed."""
         name, output = self.followed.get(_storage(value), (None, None))
         if name is None or output is None:
@@ -67,9 +67,10 @@ class _Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         in_place = func._schema.is_mutable
-        inputs = tree_leaves((args, kwargs))
+        inputs = _tensors((args, kwargs))
         # A view shows the same values, so that its readers count and not itself.
-        if in_place or _storage(result) not in {_storage(value) for value in inputs}:
+        shown = {_storage(value) for value in inputs} & {_storage(value) for value in _tensors(result)}
+        if in_place or not shown:
             bounds = _bounds(func, args)
             for value in inputs:
                 if self.see(value, bounds) and in_place:
@@ -77,8 +78,12 @@ class _Watch(TorchDispatchMode):
         return result
 
 
-def _storage(value: Any) -> int:
-    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else 0
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _storage(value: torch.Tensor) -> int:
+    return value.untyped_storage().data_ptr()
 
 
 def _bounds(func: Any, args: Any) -> Bounds | None:

@@ -119,14 +119,16 @@ def allot(calibration: Calibration, setting: Setting) -> dict[str, Allotment]:
     partitions = {record.name: _partition(calibration, record, setting.division) for record in records}
     if setting.budget is not None:
         partitions, chosen = _within_budget(calibration, setting, records, partitions)
-    places = [place for record in records for place in _places(calibration, record, partitions[record.name])]
-    if setting.budget is None:
-        chosen = [_by_share(place, setting) for place in places]
+    else:
+        chosen = {
+            record.name: [_by_share(place, setting) for place in _places(calibration, record, partitions[record.name])]
+            for record in records
+        }
     result = {}
     for record in records:
         divided = partitions[record.name]
         count = len(divided.blocks[0])
-        here = [ranks for place, ranks in zip(places, chosen, strict=True) if place.record is record]
+        here = chosen[record.name]
         rows = tuple(tuple(here[start : start + count]) for start in range(0, len(here), count))
         if all(ranks is None for ranks in here) and count > 1:
             # Dense filters of its own for each region would cost time and gain little.
@@ -190,11 +192,11 @@ def _by_share(place: _Place, setting: Setting) -> Ranks | None:
 
 def _within_budget(
     calibration: Calibration, setting: Setting, records: list[LayerRecord], partitions: dict[str, Partition]
-) -> tuple[dict[str, Partition], list[Ranks | None]]:
+) -> tuple[dict[str, Partition], dict[str, list[Ranks | None]]]:
     """The ranks with the least loss whose cost, with what cannot be compressed, stays within the budget.
 
     Returns:
-        The partitions, without the regions that do not pay, and the ranks of all their blocks in order.
+        By layer the partitions, without the regions that do not pay, and the ranks of all their blocks in order.
     """
     assert setting.budget is not None
     if setting.budget_of == "flops":
@@ -220,9 +222,8 @@ def _within_budget(
         menus_of_whole = _menus(calibration, setting, record, whole)
         if _priced(menus[record.name], price) > (1 - setting.region_gain) * _priced(menus_of_whole, price):
             kept[record.name], menus[record.name] = whole, menus_of_whole
-    flat = [menu for layer in menus.values() for menu in layer]
-    taken = solve([menu.options for menu in flat], limit)
-    return kept, [menu.ranks(position) for menu, position in zip(flat, taken, strict=True)]
+    taken = iter(solve([menu.options for layer in menus.values() for menu in layer], limit))
+    return kept, {name: [menu.ranks(next(taken)) for menu in layer] for name, layer in menus.items()}
 
 
 @dataclass(frozen=True)
