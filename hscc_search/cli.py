@@ -13,6 +13,7 @@ from rich.table import Table
 from hscc_search.config import DEFAULT_STORAGE, StudyConfig
 from hscc_search.console import counting_lines, err_console, front_csv, front_table, out_console, progress_bars
 from hscc_search.errors import DataError, HsccError
+from hscc_search.memory import keep_freed_memory
 from hscc_search.progress import Progress
 
 # torch and Optuna take seconds to import, so a command imports what it runs when it runs.
@@ -21,6 +22,7 @@ from hscc_search.progress import Progress
 def main() -> None:
     """Run a command; bad input ends it with one line and exit code 2, Ctrl-C with 130."""
     warnings.simplefilter("ignore")
+    keep_freed_memory()
     try:
         sys.exit(_commands(standalone_mode=False, prog_name="hscc-search") or 0)
     except HsccError as error:

@@ -16,6 +16,7 @@ from torch import nn
 from hscc_search.compression.calibration import calibrate
 from hscc_search.compression.hscc import compress
 from hscc_search.compression.setting import Setting
+from hscc_search.memory import keep_freed_memory
 from hscc_search.models import build
 
 IMAGES, SIDE, REPEATS = 512, 224, 5
@@ -92,5 +93,6 @@ def memory_of_stacks():
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the command line does
     time_beside_forward()
     memory_of_stacks()

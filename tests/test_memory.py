@@ -1,0 +1,32 @@
+import mmap
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import resource, sys
+import torch
+from hscc_search.memory import keep_freed_memory
+
+def page_faults(rounds):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        torch.ones(100 * 2**18)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+assert "keep" not in sys.argv or keep_freed_memory()
+page_faults(20)
+print(page_faults(10))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc on Linux")
+def test_freed_memory_is_used_again_and_not_fetched_anew():
+    def fetched(*arguments):
+        done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    pages = 10 * 100 * 2**20 // mmap.PAGESIZE
+    assert fetched() > pages / 2
+    assert fetched("keep") < pages / 100
