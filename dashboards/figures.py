@@ -6,10 +6,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from hscc_search.search.front import Point, knee
-from hscc_search.search.study import Study
+from hscc_search.search.front import Point
+from hscc_search.search.objectives import title, written
+from hscc_search.search.records import Study
 
 INK, FAINT, ACCENT, DENSE = "#1f2933", "#9aa5b1", "#0b7285", "#c92a2a"
+_BARS = "rgba(11, 114, 133, 0.4)"
 
 
 @dataclass(frozen=True)
@@ -18,17 +20,44 @@ class FrontInfo:
 
     Attributes:
         study: its name.
+        x: metric of the horizontal axis, a cost where the study has one among its objectives.
+        y: metric of the vertical axis.
+        plane: whether these two are all objectives, so that the front is a line.
         dense: the dense network.
-        members: the front, by ascending FLOPs.
+        members: the front, ascending by the first objective.
+        close: trials beside it that cannot be told apart from it.
         others: finished trials that are beaten.
-        knee: the member that is marked, None for an empty front.
+        infeasible: finished trials that do not keep the constraints.
+        probability: by trial how surely it is on the front.
+        knee: the trial that is marked, None for an empty front.
     """
 
     study: str
+    x: str
+    y: str
+    plane: bool
     dense: Point
     members: tuple[Point, ...]
+    close: tuple[Point, ...]
     others: tuple[Point, ...]
+    infeasible: tuple[Point, ...]
+    probability: dict[int, float]
     knee: Point | None
+
+
+@dataclass(frozen=True)
+class GrowthInfo:
+    """What the hypervolume's figure shows.
+
+    Attributes:
+        trials: numbers of the finished trials.
+        hypervolumes: after each of them.
+        reference: in words, the reference point.
+    """
+
+    trials: tuple[int, ...]
+    hypervolumes: tuple[float, ...]
+    reference: str
 
 
 @dataclass(frozen=True)
@@ -51,21 +80,45 @@ class LayersInfo:
 
 
 def front_info(study: Study) -> FrontInfo:
-    """Divide a study's finished trials into the front and the rest."""
-    members = study.front
-    numbers = {point.trial for point in members}
+    """Divide a study's finished trials into the front, what is close to it, and the rest."""
+    sure = study.confidence
+    numbers = {point.trial for point in study.front}
+    beside = [point for point in study.points if point.trial not in numbers]
+    costs = [objective.metric for objective in study.objectives if not objective.maximise]
+    gains = [objective.metric for objective in study.objectives if objective.maximise]
+    x = (costs or gains)[0]
+    y = next(metric for metric in (*gains, *costs) if metric != x)
     return FrontInfo(
         study=study.config.name,
+        x=x,
+        y=y,
+        plane=len(study.objectives) == 2,
         dense=study.dense,
-        members=tuple(members),
-        others=tuple(point for point in study.points if point.trial not in numbers),
-        knee=knee(members) if members else None,
+        members=tuple(study.front),
+        close=tuple(point for point in beside if point.trial in sure.close),
+        others=tuple(point for point in beside if point.feasible and point.trial not in sure.close),
+        infeasible=tuple(point for point in beside if not point.feasible),
+        probability=sure.probability,
+        knee=next((point for point in study.points if point.trial == sure.knee), None),
+    )
+
+
+def growth_info(study: Study) -> GrowthInfo:
+    """The hypervolume after each trial."""
+    worst, _ = study.reference
+    corner = [
+        f"{title(one.metric)} {written(one.metric, value)}" for one, value in zip(study.objectives, worst, strict=True)
+    ]
+    return GrowthInfo(
+        trials=tuple(point.trial for point in study.points if point.trial is not None),
+        hypervolumes=tuple(study.hypervolumes()),
+        reference=", ".join(corner),
     )
 
 
 def layers_info(study: Study, trial: int) -> LayersInfo:
     """The plan of one trial."""
-    layers = study.plans[trial]
+    layers = study.plan(trial)
     return LayersInfo(
         trial=trial,
         names=tuple(layer.name for layer in layers),
@@ -76,74 +129,68 @@ def layers_info(study: Study, trial: int) -> LayersInfo:
 
 
 def draw_front(info: FrontInfo) -> go.Figure:
-    """GFLOPs per image against accuracy on the validation part, with bootstrap standard errors."""
+    """Cost per image against quality on the validation part, with bootstrap standard errors."""
     figure = go.Figure()
-    if info.others:
+    marks = {"color": FAINT, "size": 7, "opacity": 0.6}
+    if info.infeasible:
+        crosses = {**marks, "symbol": "x-thin-open"}
         figure.add_trace(
-            go.Scatter(
-                x=[point.flops / 1e9 for point in info.others],
-                y=[point.accuracy for point in info.others],
-                mode="markers",
-                name="other trials",
-                marker={"color": FAINT, "size": 7, "opacity": 0.6},
-                text=[_hover(point, info.dense) for point in info.others],
-                hovertemplate="%{text}<extra></extra>",
-            )
+            _scatter(info, info.infeasible, "does not keep the constraints", mode="markers", marker=crosses)
         )
+    if info.others:
+        figure.add_trace(_scatter(info, info.others, "beaten trials", mode="markers", marker=marks))
+    if info.close:
+        rings = {"color": ACCENT, "size": 8, "symbol": "circle-open", "line": {"width": 1.2}}
+        name = "cannot be told apart from the front"
+        figure.add_trace(_scatter(info, info.close, name, mode="markers", marker=rings))
     if info.members:
         figure.add_trace(
-            go.Scatter(
-                x=[point.flops / 1e9 for point in info.members],
-                y=[point.accuracy for point in info.members],
-                error_y={
-                    "type": "data",
-                    "array": [point.accuracy_se for point in info.members],
-                    "thickness": 1,
-                    "width": 3,
-                    "color": "rgba(11, 114, 133, 0.4)",
-                },
-                mode="lines+markers",
-                # Between two trials nothing was measured: what is reached is the lower accuracy.
+            _scatter(
+                info,
+                info.members,
+                "front (± 1 standard error)" if info.plane else "front",
+                mode="lines+markers" if info.plane else "markers",
+                # Between two trials nothing was measured: what is reached is the worse quality.
                 line={"color": ACCENT, "shape": "hv", "width": 1.5},
-                marker={"color": ACCENT, "size": 9},
-                name="front (± 1 standard error)",
-                text=[_hover(point, info.dense) for point in info.members],
-                hovertemplate="%{text}<extra></extra>",
+                # A member that other images might not put there is paler.
+                marker={
+                    "color": ACCENT,
+                    "size": 9,
+                    "opacity": [0.35 + 0.65 * info.probability[point.trial or 0] for point in info.members],
+                },
+                **_bars(info, info.members, _BARS),
             )
         )
     if info.knee is not None:
-        figure.add_trace(
-            go.Scatter(
-                x=[info.knee.flops / 1e9],
-                y=[info.knee.accuracy],
-                mode="markers",
-                name=f"knee: trial {info.knee.trial}, {info.dense.flops / info.knee.flops:.1f}x fewer FLOPs",
-                marker={"symbol": "circle-open", "size": 18, "color": ACCENT, "line": {"width": 2.5}},
-                hoverinfo="skip",
-            )
-        )
-    figure.add_trace(
+        ring = {"symbol": "circle-open", "size": 18, "color": ACCENT, "line": {"width": 2.5}}
+        name = f"knee: trial {info.knee.trial}, {info.dense['flops'] / info.knee['flops']:.1f}x fewer FLOPs"
+        figure.add_trace(_scatter(info, (info.knee,), name, mode="markers", marker=ring))
+    diamond = {"symbol": "diamond", "size": 12, "color": DENSE}
+    bars = _bars(info, (info.dense,), DENSE)
+    figure.add_trace(_scatter(info, (info.dense,), "dense network", mode="markers", marker=diamond, **bars))
+    figure.update_layout(
+        **_layout(f"{info.study}: {title(info.x)} against {title(info.y)}"), legend={"orientation": "h", "y": -0.2}
+    )
+    points = (*info.members, *info.close, *info.others, *info.infeasible, info.dense)
+    figure.update_xaxes(**_metric_axis(info.x, [_scaled(info.x, point) for point in points]), **_axis())
+    figure.update_yaxes(**_metric_axis(info.y, [_scaled(info.y, point) for point in points]), **_axis())
+    return figure
+
+
+def draw_growth(info: GrowthInfo) -> go.Figure:
+    """The hypervolume over trials."""
+    figure = go.Figure(
         go.Scatter(
-            x=[info.dense.flops / 1e9],
-            y=[info.dense.accuracy],
-            error_y={"type": "data", "array": [info.dense.accuracy_se], "thickness": 1, "width": 3},
-            mode="markers",
-            name="dense network",
-            marker={"symbol": "diamond", "size": 12, "color": DENSE},
-            text=[_hover(info.dense, info.dense)],
-            hovertemplate="%{text}<extra></extra>",
+            x=list(info.trials),
+            y=list(info.hypervolumes),
+            mode="lines",
+            line={"color": ACCENT, "shape": "hv", "width": 2},
+            hovertemplate="trial %{x}: %{y:.4f}<extra></extra>",
         )
     )
-    figure.update_layout(**_layout(f"{info.study}: FLOPs against accuracy"), legend={"orientation": "h", "y": -0.2})
-    ticks = _log_ticks([point.flops / 1e9 for point in (*info.members, *info.others, info.dense)])
-    figure.update_xaxes(
-        title="GFLOPs per image (1 multiply-add = 2 FLOPs), logarithmic",
-        type="log",
-        tickvals=ticks,
-        ticktext=[f"{tick:g}" for tick in ticks],
-        **_axis(),
-    )
-    figure.update_yaxes(title="accuracy, validation part", tickformat=".0%", **_axis())
+    figure.update_layout(**{**_layout(f"hypervolume, reference {info.reference}"), "height": 300})
+    figure.update_xaxes(title="trial", **_axis())
+    figure.update_yaxes(title="share of what could be had", **_axis())
     return figure
 
 
@@ -170,16 +217,64 @@ def draw_layers(info: LayersInfo) -> go.Figure:
     return figure
 
 
-def _hover(point: Point, dense: Point) -> str:
+def _scatter(info: FrontInfo, points: tuple[Point, ...], name: str, **style: Any) -> go.Scatter:
+    return go.Scatter(
+        x=[_scaled(info.x, point) for point in points],
+        y=[_scaled(info.y, point) for point in points],
+        name=name,
+        text=[_hover(info, point) for point in points],
+        hovertemplate="%{text}<extra></extra>",
+        **style,
+    )
+
+
+def _bars(info: FrontInfo, points: tuple[Point, ...], colour: str) -> dict[str, Any]:
+    """Standard errors, where the vertical axis has any."""
+    errors = [point.errors.get(info.y) for point in points]
+    if None in errors:
+        return {}
+    return {"error_y": {"type": "data", "array": errors, "thickness": 1, "width": 3, "color": colour}}
+
+
+def _scaled(metric: str, point: Point) -> float:
+    """A value as its axis has it: FLOPs and MACs in 10^9, parameters in 10^6."""
+    return point[metric] / {"flops": 1e9, "macs": 1e9, "parameters": 1e6}.get(metric, 1)
+
+
+def _metric_axis(metric: str, values: list[float]) -> dict[str, Any]:
+    names = {
+        "flops": "GFLOPs per image (1 multiply-add = 2 FLOPs)",
+        "macs": "GMACs per image (1 multiply-add = 1 MAC)",
+        "parameters": "million parameters",
+    }
+    if metric in ("flops", "macs", "parameters", "megabytes", "latency"):
+        ticks = _log_ticks(values)
+        texts = [f"{tick:g}" for tick in ticks]
+        name = f"{names.get(metric, title(metric))}, logarithmic"
+        return {"title": name, "type": "log", "tickvals": ticks, "ticktext": texts}
+    return {"title": f"{title(metric)}, validation part", "tickformat": ".0%"}
+
+
+def _hover(info: FrontInfo, point: Point) -> str:
+    flops, parameters = info.dense["flops"] / point["flops"], info.dense["parameters"] / point["parameters"]
     lines = [
         "dense network" if point.trial is None else f"trial {point.trial}",
-        *(f"{name} {value:.4g}" for name, value in point.settings.items()),
-        f"accuracy {point.accuracy:.4f} ± {point.accuracy_se:.4f}",
-        f"macro F1 {point.macro_f1:.4f}",
-        f"{point.macs / 1e9:.4f} GMACs, {point.flops / 1e9:.4f} GFLOPs ({dense.flops / point.flops:.2f}x fewer)",
-        f"{point.parameters:,} parameters ({dense.parameters / point.parameters:.2f}x fewer)",
+        *(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in _few(point)),
+        *(f"{title(name)} {point[name]:.4f} ± {error:.4f}" for name, error in point.errors.items()),
+        f"{point['macs'] / 1e9:.4f} GMACs, {point['flops'] / 1e9:.4f} GFLOPs ({flops:.2f}x fewer)",
+        f"{point['parameters']:,.0f} parameters ({parameters:.2f}x fewer)",
     ]
+    if "latency" in point.metrics:
+        lines.append(f"latency {point['latency']:.3f} ms ({info.dense['latency'] / point['latency']:.2f}x faster)")
+    lines += [f"violates {name} by {size:.4g}" for name, size in point.constraints.items() if size > 0]
+    if point.trial in info.probability:
+        lines.append(f"on the front with probability {info.probability[point.trial]:.2f}")
     return "<br>".join(lines)
+
+
+def _few(point: Point) -> list[tuple[str, Any]]:
+    """The settings, as many as a hover can show."""
+    return list(point.settings.items())[:12]
 
 
 def _log_ticks(values: list[float]) -> list[float]:

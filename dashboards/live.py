@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from dashboards.page import front_page, studies_page
 from hscc_search.errors import HsccError, StorageError
-from hscc_search.search.study import list_studies, read_study
+from hscc_search.search.records import list_studies, read_study
 from hscc_search.storage import existing_storage
 
 _Environment = dict[str, Any]

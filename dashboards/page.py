@@ -1,16 +1,15 @@
 """HTML pages of a study: one that needs nothing else, and the same one served live."""
 
 from pathlib import Path
-from typing import Any
 
 import plotly.io
 from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
-from dashboards.figures import FrontInfo, draw_front, draw_layers, front_info, layers_info
+from dashboards.figures import draw_front, draw_growth, draw_layers, front_info, growth_info, layers_info
 from hscc_search.files import written_whole
-from hscc_search.search.front import Point
-from hscc_search.search.study import Study
+from hscc_search.search.records import Listed, Study
+from hscc_search.search.table import columns, front_line, rows
 
 _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 # Seconds after which the page of a study that still runs is drawn again.
@@ -28,13 +27,13 @@ def front_page(study: Study, script_url: str | None) -> str:
     """The page of a study's front.
 
     Args:
-        study: from :func:`hscc_search.search.study.read_study`.
+        study: from :func:`hscc_search.search.records.read_study`.
         script_url: where a live page finds plotly.js; None puts it into the page.
     """
     info = front_info(study)
     figures = [draw_front(info)]
     if info.knee is not None and info.knee.trial is not None:
-        figures.append(draw_layers(layers_info(study, info.knee.trial)))
+        figures += [draw_layers(layers_info(study, info.knee.trial)), draw_growth(growth_info(study))]
     running = script_url is not None and len(study.points) < study.config.trials
     return _TEMPLATES.get_template("front.html.j2").render(
         title=f"hscc-search: {study.config.name}",
@@ -58,31 +57,12 @@ def front_page(study: Study, script_url: str | None) -> str:
             )
             for figure in figures
         ],
-        settings=list(info.members[0].settings) if info.members else [],
-        rows=_rows(info),
+        columns=columns(study),
+        rows=rows(study),
+        line=front_line(study),
     )
 
 
-def studies_page(studies: list[dict[str, Any]]) -> str:
+def studies_page(studies: list[Listed]) -> str:
     """The page that lists the studies of a storage."""
     return _TEMPLATES.get_template("studies.html.j2").render(title="hscc-search: studies", studies=studies)
-
-
-def _rows(info: FrontInfo) -> list[dict[str, Any]]:
-    names = list(info.members[0].settings) if info.members else []
-
-    def row(point: Point) -> dict[str, Any]:
-        kind = "dense" if point.trial is None else "knee" if point == info.knee else ""
-        return {
-            "kind": kind,
-            "label": "dense" if point.trial is None else f"{point.trial} (knee)" if kind else str(point.trial),
-            "settings": [f"{point.settings[name]:.4g}" if point.trial is not None else "-" for name in names],
-            "gmacs": f"{point.macs / 1e9:.4f}",
-            "gflops": f"{point.flops / 1e9:.4f}",
-            "ratio": f"{info.dense.flops / point.flops:.2f}x",
-            "parameters": f"{point.parameters:,}",
-            "accuracy": f"{point.accuracy:.4f} ± {point.accuracy_se:.4f}",
-            "macro_f1": f"{point.macro_f1:.4f} ± {point.macro_f1_se:.4f}",
-        }
-
-    return [row(point) for point in (*info.members, info.dense)]

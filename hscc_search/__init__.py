@@ -5,7 +5,7 @@ A study, from the file to the front::
     config = StudyConfig.from_file("digits", trials=10)
     study = run_study(config)
     for point in study.front:
-        print(point.flops, point.accuracy, point.settings)
+        print(point["flops"], point["accuracy"], point.settings)
 
 One network, one setting::
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from hscc_search.errors import HsccError
     from hscc_search.export.bundle import load
     from hscc_search.search.front import Point, knee, select
-    from hscc_search.search.study import Study, load_dense, read_study, run_study
+    from hscc_search.search.records import Study, read_study
+    from hscc_search.search.study import load_dense, run_study, work_on
 
 # torch and Optuna take seconds to import, so a name is fetched when it is first used: `hscc-search --help` and a
 # mistyped study file answer at once.
@@ -35,16 +36,17 @@ _HOME = {
     "LayerPlan": "compression.hscc",
     "Point": "search.front",
     "Setting": "compression.setting",
-    "Study": "search.study",
+    "Study": "search.records",
     "StudyConfig": "config",
     "calibrate": "compression.calibration",
     "compress": "compression.hscc",
     "knee": "search.front",
     "load": "export.bundle",
     "load_dense": "search.study",
-    "read_study": "search.study",
+    "read_study": "search.records",
     "run_study": "search.study",
     "select": "search.front",
+    "work_on": "search.study",
 }
 
 __all__ = [
@@ -64,6 +66,7 @@ __all__ = [
     "read_study",
     "run_study",
     "select",
+    "work_on",
 ]
 
 

@@ -3,18 +3,31 @@
 import json
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.table import Table
 
 from hscc_search.config import DEFAULT_STORAGE, StudyConfig
-from hscc_search.console import counting_lines, err_console, front_csv, front_table, out_console, progress_bars
+from hscc_search.console import (
+    counting_lines,
+    err_console,
+    front_csv,
+    front_json,
+    front_table,
+    out_console,
+    progress_bars,
+    studies_table,
+)
 from hscc_search.errors import DataError, HsccError
 from hscc_search.memory import keep_freed_memory
 from hscc_search.progress import Progress
+
+if TYPE_CHECKING:
+    from hscc_search.search.records import Study
 
 # torch and Optuna take seconds to import, so a command imports what it runs when it runs.
 
@@ -72,6 +85,16 @@ _storage_option = click.option(
     default=DEFAULT_STORAGE,
     show_default=True,
     help="Database of the studies, as a SQLAlchemy URL.",
+)
+
+
+_workers_option = click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes of this machine that share the trials.",
 )
 
 
@@ -156,6 +179,7 @@ def train(study: str, data: Path | None, device: str) -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Start no more trials after S seconds.",
 )
+@_workers_option
 @_data_option
 @_checkpoint_option
 @_device_option
@@ -164,6 +188,7 @@ def run(
     storage: str | None,
     trials: int | None,
     timeout: float | None,
+    workers: int,
     data: Path | None,
     checkpoint: Path | None,
     device: str,
@@ -189,15 +214,56 @@ def run(
             worked = True
             report(progress)
 
-        result = run_study(config, device, watch)
-    out_console.print(front_table(result))
-    for line in counting_lines(result):
-        _say(line)
+        result = run_study(config, device, watch, workers)
+    _show(result)
     _say(
         f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted"
         f"{'' if worked else ', so there is nothing to do'}; stored in {shown(config.storage)}"
     )
     _say(f"next: hscc-search front {config.name}{_where(config.storage)} --html front.html")
+
+
+@_commands.command()
+@click.argument("study_name")
+@_storage_option
+@_workers_option
+@_data_option
+@_checkpoint_option
+@_device_option
+def worker(
+    study_name: str, storage: str, workers: int, data: Path | None, checkpoint: Path | None, device: str
+) -> None:
+    """Work on STUDY_NAME, which `run` has started, until it has all its trials.
+
+    Any number of machines may do so at once; each needs the images and, where the study was given one, the checkpoint.
+    """
+    from hscc_search.search.study import work_on
+
+    _quiet_optuna()
+    with progress_bars() as report:
+        study = work_on(storage, study_name, _absolute(data), _absolute(checkpoint), device, report, workers)
+    _say(f"study {study_name}: {len(study.points)} trials finished, {study.config.trials} wanted")
+
+
+@_commands.command()
+@_storage_option
+@click.option("--host", metavar="H", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", metavar="P", type=click.IntRange(1, 65535), default=13000, show_default=True, help="Port.")
+def proxy(storage: str, host: str, port: int) -> None:
+    """Stand between very many workers and a database: they use grpc://HOST:PORT as their storage."""
+    from hscc_search.storage import serve_proxy
+
+    _quiet_optuna()
+    serve_proxy(storage, host, port, lambda address: click.echo(f"proxy: {address} (Ctrl-C ends it)"))
+
+
+def _show(study: "Study") -> None:
+    from hscc_search.search.table import front_line
+
+    out_console.print(front_table(study))
+    _say(front_line(study))
+    for line in counting_lines(study):
+        _say(line)
 
 
 @_commands.command()
@@ -212,19 +278,16 @@ def run(
 )
 def front(study_name: str, storage: str, form: str, html: Path | None) -> None:
     """Show the front of STUDY_NAME, with the dense network beside it."""
-    from hscc_search.search.study import read_study
+    from hscc_search.search.records import read_study
 
     _quiet_optuna()
     study = read_study(storage, study_name)
     if form == "json":
-        members = [point.stored() for point in study.front]
-        click.echo(json.dumps({"study": study_name, "dense": study.dense.stored(), "front": members}, indent=2))
+        click.echo(front_json(study))
     elif form == "csv":
         click.echo(front_csv(study), nl=False)
     else:
-        out_console.print(front_table(study))
-        for line in counting_lines(study):
-            _say(line)
+        _show(study)
     if html is not None:
         if not html.parent.is_dir():
             raise click.BadParameter(f"there is no folder {html.parent}", param_hint="--html")
@@ -339,11 +402,11 @@ def export(
     """Write one trial of STUDY_NAME as a folder that runs in deployment."""
     from hscc_search.export.bundle import export as export_trial
     from hscc_search.search.front import select
-    from hscc_search.search.study import read_study
+    from hscc_search.search.records import read_study
 
     _quiet_optuna()
     study = read_study(storage, study_name)
-    point = select(rule, study.points)
+    point = select(rule, study.points, study.objectives, study.labels, study.classes, study.config.seed)
     config = study.config.placed(_absolute(data), _absolute(checkpoint))
     if finetune is not None:
         config = config.finetuned(finetune)
@@ -358,25 +421,53 @@ def export(
     _say(f"next: read {out / 'README.md'}, or in Python: hscc_search.load({str(out)!r})")
 
 
-@_commands.command()
+@_commands.group(invoke_without_command=True)
 @_storage_option
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-def studies(storage: str, form: str) -> None:
-    """List the studies of a storage."""
-    from hscc_search.search.study import list_studies
+@click.pass_context
+def studies(context: click.Context, storage: str, form: str) -> None:
+    """List the studies of a storage, or remove and copy them."""
+    context.obj = storage
+    if context.invoked_subcommand is not None:
+        return
+    from hscc_search.search.records import list_studies
 
     _quiet_optuna()
     listing = list_studies(storage)
     if form == "json":
-        click.echo(json.dumps(listing, indent=2))
-        return
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("study", "finished", "wanted", "failed", "running", "started"):
-        table.add_column(column, justify="left" if column in ("study", "started") else "right")
-    for row in listing:
-        cells = (row[key] for key in ("name", "finished", "wanted", "failed", "running", "started"))
-        table.add_row(*("-" if cell is None else str(cell) for cell in cells))
-    out_console.print(table)
+        click.echo(json.dumps([asdict(row) for row in listing], indent=2))
+    else:
+        out_console.print(studies_table(listing))
+
+
+@studies.command()
+@click.argument("study_name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def rm(storage: str, study_name: str, yes: bool) -> None:
+    """Remove STUDY_NAME and all its trials."""
+    from hscc_search.search.records import list_studies, remove_study
+
+    _quiet_optuna()
+    rows = {row.name: row for row in list_studies(storage)}
+    if study_name in rows and not yes:
+        click.confirm(f"remove study {study_name} with {rows[study_name].finished} finished trials?", abort=True)
+    remove_study(storage, study_name)
+    _say(f"removed: study {study_name}")
+
+
+@studies.command()
+@click.argument("study_name")
+@click.argument("new_name")
+@click.option("--to", metavar="URL", help="Another database, in place of the same one.")
+@click.pass_obj
+def copy(storage: str, study_name: str, new_name: str, to: str | None) -> None:
+    """Copy STUDY_NAME with its finished trials as NEW_NAME."""
+    from hscc_search.search.records import copy_study
+
+    _quiet_optuna()
+    count = copy_study(storage, study_name, new_name, to)
+    _say(f"copied: {count} trials of study {study_name} to {new_name}")
 
 
 @_commands.command()

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hscc_search.errors import ConfigError
 
 # Fields that say how long, where and from where; a study goes on when they change. What the places hold is
 # compared by content instead: the data's fingerprint and the dense network's.
-HARMLESS = ("trials", "timeout", "storage", "data.path", "model.checkpoint")
+HARMLESS = ("trials", "timeout", "patience", "sampler", "start", "storage", "data.path", "model.checkpoint")
 
 DEFAULT_STORAGE = "sqlite:///hscc-studies.db"
 
@@ -85,11 +85,15 @@ class FinetuningConfig(_Section):
     temperature: float = Field(2.0, gt=0, description="that softens the scores of both")
 
 
+RegionStrategy = Literal["grid", "bands", "kmeans", "slic", "random", "none"]
+ClusterStrategy = Literal["coactivation", "contiguous", "random", "none"]
+
+
 class CompressionConfig(_Section):
     """What all trials of a study have in common."""
 
-    region_strategy: Literal["grid", "bands", "kmeans", "slic", "random", "none"] = "grid"
-    cluster_strategy: Literal["coactivation", "contiguous", "random", "none"] = "coactivation"
+    region_strategy: RegionStrategy = "grid"
+    cluster_strategy: ClusterStrategy = "coactivation"
     region_gain: float = Field(
         0.1, ge=0, le=1, description="with a budget: a layer whose regions gain less stays in one piece; 0 divides all"
     )
@@ -120,6 +124,7 @@ class EnergyRange(_Range):
 
     low: float = Field(gt=0, le=1)
     high: float = Field(gt=0, le=1)
+    levels: int | None = Field(None, ge=2, le=1000, description="evenly spaced values; without it all between count")
 
 
 class BudgetRange(_Range):
@@ -127,15 +132,26 @@ class BudgetRange(_Range):
 
     low: float = Field(gt=1)
     high: float = Field(gt=1)
+    levels: int | None = Field(None, ge=2, le=1000, description="values in equal ratios; without it all between count")
 
 
 class SpaceConfig(_Section):
-    """What the study samples: regions, clusters, and either one energy for all layers or a budget for the network."""
+    """What the study samples: regions, clusters, and either energies or a budget for the network.
 
+    Regions, clusters and energy hold for the whole network, or are sampled for each stage (layers in a row whose output
+    maps have one size) or each layer. A budget is always one for the network, which divides it over the layers.
+    """
+
+    per: Literal["network", "stage", "layer"] = "network"
     regions: IntegerRange = IntegerRange(low=1, high=9)
     clusters: IntegerRange = IntegerRange(low=1, high=3)
     energy: EnergyRange | None = None
     budget: BudgetRange | None = None
+    region_strategy: tuple[RegionStrategy, ...] = Field(
+        (), strict=False, description="choices; without any that of the compression"
+    )
+    cluster_strategy: tuple[ClusterStrategy, ...] = Field((), strict=False)
+    rank_multiple: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field((), strict=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -148,7 +164,44 @@ class SpaceConfig(_Section):
     def _one_rule(self) -> "SpaceConfig":
         if self.energy is not None and self.budget is not None:
             raise ValueError("give energy or budget, not both: each decides the ranks")
+        for name in ("region_strategy", "cluster_strategy", "rank_multiple"):
+            choices = getattr(self, name)
+            if len(set(choices)) < len(choices):
+                raise ValueError(f"{name}: every choice once, not {list(choices)}")
         return self
+
+
+_METRICS = ("flops", "macs", "parameters", "megabytes", "latency", "accuracy", "macro_f1")
+
+
+def _check_metric(name: str) -> str:
+    if name in _METRICS or re.fullmatch(r"recall:.+", name):
+        return name
+    raise ValueError(f"there is no metric {name!r}: use {', '.join(_METRICS)} or recall:CLASS")
+
+
+Metric = Annotated[str, AfterValidator(_check_metric)]
+
+
+class ConstraintConfig(_Section):
+    """What a trial must keep to be taken: a bound of one metric."""
+
+    metric: Metric
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "ConstraintConfig":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"{self.metric} needs either at_least or at_most")
+        return self
+
+
+class LatencyConfig(_Section):
+    """How latency is measured where it is an objective or a constraint: in milliseconds, with one thread."""
+
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
+    batch_size: int = Field(1, ge=1, le=1024)
 
 
 class StudyConfig(_Section):
@@ -162,9 +215,27 @@ class StudyConfig(_Section):
     compression: CompressionConfig = CompressionConfig()
     finetuning: FinetuningConfig = FinetuningConfig()
     space: SpaceConfig = SpaceConfig()
+    objectives: tuple[Metric, ...] = Field(("flops", "accuracy"), strict=False, min_length=2, max_length=4)
+    constraints: tuple[ConstraintConfig, ...] = Field((), strict=False)
+    latency: LatencyConfig = LatencyConfig()
+    sampler: Literal["auto", "gp", "tpe", "nsga2", "random", "grid"] = "auto"
+    start: tuple[dict[str, int | float | str], ...] = Field(
+        (), strict=False, description="settings that are tried first, each with a value for all that is sampled"
+    )
     trials: int = Field(40, ge=1, description="finished trials that the study shall have in all")
     timeout: float | None = Field(None, gt=0, description="seconds after which a run starts no more trials")
+    patience: int | None = Field(
+        None, ge=1, description="stop when so many trials did not raise the hypervolume by a thousandth"
+    )
     storage: str = Field(DEFAULT_STORAGE, description="SQLAlchemy URL of the database")
+
+    @model_validator(mode="after")
+    def _every_objective_once(self) -> "StudyConfig":
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives: every objective once, not {list(self.objectives)}")
+        if self.sampler == "grid" and (self.space.energy or self.space.budget).levels is None:  # type: ignore[union-attr]
+            raise ValueError("sampler grid needs levels: say how many in space.energy or space.budget")
+        return self
 
     @classmethod
     def from_file(cls, study: str | Path, **overrides: Any) -> "StudyConfig":
@@ -306,7 +377,9 @@ def _explain(error: ValidationError) -> str:
 def _keys_beside(location: tuple[int | str, ...]) -> list[str]:
     section: type[BaseModel] = StudyConfig
     for part in location[:-1]:
-        annotation = section.model_fields[str(part)].annotation
+        if isinstance(part, int):  # a place in a list
+            continue
+        annotation = section.model_fields[part].annotation
         (section,) = (
             kind
             for kind in (annotation, *get_args(annotation))

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,11 +22,13 @@ from hscc_search.progress import Progress, Report
 if TYPE_CHECKING:  # importing these takes seconds, and drawing needs only what is handed in
     from hscc_search.compare import Summary
     from hscc_search.search.front import Point
-    from hscc_search.search.study import Study
+    from hscc_search.search.records import Listed, Study
 
 # A pipe has no width of its own, and 80 columns would cut the front's table.
-out_console = Console(width=None if sys.stdout.isatty() else 120, emoji=False)
+out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
 err_console = Console(stderr=True, emoji=False)
+# Of the trials that cannot be told apart from the front so many are shown.
+_CLOSE = 8
 # Between two lines of progress in a log file.
 _LOG_SECONDS = 15
 
@@ -65,32 +69,23 @@ def _log_line(last: float) -> Report:
 
 
 def front_table(study: "Study") -> Table:
-    """The front and, above it, the dense network."""
-    members, dense = study.front, study.dense
-    names = list(members[0].settings) if members else []
+    """The front, the dense network above it, and below it trials that cannot be told apart from it."""
+    from hscc_search.search.table import columns, rows
+
     table = Table(
         title=f"{study.config.name}: front of {len(study.points)} trials, accuracy on the validation part",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
     )
-    for column in ("trial", *names, "GMACs", "GFLOPs", "fewer FLOPs", "parameters", "accuracy", "macro F1"):
+    for column in columns(study):
         table.add_column(column, justify="right", overflow="fold")
-
-    def cells(point: "Point") -> list[str]:
-        return [
-            "dense" if point.trial is None else str(point.trial),
-            *(f"{point.settings[name]:.4g}" if point.settings else "-" for name in names),
-            f"{point.macs / 1e9:.4f}",
-            f"{point.flops / 1e9:.4f}",
-            f"{dense.flops / point.flops:.2f}x",
-            f"{point.parameters:,}",
-            f"{point.accuracy:.4f} ± {point.accuracy_se:.4f}",
-            f"{point.macro_f1:.4f} ± {point.macro_f1_se:.4f}",
-        ]
-
-    table.add_row(*cells(dense), style="red", end_section=True)
-    for point in members:
-        table.add_row(*cells(point))
+    styles = {"dense": "red", "knee": "bold", "close": "dim"}
+    last = None
+    for row in rows(study, most_close=_CLOSE):
+        if row.kind != last and "close" in (row.kind, last):
+            table.add_section()
+        table.add_row(*row.cells, style=styles.get(row.kind), end_section=row.kind == "dense")
+        last = row.kind
     return table
 
 
@@ -107,19 +102,62 @@ def counting_lines(study: "Study") -> Iterator[str]:
         yield f"one multiply-add is one MAC and two FLOPs; operators that are not counted: {names}"
 
 
+def front_json(study: "Study") -> str:
+    """The front and what cannot be told apart from it, with everything that was measured."""
+    sure = study.confidence
+    worst, best = study.reference
+    names = [objective.metric for objective in study.objectives]
+    numbers = [point.trial for point in study.front]
+    close = [point for point in study.points if point.trial in sure.close and point.trial not in numbers]
+
+    def tree(point: "Point") -> dict[str, Any]:
+        return {**point.stored(), "probability": sure.probability[point.trial or 0]}
+
+    return json.dumps(
+        {
+            "study": study.config.name,
+            "trials": len(study.points),
+            "objectives": {one.metric: "maximise" if one.maximise else "minimise" for one in study.objectives},
+            "hypervolume": study.hypervolume,
+            "reference": dict(zip(names, worst, strict=True)),
+            "ideal": dict(zip(names, best, strict=True)),
+            "knee": sure.knee,
+            "dense": study.dense.stored(),
+            "front": [tree(point) for point in study.front],
+            "close": [tree(point) for point in close],
+        },
+        indent=2,
+    )
+
+
 def front_csv(study: "Study") -> str:
     """The dense network and the front as comma-separated values with a header."""
     members = study.front
     settings = list(members[0].settings) if members else []
-    figures = list(study.dense.stored())
+    metrics = list(study.dense.metrics)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", *settings, *figures])
+    writer.writerow(["trial", *settings, *metrics, *(f"{name}_se" for name in study.dense.errors), "probability"])
     for point in (study.dense, *members):
-        tree: dict[str, Any] = point.stored()
         label = "dense" if point.trial is None else point.trial
-        writer.writerow([label, *(point.settings.get(name, "") for name in settings), *(tree[key] for key in figures)])
+        measured = [*(point[name] for name in metrics), *(point.errors[name] for name in study.dense.errors)]
+        probability = "" if point.trial is None else study.confidence.probability[point.trial]
+        writer.writerow([label, *(point.settings.get(name, "") for name in settings), *measured, probability])
     return text.getvalue()
+
+
+def studies_table(listing: "Sequence[Listed]") -> Table:
+    """The studies of a storage."""
+    table = Table(box=box.SIMPLE_HEAD)
+    heads = ("study", "finished", "wanted", "failed", "running", "waiting", "workers", "hypervolume", "started")
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("study", "started") else "right")
+    for row in listing:
+        values = {**asdict(row), "study": row.name}
+        if row.hypervolume is not None:
+            values["hypervolume"] = f"{row.hypervolume:.4f}"
+        table.add_row(*("-" if values[head] is None else str(values[head]) for head in heads))
+    return table
 
 
 def comparison_table(summaries: "Sequence[Summary]") -> Table:

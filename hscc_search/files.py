@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,6 +58,22 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path, age: float = 86400) -> None:
+    """Remove what :func:`folder_written_whole` left in ``folder`` when its process was killed.
+
+    Args:
+        folder: where it was to write.
+        age: in seconds, since when nothing in a temporary folder may have been written.
+    """
+    for temporary in folder.glob(".*"):
+        try:
+            newest = max(path.stat().st_mtime for path in (temporary, *temporary.iterdir()))
+        except OSError:  # it is no folder, or has just taken its name
+            continue
+        if newest < time.time() - age:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

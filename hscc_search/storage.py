@@ -1,61 +1,59 @@
-"""Where studies are kept: any database that SQLAlchemy and Optuna's RDB storage speak to."""
+"""Where studies are kept: any database that Optuna's RDB storage speaks to, or Optuna's proxy in front of one."""
 
 import sqlite3
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from optuna.exceptions import ExperimentalWarning
-from optuna.storages import RDBStorage
+from grpc import RpcError
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, run_grpc_proxy_server
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from hscc_search.errors import StorageError
 
 # Seconds that a writer waits for another one's lock (SQLite) or for the server to answer (PostgreSQL).
 BUSY_SECONDS = 60
 CONNECT_SECONDS = 10
-# A worker says that it is alive every so often; a trial that was silent for the grace period is given up.
-HEARTBEAT_SECONDS = 15
-GRACE_SECONDS = 60
 
 
-def open_storage(url: str) -> RDBStorage:
+def open_storage(url: str) -> BaseStorage:
     """Open a database of studies, and make it one where it is none yet.
 
     SQLite is put into write-ahead mode, so that readers (a dashboard, ``front``) and a writer do not wait for each
     other, and with a busy timeout, so that writers wait in turn.
 
     Args:
-        url: SQLAlchemy URL, such as ``sqlite:///studies.db`` or ``postgresql://user@host/database``.
+        url: SQLAlchemy URL, such as ``sqlite:///studies.db`` or ``postgresql://user@host/database``, or
+            ``grpc://host:port`` of a proxy in front of one.
 
     Raises:
         StorageError: the URL is malformed, the database cannot be reached, or it holds something else.
     """
     with _explained(url) as (parsed, options):
+        if parsed.get_backend_name() == "grpc":
+            return _proxy(parsed)
         if parsed.get_backend_name() == "sqlite":
             connection = sqlite3.connect(str(parsed.database), timeout=BUSY_SECONDS)
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
             finally:
                 connection.close()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return RDBStorage(
-                url, engine_kwargs=options, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
-            )
+        return RDBStorage(url, engine_kwargs=options)
 
 
-def find_storage(url: str) -> RDBStorage | None:
+def find_storage(url: str) -> BaseStorage | None:
     """Open a database of studies if it is one; None where it is still to be made, and then nothing is left behind.
 
     Raises:
         StorageError: as :func:`open_storage`.
     """
     with _explained(url) as (parsed, options):
+        if parsed.get_backend_name() == "grpc":
+            return _proxy(parsed)
         if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
             return None
         engine = create_engine(url, **options)
@@ -67,7 +65,7 @@ def find_storage(url: str) -> RDBStorage | None:
     return open_storage(url)
 
 
-def existing_storage(url: str) -> RDBStorage:
+def existing_storage(url: str) -> BaseStorage:
     """Open a database of studies to read from it.
 
     Raises:
@@ -86,6 +84,53 @@ def shown(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
+def comes_from_storage(error: BaseException | None) -> bool:
+    """Whether a storage error stands behind another one: Optuna 5 trips over itself when its storage goes away."""
+    while error is not None:
+        if isinstance(error, (StorageInternalError, SQLAlchemyError, RpcError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _proxy(url: URL) -> GrpcStorageProxy:
+    """Optuna's proxy in front of a database."""
+    if not url.host or not url.port:
+        raise StorageError(f"storage {url} names no proxy: use grpc://HOST:PORT")
+    proxy = GrpcStorageProxy(host=url.host, port=url.port)
+    try:
+        proxy.wait_server_ready(timeout=CONNECT_SECONDS)
+    except (ConnectionError, TimeoutError, RpcError) as error:
+        raise StorageError(
+            f"no proxy answers at {url.host}:{url.port}: start one there with `hscc-search proxy`"
+        ) from error
+    return proxy
+
+
+def serve_proxy(url: str, host: str, port: int, started: Callable[[str], None]) -> None:
+    """Serve a database to workers that use ``grpc://host:port``, until interrupted.
+
+    Args:
+        url: of the database.
+        host: address to listen at.
+        port: to listen at.
+        started: called with the address before it answers.
+
+    Raises:
+        StorageError: the database cannot be used, or the port is taken.
+    """
+    storage = open_storage(url)
+    if not isinstance(storage, RDBStorage):
+        raise StorageError(f"{shown(url)} is a proxy already: name the database behind it")
+    started(f"grpc://{host}:{port}")
+    try:
+        run_grpc_proxy_server(storage, host=host, port=port)
+    except RuntimeError as error:
+        raise StorageError(
+            f"cannot listen at {host}:{port} ({_one_line(error)}): choose another with --port"
+        ) from error
+
+
 @contextmanager
 def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
     """Check a URL and say in one line what goes wrong with it; gives the parsed URL and its engine's options."""
@@ -100,7 +145,8 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
     elif parsed.get_backend_name() == "postgresql":
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     try:
-        create_engine(url, **options).dispose()  # connects to nothing, but reads the URL's options
+        if parsed.get_backend_name() != "grpc":
+            create_engine(url, **options).dispose()  # connects to nothing, but reads the URL's options
         yield parsed, options
     except (NoSuchModuleError, ImportError) as error:
         raise StorageError(f"no driver for storage {shown(url)}: {_one_line(error)}") from error

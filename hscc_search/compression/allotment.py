@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from hscc_search.compression.budget import Options, price_at, solve
-from hscc_search.compression.calibration import Calibration, LayerRecord
+from hscc_search.compression.calibration import Calibration
 from hscc_search.compression.input_axes import input_metric
 from hscc_search.compression.layers import Blueprint, input_positions
 from hscc_search.compression.partition import Block, Division, Partition, divide
 from hscc_search.compression.ranks import largest_first, rank_for_energy
+from hscc_search.compression.records import LayerRecord
 from hscc_search.compression.regions import pieces
 from hscc_search.compression.setting import Setting
 from hscc_search.errors import CompressionError
@@ -115,13 +116,16 @@ def allot(calibration: Calibration, setting: Setting) -> dict[str, Allotment]:
     Raises:
         CompressionError: the budget is out of reach.
     """
-    records = [record for record in calibration.records if record.macs >= TINY_SHARE * calibration.macs]
-    partitions = {record.name: _partition(calibration, record, setting.division) for record in records}
+    records = compressible(calibration)
+    partitions = {record.name: _partition(calibration, record, setting.of(record.name).division) for record in records}
     if setting.budget is not None:
         partitions, chosen = _within_budget(calibration, setting, records, partitions)
     else:
         chosen = {
-            record.name: [_by_share(place, setting) for place in _places(calibration, record, partitions[record.name])]
+            record.name: [
+                _by_share(place, setting.of(record.name))
+                for place in _places(calibration, record, partitions[record.name])
+            ]
             for record in records
         }
     result = {}
@@ -148,6 +152,11 @@ def allot(calibration: Calibration, setting: Setting) -> dict[str, Allotment]:
         )
         result[record.name] = Allotment(divided, rows, blueprint, macs)
     return result
+
+
+def compressible(calibration: Calibration) -> list[LayerRecord]:
+    """The layers that are large enough to matter, in execution order."""
+    return [record for record in calibration.records if record.macs >= TINY_SHARE * calibration.macs]
 
 
 def _partition(calibration: Calibration, record: LayerRecord, division: Division) -> Partition:
@@ -218,7 +227,8 @@ def _within_budget(
     for record in records:
         if len(partitions[record.name].blocks[0]) == 1 or setting.region_gain == 0:
             continue
-        whole = _partition(calibration, record, replace(setting.division, region_strategy="none", regions=1))
+        undivided = replace(setting.of(record.name).division, region_strategy="none", regions=1)
+        whole = _partition(calibration, record, undivided)
         menus_of_whole = _menus(calibration, setting, record, whole)
         if _priced(menus[record.name], price) > (1 - setting.region_gain) * _priced(menus_of_whole, price):
             kept[record.name], menus[record.name] = whole, menus_of_whole

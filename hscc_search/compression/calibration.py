@@ -1,5 +1,7 @@
 """What one pass of the dense network over calibration images leaves behind."""
 
+import copy
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -12,9 +14,11 @@ import torch
 from torch import nn
 
 from hscc_search.compression.activation import Bounds, activation_bounds
-from hscc_search.compression.folding import Fold, fold_batch_norms
-from hscc_search.compression.lattice import Lattice, choose_lattice, positions_first
+from hscc_search.compression.folding import Fold, absorb, fold_batch_norms
+from hscc_search.compression.lattice import choose_lattice, positions_first
+from hscc_search.compression.records import DAMAGE, Inputs, Kept, LayerRecord, key, read, write
 from hscc_search.errors import CompressionError
+from hscc_search.files import cache_folder, folder_written_whole, remove_abandoned
 from hscc_search.progress import Progress, Report, silent
 
 Found = TypeVar("Found")
@@ -23,63 +27,12 @@ Found = TypeVar("Found")
 MOST_GROUPS = 8
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a convolution is given, over all calibration images.
-
-    Attributes:
-        size: height and width of the input map.
-        covariance: of the input channels at one position, float64 (Cin, Cin).
-        correlation: of a channel with itself one position to the right, mean over channels by variance, 0 to 1.
-    """
-
-    size: tuple[int, int]
-    covariance: torch.Tensor
-    correlation: float
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """The dense network's responses at one layer.
-
-    Attributes:
-        name: the layer's path in the network, such as ``features.3``.
-        lattice: which positions of the output map were kept; 1 x 1 for a fully connected layer.
-        effects: root mean square of the gradient that reaches each response, see :func:`calibrate`, float32
-            (positions, Cout).
-        profiles: mean activation at each position of the whole output map, float32 (Cout, height, width).
-        inputs: what the layer is given, or None where its filters have a single tap.
-        macs: multiply-adds of the dense layer per image.
-        groups: of the convolution; 1 for a fully connected layer.
-        fully_connected: whether the layer is one.
-        bounds: between which the activation behind the layer lets responses through, (0, inf) for ReLU; None where
-            there is no such activation, or where others see the responses as well.
-        file: holds y before the activation, float32 (positions, images, Cout).
-    """
-
-    name: str
-    lattice: Lattice
-    effects: torch.Tensor
-    profiles: torch.Tensor
-    inputs: Inputs | None
-    macs: int
-    groups: int
-    fully_connected: bool
-    bounds: Bounds | None
-    file: Path
-
-    @property
-    def responses(self) -> torch.Tensor:
-        """The dense responses, float32 (positions, images, Cout), mapped from the file: read what is needed."""
-        return torch.from_numpy(np.load(self.file, mmap_mode="c"))
-
-
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Calibration images and what the dense network answered to them.
 
     The responses of all layers together may be larger than the memory: they lie in files, in a folder that goes
-    when this object does.
+    when this object does or is kept for others.
 
     Attributes:
         network: the dense network, its batch norms folded into the convolutions before them.
@@ -87,7 +40,7 @@ class Calibration:
         images: as the network takes them, float32 (images, 3, height, width).
         records: the layers that can be compressed, in execution order.
         left_dense: every other convolution and fully connected layer: its multiply-adds per image and why.
-        folder: of the records' files.
+        folder: of the records' files where it goes with this object, None where it is kept.
         memory: what was derived from all this so far, see :meth:`remember`.
     """
 
@@ -96,7 +49,7 @@ class Calibration:
     images: torch.Tensor
     records: tuple[LayerRecord, ...]
     left_dense: dict[str, tuple[int, str]]
-    folder: "tempfile.TemporaryDirectory[str]"
+    folder: "tempfile.TemporaryDirectory[str] | None" = None
     memory: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def record(self, name: str) -> LayerRecord:
@@ -116,7 +69,13 @@ class Calibration:
         return sum(record.macs for record in self.records) + sum(macs for macs, _ in self.left_dense.values())
 
 
-def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent, batch_size: int = 64) -> Calibration:
+def calibrate(
+    network: nn.Module,
+    images: torch.Tensor,
+    report: Report = silent,
+    batch_size: int = 64,
+    keep: bool = False,
+) -> Calibration:
     """Run the dense network over calibration images, forwards and backwards, and keep its responses.
 
     The effect of a response is the root mean square of the gradient that it receives from the log-likelihood of a
@@ -128,10 +87,62 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
         images: as it takes them, float32 (images, 3, height, width).
         report: told after each batch.
         batch_size: images per batch.
+        keep: whether to keep all of it in the user's cache and take it from there where it has been kept: then one
+            process computes what all others on the machine read, and share in memory.
 
     Raises:
-        CompressionError: a weight or a response is not finite, or nothing can be compressed.
+        CompressionError: a weight or a response is not finite, nothing can be compressed, or what was kept is damaged
+            and cannot be made again.
+        ConfigError: there is no cache folder.
     """
+    if not keep:
+        folder = tempfile.TemporaryDirectory(prefix="hscc-calibration-")
+        folded, made = _pass(network, images, Path(folder.name), report, batch_size)
+        return Calibration(folded, made.folds, images, made.records, made.left_dense, folder)
+    cache = cache_folder("calibrations")
+    final = cache / key(network, images, batch_size)
+    found = _kept(final, network, images.device)
+    if found is None:
+        remove_abandoned(cache)
+        try:
+            with folder_written_whole(final) as place:
+                write(place, _pass(network, images, place, report, batch_size)[1])
+        except OSError:
+            # Another process was faster: what it has written is as good.
+            if not final.is_dir():
+                raise
+        found = _kept(final, network, images.device)
+    if found is None:
+        raise CompressionError(f"what was just written to {final} cannot be read back: set HSCC_CACHE to a sound disk")
+    return found
+
+
+def _kept(folder: Path, network: nn.Module, device: torch.device) -> Calibration | None:
+    """What a folder keeps of a network's calibration. None without a folder; a damaged one is removed."""
+    try:
+        kept = read(folder, device)
+    except DAMAGE as damage:
+        if folder.exists():
+            try:
+                # First out of the way of others, since removing takes its time; files that these have mapped stay.
+                aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+                shutil.rmtree(folder.rename(aside), ignore_errors=True)
+            except FileNotFoundError:
+                pass  # another process removed it
+            except OSError as error:
+                raise CompressionError(
+                    f"the calibration in {folder} is damaged ({damage}) and cannot be removed ({error.strerror})"
+                ) from error
+        return None
+    folded = copy.deepcopy(network).eval().requires_grad_(True)
+    absorb(folded, kept.folds)
+    return Calibration(folded, kept.folds, kept.images, kept.records, kept.left_dense)
+
+
+def _pass(
+    network: nn.Module, images: torch.Tensor, folder: Path, report: Report, batch_size: int
+) -> tuple[nn.Module, Kept]:
+    """The pass of :func:`calibrate`; the folded network, and all else with the responses in ``folder``."""
     for name, value in network.state_dict().items():
         if not torch.isfinite(value).all():
             raise CompressionError(
@@ -147,10 +158,7 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
     if not names:
         raise CompressionError("the network has no convolution or fully connected layer that can be compressed")
     batches = images.split(batch_size)
-    folder = tempfile.TemporaryDirectory(prefix="hscc-calibration-")
-    keepers = {
-        name: _Keeper(name, layers[name], Path(folder.name) / f"{at}.npy", images) for at, name in enumerate(names)
-    }
+    keepers = {name: _Keeper(name, layers[name], folder / f"{at}.npy", images) for at, name in enumerate(names)}
     generator = torch.Generator(images.device).manual_seed(0)
     done = 0
     for batch in batches:
@@ -159,13 +167,9 @@ def calibrate(network: nn.Module, images: torch.Tensor, report: Report = silent,
         report(Progress("calibrating", done, len(images)))
     bounds = activation_bounds(network, {name: layers[name] for name in names}, images[:1])
     network.requires_grad_(True)
-    return Calibration(
-        network,
-        folds,
-        images,
-        tuple(keeper.record(macs[name], bounds.get(name)) for name, keeper in keepers.items()),
-        {name: (macs.get(name, 0), reason) for name, reason in reasons.items()},
-        folder,
+    records = tuple(keeper.record(macs[name], bounds.get(name)) for name, keeper in keepers.items())
+    return network, Kept(
+        images, folds, records, {name: (macs.get(name, 0), reason) for name, reason in reasons.items()}
     )
 
 

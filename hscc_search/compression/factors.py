@@ -88,8 +88,9 @@ def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
         kept = values > values.sum() * 1e-12
         values, vectors = values[kept], vectors[:, kept]
         coordinates = vectors * (values * count).sqrt()
-        axes = (centred.T.double() @ vectors) / (values * count).sqrt()
-        gap_axes = gap.T.double() @ coordinates / count
+        # Products of this size in the samples' own precision, as their covariance is.
+        axes = (centred.T @ vectors.to(centred.dtype)).double() / (values * count).sqrt()
+        gap_axes = (gap.T @ coordinates.to(gap.dtype)).double() / count
     else:
         values, axes = torch.linalg.eigh((centred.T @ centred).double() / count)
         values, axes = values.flip(0).clamp(min=0), axes.flip(1)
@@ -119,9 +120,8 @@ def factorise(predictor: Predictor, clusters: np.ndarray, ranks: Sequence[int]) 
     columns = []
     for cluster, rank in enumerate(ranks):
         members = torch.from_numpy(np.flatnonzero(clusters == cluster)).to(spread.device)
-        axes, _ = principal_axes(spread[members])
+        found, _ = principal_axes(spread[members], rank)
         block = torch.zeros(len(spread), rank, dtype=spread.dtype, device=spread.device)
-        found = axes[:, :rank]
         block[members, : found.shape[1]] = found
         columns.append(block)
     axes = torch.cat(columns, dim=1)
@@ -217,14 +217,19 @@ def balanced(first: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, tor
     return first * scale[:, None].to(first.dtype), last / scale.to(last.dtype)
 
 
-def principal_axes(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvectors and eigenvalues, descending, of ``rows @ rows.T`` for rows of shape (channels, r)."""
+def principal_axes(rows: torch.Tensor, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvectors and eigenvalues, descending, of ``rows @ rows.T``.
+
+    Args:
+        rows: float64 (channels, r).
+        count: how many at most, all by default.
+    """
     if rows.shape[0] <= rows.shape[1]:
         values, axes = torch.linalg.eigh(rows @ rows.T)
-        return axes.flip(1), values.flip(0).clamp(min=0)
+        return axes.flip(1)[:, :count], values.flip(0).clamp(min=0)[:count]
     values, vectors = torch.linalg.eigh(rows.T @ rows)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    kept = values > values.sum() * 1e-12
+    kept = (values > values.sum() * 1e-12).nonzero()[:count, 0]
     values, vectors = values[kept], vectors[:, kept]
     return rows @ vectors / values.sqrt(), values
 

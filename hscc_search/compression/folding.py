@@ -84,6 +84,15 @@ def apply_folds(network: nn.Module, folds: Iterable[Fold]) -> None:
         network.set_submodule(fold.batch_norm, _remainder(norm))
 
 
+@torch.no_grad()
+def absorb(network: nn.Module, folds: Iterable[Fold]) -> None:
+    """Fold in place what :func:`fold_batch_norms` has found in a network with the same weights."""
+    for fold in folds:
+        layer, norm = _modules(network, fold)
+        network.set_submodule(fold.convolution, _absorbed(layer, norm))
+        network.set_submodule(fold.batch_norm, _remainder(norm))
+
+
 def _keep(
     network: nn.Module, folds: list[Fold], inputs: list[torch.Tensor], expected: list[list[torch.Tensor]]
 ) -> list[Fold]:
@@ -91,9 +100,7 @@ def _keep(
     if not folds:
         return []
     before = [_modules(network, fold) for fold in folds]
-    for fold, (layer, norm) in zip(folds, before, strict=True):
-        network.set_submodule(fold.convolution, _absorbed(layer, norm))
-        network.set_submodule(fold.batch_norm, _remainder(norm))
+    absorb(network, folds)
     if _agrees(network, inputs, expected):
         return folds
     for fold, (layer, norm) in zip(folds, before, strict=True):

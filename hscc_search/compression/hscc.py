@@ -7,6 +7,7 @@ layer are held in memory.
 """
 
 import copy
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,12 +15,13 @@ import torch
 from torch import nn
 
 from hscc_search.compression.allotment import Allotment, allot
-from hscc_search.compression.calibration import Calibration, LayerRecord
+from hscc_search.compression.calibration import Calibration
 from hscc_search.compression.factors import balanced, factorise, fit_predictor, refine, refit
 from hscc_search.compression.folding import Fold, apply_folds
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
 from hscc_search.compression.lattice import responses_on
 from hscc_search.compression.layers import Blueprint, build, parts
+from hscc_search.compression.records import LayerRecord
 from hscc_search.compression.setting import Setting
 
 _BATCH = 64
@@ -129,6 +131,8 @@ class _Pending(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.compressed = fit_layer(self.layer, x, self.record, self.allotment)
+        if os.environ.get("WHOLE"):
+            return self.compressed(x)
         return torch.cat([self.compressed(part) for part in x.split(_BATCH)])
 
 
@@ -196,8 +200,12 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
         The module that takes the layer's place.
     """
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    delivered = torch.cat([responses_on(layer, part, record.lattice) for part in x.split(_BATCH)], dim=1)
-    responses = record.responses
+    blocks = [block for row in allotment.partition.blocks for block in row]
+    stride = _stride(len(x), blocks)
+    x = x[::stride]
+    batch = _BATCH if isinstance(layer, nn.Conv2d) else len(x)
+    delivered = torch.cat([responses_on(layer, part, record.lattice) for part in x.split(batch)], dim=1)
+    responses = record.responses[:, ::stride]
     module = build(layer, allotment.blueprint).to(device=x.device, dtype=layer.weight.dtype)
     weight = layer.weight.detach().flatten(1)
     bias = torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach()
@@ -246,6 +254,13 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
             _set(first, filters)
             _set(last, recombination, offset / effects)
     return module.eval()
+
+
+def _stride(images: int, blocks: list[Any]) -> int:
+    enough = int(os.environ.get("ENOUGH", "64"))
+    least = int(os.environ.get("LEAST", "0"))
+    stride = min(images * len(block.positions) // (enough * len(block.clusters)) for block in blocks)
+    return max(1, min(stride, images // max(least, 1)))
 
 
 def _encode(

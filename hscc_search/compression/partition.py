@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from hscc_search.compression import channels, regions
-from hscc_search.compression.calibration import LayerRecord
+from hscc_search.compression.records import LayerRecord
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """One point of the search space."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from hscc_search.compression.partition import Division
 from hscc_search.compression.ranks import check_share
@@ -29,6 +31,7 @@ class Setting:
         region_strategy: a key of :data:`hscc_search.compression.regions.STRATEGIES`.
         cluster_strategy: a key of :data:`hscc_search.compression.channels.STRATEGIES`.
         seed: of regions and clusters.
+        by_layer: by the path of a layer what is different there: ``regions``, ``clusters``, ``energy``.
 
     Raises:
         CompressionError: a value is out of range.
@@ -45,6 +48,7 @@ class Setting:
     region_strategy: str = "grid"
     cluster_strategy: str = "coactivation"
     seed: int = 0
+    by_layer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = [name for name in ("energy", "ratio", "budget") if getattr(self, name) is not None]
@@ -63,6 +67,13 @@ class Setting:
         if self.rank_multiple < 1:
             raise CompressionError(f"rank_multiple must be 1 or more, not {self.rank_multiple}")
         self.division  # noqa: B018  (checks its values)
+        for name in self.by_layer:
+            self.of(name)
+
+    def of(self, layer: str) -> "Setting":
+        """What holds for one layer."""
+        own = self.by_layer.get(layer)
+        return replace(self, by_layer={}, **own) if own else self
 
     @property
     def division(self) -> Division:

@@ -21,13 +21,14 @@ _WARM_UP = 2
 _REPEATS_OF_ONE, _REPEATS = 25, 7
 
 
+Runner = Callable[[torch.Tensor], object]
+RUNTIMES = ("torch", "onnxruntime")
+
+
 def measure_latency(
     networks: Mapping[str, nn.Module], image_size: int, batch_sizes: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     """Median seconds per batch of several networks, taken in turns so that other work on the machine hits all alike.
-
-    One thread computes: what several gain depends on what else the machine does and, for small networks, on how they
-    wait for each other. torch runs with images in channels-last order.
 
     Args:
         networks: on the CPU, in evaluation mode, by name.
@@ -38,25 +39,45 @@ def measure_latency(
         By ``runtime batch``, such as ``torch 1``, the seconds by name of the network. ONNX Runtime is missing where a
         network cannot be exported.
     """
-    runners: dict[str, dict[str, Callable[[torch.Tensor], object]]] = {
-        "torch": {name: _in_torch(network) for name, network in networks.items()}
-    }
-    with contextlib.suppress(ExportError):
-        runners["onnxruntime"] = {name: _in_onnxruntime(network, image_size) for name, network in networks.items()}
     found = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for runtime, runs in runners.items():
+    for runtime in RUNTIMES:
+        with contextlib.suppress(ExportError):
+            runners = {name: runner(network, image_size, runtime) for name, network in networks.items()}
             for batch_size in batch_sizes:
-                images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-                found[f"{runtime} {batch_size}"] = _in_turns(runs, images)
-    finally:
-        torch.set_num_threads(threads)
+                found[f"{runtime} {batch_size}"] = in_turns(runners, image_size, batch_size)
     return found
 
 
-def _in_turns(runs: Mapping[str, Callable[[torch.Tensor], object]], images: torch.Tensor) -> dict[str, float]:
+def runner(network: nn.Module, image_size: int, runtime: str) -> Runner:
+    """What runs a network on float32 images (batch, 3, image_size, image_size).
+
+    Args:
+        network: on the CPU, in evaluation mode.
+        image_size: side of the images in pixels.
+        runtime: of :data:`RUNTIMES`.
+
+    Raises:
+        ExportError: torch cannot export the network to ONNX.
+    """
+    return _in_torch(network) if runtime == "torch" else _in_onnxruntime(network, image_size)
+
+
+def in_turns(runners: Mapping[str, Runner], image_size: int, batch_size: int) -> dict[str, float]:
+    """Median seconds per batch, by name of the runner, the runners taken in turns.
+
+    One thread computes: what several gain depends on what else the machine does and, for small networks, on how they
+    wait for each other. torch runs with images in channels-last order.
+    """
+    images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _timed(runners, images)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _timed(runs: Mapping[str, Runner], images: torch.Tensor) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(_WARM_UP + (_REPEATS_OF_ONE if len(images) == 1 else _REPEATS)):
         for name, run in runs.items():
@@ -67,7 +88,7 @@ def _in_turns(runs: Mapping[str, Callable[[torch.Tensor], object]], images: torc
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _in_torch(network: nn.Module) -> Callable[[torch.Tensor], object]:
+def _in_torch(network: nn.Module) -> Runner:
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run(images: torch.Tensor) -> object:
@@ -77,7 +98,7 @@ def _in_torch(network: nn.Module) -> Callable[[torch.Tensor], object]:
     return run
 
 
-def _in_onnxruntime(network: nn.Module, image_size: int) -> Callable[[torch.Tensor], object]:
+def _in_onnxruntime(network: nn.Module, image_size: int) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:

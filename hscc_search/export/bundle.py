@@ -34,8 +34,10 @@ from hscc_search.export.onnx import write_onnx
 from hscc_search.files import folder_written_whole, sha256
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.search.front import Point
-from hscc_search.search.objective import make_bench, setting_of
-from hscc_search.search.study import Study, train_dense
+from hscc_search.search.objective import make_bench
+from hscc_search.search.records import Study
+from hscc_search.search.space import Space, places_of
+from hscc_search.search.study import train_dense
 
 _FORMAT = 2
 _BATCH = 64
@@ -49,7 +51,7 @@ def export(
     """Compress with a trial's setting again, write the folder, load both models back and measure them on the test part.
 
     Args:
-        study: from :func:`hscc_search.search.study.read_study`.
+        study: from :func:`hscc_search.search.records.read_study`.
         point: one of its finished trials.
         config: the study's configuration, with the places where data and checkpoint lie now, and perhaps with other
             epochs of fine-tuning.
@@ -80,8 +82,9 @@ def export(
             f"the dense network is not that of study {config.name}: give its weights with --checkpoint FILE"
         )
     place = next(network.parameters()).device
-    bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, place, report)
-    measured = bench.measure(setting_of(config, point.settings), report)
+    bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, place, report=report)
+    setting = Space(config, places_of(config, bench.calibration)).setting(point.settings)
+    measured = bench.measure(setting, report)
     compressed = (
         Deployed(measured.compressed.network, config.data.mean, config.data.std, config.data.image_size).cpu().eval()
     )

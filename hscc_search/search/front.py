@@ -2,126 +2,240 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import moocore
+import numpy as np
 
 from hscc_search.errors import ConfigError, StudyError
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What a study searches for.
+
+    Attributes:
+        metric: ``flops``, ``macs``, ``parameters``, ``megabytes``, ``latency``, ``accuracy``, ``macro_f1`` or
+            ``recall:CLASS``.
+        maximise: whether more is better.
+    """
+
+    metric: str
+    maximise: bool
+
+    @property
+    def on_images(self) -> bool:
+        """Whether other validation images would give another value; the costs of a network would stay."""
+        return self.metric in ("accuracy", "macro_f1") or self.metric.startswith("recall:")
+
+
+@dataclass(frozen=True)
 class Point:
-    """A finished trial, or the dense network, as it stands in the plane of FLOPs and accuracy.
+    """A finished trial, or the dense network, with all that was measured of it.
 
     Attributes:
         trial: its number; None for the dense network.
         settings: sampled values by name; empty for the dense network.
-        flops: per image, two per multiply-add.
-        macs: per image.
-        parameters: number of weights.
-        megabytes: size of the weights.
-        accuracy: on the validation part, 0 to 1.
-        accuracy_se: its bootstrap standard error.
-        macro_f1: on the validation part.
-        macro_f1_se: its bootstrap standard error.
+        metrics: by name as in :class:`Objective`: counts per image, megabytes, seconds, shares from 0 to 1.
+        errors: bootstrap standard errors of those metrics that depend on the images.
+        predictions: class predicted for each validation image, little-endian uint16.
+        constraints: by the constraint's name how far it is violated; 0 or less is kept.
     """
 
     trial: int | None
     settings: dict[str, Any]
-    flops: int
-    macs: int
-    parameters: int
-    megabytes: float
-    accuracy: float
-    accuracy_se: float
-    macro_f1: float
-    macro_f1_se: float
+    metrics: dict[str, float]
+    errors: dict[str, float]
+    predictions: bytes
+    constraints: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether all constraints are kept."""
+        return all(violation <= 0 for violation in self.constraints.values())
+
+    def __getitem__(self, metric: str) -> float:
+        """The value of one metric.
+
+        Raises:
+            StudyError: it was not measured.
+        """
+        try:
+            return self.metrics[metric]
+        except KeyError:
+            raise StudyError(f"{_name(self)} has no {metric}: measured are {', '.join(self.metrics)}") from None
 
     def stored(self) -> dict[str, Any]:
-        """JSON-compatible values; the dense network has no trial and no settings."""
-        tree = asdict(self)
-        if self.trial is None:
-            del tree["trial"], tree["settings"]
-        return tree
+        """JSON-compatible values without the predictions; the dense network has no trial and no settings."""
+        named = {} if self.trial is None else {"trial": self.trial, "settings": dict(self.settings)}
+        measured = {"metrics": self.metrics, "errors": self.errors, "constraints": self.constraints}
+        return named | {key: dict(values) for key, values in measured.items()}
 
 
-def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats: none has at most as many FLOPs and at least the accuracy, and is not equal.
+def predictions_of(points: Sequence[Point]) -> np.ndarray:
+    """Classes predicted by all points: uint16, shape (points, images); without points (0, 0).
+
+    Raises:
+        StudyError: the points have predictions for different numbers of images.
+    """
+    for point in points:
+        if len(point.predictions) != len(points[0].predictions):
+            raise StudyError(
+                f"{_name(point)} has predictions for {len(point.predictions) // 2} images, "
+                f"{_name(points[0])} for {len(points[0].predictions) // 2}: they cannot be compared"
+            )
+    images = len(points[0].predictions) // 2 if points else 0
+    joined = b"".join(point.predictions for point in points)
+    return np.frombuffer(joined, "<u2").astype(np.uint16, copy=False).reshape(len(points), images)
+
+
+def oriented(points: Sequence[Point], objectives: Sequence[Objective]) -> np.ndarray:
+    """Values in which lower is always better: what is maximised changes its sign.
 
     Returns:
-        By ascending FLOPs, and so by ascending accuracy; of equal points the first trial.
+        float64, shape (points, objectives), in the units of the metrics.
+
+    Raises:
+        StudyError: a point lacks a metric.
     """
-    best: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.flops, -point.accuracy, point.trial or 0)):
-        if not best or point.accuracy > best[-1].accuracy:
-            best.append(point)
-    return best
+    values = np.empty((len(points), len(objectives)))
+    for column, objective in enumerate(objectives):
+        values[:, column] = [point[objective.metric] for point in points]
+        if objective.maximise:
+            values[:, column] *= -1
+    return values
 
 
-def knee(members: Sequence[Point]) -> Point:
-    """The point of a front that lies furthest beyond the straight line between its ends.
+def front(points: Sequence[Point], objectives: Sequence[Objective]) -> list[Point]:
+    """The feasible points that no other feasible point beats.
 
-    FLOPs and accuracy are scaled to 0..1 over the front first (Das 1999). A front of one or two points has no
-    bend: its most accurate point is taken.
+    One beats another when it is at least as good in every objective and better in one. Two objectives are swept in
+    ascending order of the first, three and more go through moocore's sweeps (Kung, Luccio and Preparata 1975).
+
+    Args:
+        points: in any order.
+        objectives: two to four.
+
+    Returns:
+        By ascending value of the first objective; of points equal in all objectives the first trial.
+
+    Raises:
+        StudyError: a point lacks a metric.
+    """
+    # The order of trials decides between equals, whatever order they come in.
+    kept = sorted((point for point in points if point.feasible), key=_number)
+    if not kept:
+        return []
+    values = oriented(kept, objectives)
+    if len(objectives) == 2:
+        rows = np.lexsort((values[:, 1], values[:, 0]))  # stable: of equals the first trial comes first
+        second = values[rows, 1]
+        rows = rows[second < np.append(np.inf, np.minimum.accumulate(second)[:-1])]
+    else:
+        rows = np.flatnonzero(moocore.is_nondominated(values))
+    return [kept[row] for row in sorted(rows.tolist(), key=lambda row: (kept[row][objectives[0].metric], *values[row]))]
+
+
+def knee(members: Sequence[Point], objectives: Sequence[Objective]) -> Point:
+    """The point of a front that gives most of everything.
+
+    Goodness is scaled to 0..1 over the front in each objective, and the largest sum wins. With two objectives that
+    is the point furthest beyond the straight line between the ends (Das 1999). A front of one or two points has no
+    bend: the best by the last objective is taken.
 
     Raises:
         StudyError: the front is empty.
     """
     if not members:
         raise StudyError("the front is empty: run the study first")
-    first, last = members[0], members[-1]
+    values = oriented(members, objectives)
     if len(members) < 3:
-        return last
-
-    def beyond(point: Point) -> float:
-        gain = (point.accuracy - first.accuracy) / (last.accuracy - first.accuracy)
-        price = (point.flops - first.flops) / (last.flops - first.flops)
-        return gain - price
-
-    return max(members, key=beyond)
+        return members[int(values[:, -1].argmin())]
+    worst, best = values.max(axis=0), values.min(axis=0)
+    # Where all are equal, the objective has no say.
+    span = np.where(worst > best, worst - best, 1)
+    return members[int(((worst - values) / span).sum(axis=1).argmax())]
 
 
-def select(rule: str, points: Sequence[Point]) -> Point:
+def select(
+    rule: str,
+    points: Sequence[Point],
+    objectives: Sequence[Objective],
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    seed: int = 0,
+) -> Point:
     """Choose a trial.
 
     Args:
-        rule: ``knee``, ``trial:N``, ``min-accuracy:X`` (fewest FLOPs with accuracy X or more) or ``max-flops:X``
-            (most accurate with at most X FLOPs).
+        rule: ``knee`` (the knee of most bootstrap draws, see :func:`hscc_search.search.confidence.confidence`),
+            ``trial:N``, ``min-accuracy:X`` (fewest FLOPs with accuracy X or more) or ``max-flops:X`` (most accurate
+            with at most X FLOPs). All but ``trial:N`` take only trials that keep the constraints.
         points: all finished trials.
+        objectives: of the study.
+        labels: int64, shape (images,), true classes of the validation images.
+        classes: class names.
+        seed: of the bootstrap.
 
     Raises:
         ConfigError: there is no such rule.
         StudyError: no trial fits it.
     """
-    members = front(points)
     kind, _, text = rule.partition(":")
-    if rule == "knee":
-        return knee(members)
     if kind == "trial" and text.isdecimal():
         found = [point for point in points if point.trial == int(text)]
         if not found:
-            raise StudyError(f"no finished trial {text}: the front holds {_numbers(members)}")
+            members = ", ".join(str(point.trial) for point in front(points, objectives)) or "none"
+            raise StudyError(f"no finished trial {text}: the front holds {members}")
         return found[0]
+    if rule == "knee":
+        from hscc_search.search.confidence import confidence  # which works on the points defined here
+
+        _some_feasible(points)
+        chosen = confidence(points, objectives, labels, classes, seed).knee
+        return next(point for point in points if point.trial == chosen)
     if kind in ("min-accuracy", "max-flops"):
         try:
             bound = float(text)
         except ValueError:
             bound = math.nan
         if kind == "min-accuracy" and 0 <= bound <= 1:
-            fitting = [point for point in members if point.accuracy >= bound]
+            kept = _some_feasible(points)
+            fitting = [point for point in kept if point["accuracy"] >= bound]
             if not fitting:
-                best = max((point.accuracy for point in members), default=math.nan)
+                best = max(point["accuracy"] for point in kept)
                 raise StudyError(f"no trial has an accuracy of {bound:g} or more: the highest is {best:.4f}")
-            return fitting[0]
+            return min(fitting, key=lambda point: (point["flops"], -point["accuracy"], _number(point)))
         if kind == "max-flops" and bound > 0:
-            fitting = [point for point in members if point.flops <= bound]
+            kept = _some_feasible(points)
+            fitting = [point for point in kept if point["flops"] <= bound]
             if not fitting:
-                fewest = min((point.flops for point in members), default=0)
-                raise StudyError(f"no trial has {bound:g} FLOPs or fewer: the fewest are {fewest}")
-            return fitting[-1]
+                fewest = min(point["flops"] for point in kept)
+                raise StudyError(f"no trial has {bound:g} FLOPs or fewer: the fewest are {fewest:.0f}")
+            return min(fitting, key=lambda point: (-point["accuracy"], point["flops"], _number(point)))
     raise ConfigError(
         f"cannot select {rule!r}: use knee, trial:N, min-accuracy:X with X from 0 to 1, or max-flops:X with X above 0"
     )
 
 
-def _numbers(members: Sequence[Point]) -> str:
-    return ", ".join(str(point.trial) for point in members) or "none"
+def _some_feasible(points: Sequence[Point]) -> list[Point]:
+    """The feasible points; raises StudyError where there is none."""
+    if not points:
+        raise StudyError("the front is empty: run the study first")
+    kept = [point for point in points if point.feasible]
+    if not kept:
+        worst = [(*max((size, name) for name, size in point.constraints.items()), point) for point in points]
+        size, name, nearest = min(worst, key=lambda entry: (entry[0], _number(entry[2])))
+        raise StudyError(
+            f"no trial keeps the constraints: {_name(nearest)} comes nearest, it violates {name} by {size:g}"
+        )
+    return kept
+
+
+def _number(point: Point) -> int:
+    return -1 if point.trial is None else point.trial
+
+
+def _name(point: Point) -> str:
+    return "the dense network" if point.trial is None else f"trial {point.trial}"

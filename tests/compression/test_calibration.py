@@ -1,5 +1,9 @@
 import gc
+import json
 import math
+import multiprocessing
+import os
+import time
 
 import pytest
 import torch
@@ -12,8 +16,9 @@ from hscc_search.compression.calibration import MOST_GROUPS, calibrate
 from hscc_search.compression.folding import Fold
 from hscc_search.compression.hscc import compress, fit_layer
 from hscc_search.compression.lattice import responses_on
+from hscc_search.compression.records import key
 from hscc_search.compression.setting import Setting
-from hscc_search.errors import CompressionError
+from hscc_search.errors import CompressionError, ConfigError
 from hscc_search.models import DigitsCNN
 
 
@@ -340,3 +345,177 @@ def test_errors_go_where_the_loss_does_not_look():
         error = (module(images) - network[0](images)).square().mean(dim=(0, 2, 3))
     assert allotment.ranks == ((Ranks((1,)),),)
     assert error[1] < 0.01 * error[0]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HSCC_CACHE", str(tmp_path))
+    return tmp_path / "calibrations"
+
+
+def weights_of(calibration):
+    setting = Setting(regions=4, clusters=2, budget=2, region_gain=0)
+    return compress(calibration, setting).network.state_dict()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def must_not_run(*_):
+    raise AssertionError("it was kept")
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_calibration_read_back_gives_the_identical_network(cache, memory_format):
+    network = seeded(Residual).to(memory_format=memory_format)
+    x = smooth_images(16).contiguous(memory_format=memory_format)
+    passing = calibrate(network, x, batch_size=5)
+    assert not cache.exists()
+    made = calibrate(network, x, batch_size=5, keep=True)
+    found = calibrate(network, x, must_not_run, 5, keep=True)
+    assert [folder.name for folder in cache.iterdir()] == [key(network, x, 5)]
+    for calibration in (made, found):
+        assert torch.equal(calibration.images, x)
+        assert calibration.images.is_contiguous(memory_format=memory_format)
+        assert calibration.folds == passing.folds
+        assert calibration.left_dense == passing.left_dense
+        assert calibration.macs == passing.macs
+        assert same(calibration.network.state_dict(), passing.network.state_dict())
+        for ours, theirs in zip(calibration.records, passing.records, strict=True):
+            assert (ours.name, ours.lattice, ours.macs, ours.groups, ours.fully_connected, ours.bounds) == (
+                (theirs.name, theirs.lattice, theirs.macs, theirs.groups, theirs.fully_connected, theirs.bounds)
+            )
+            assert torch.equal(ours.effects, theirs.effects)
+            assert torch.equal(ours.profiles, theirs.profiles)
+            assert torch.equal(ours.responses, theirs.responses)
+            assert (ours.inputs is None) == (theirs.inputs is None)
+            if ours.inputs is not None:
+                assert (ours.inputs.size, ours.inputs.correlation) == (theirs.inputs.size, theirs.inputs.correlation)
+                assert torch.equal(ours.inputs.covariance, theirs.inputs.covariance)
+        assert same(weights_of(calibration), weights_of(passing))
+
+
+def test_what_was_kept_is_neither_written_to_nor_removed(cache):
+    network, x = DigitsCNN(5, SIDE), smooth_images(8)
+    calibration = calibrate(network, x, keep=True)
+    calibration.images.zero_()
+    calibration.records[0].responses.zero_()
+    calibration.network[0].weight.data.zero_()
+    del calibration
+    gc.collect()
+    found = calibrate(network, x, must_not_run, keep=True)
+    assert torch.equal(found.images, x)
+    assert found.records[0].responses.abs().max() > 0
+    assert same(found.network.state_dict(), network.state_dict())
+
+
+def test_another_network_or_other_images_are_another_calibration():
+    network, x = DigitsCNN(5, SIDE), smooth_images(8)
+    other_weights = seeded(lambda: DigitsCNN(5, SIDE))
+    other_form = nn.Sequential(*[nn.GELU() if isinstance(layer, nn.ReLU) else layer for layer in network])
+    keys = {
+        key(network, x, 64),
+        key(network, x, 32),
+        key(network, x[:4], 64),
+        key(network, x.flip(0), 64),
+        key(other_weights, x, 64),
+        key(other_form, x, 64),
+    }
+    assert len(keys) == 6
+    assert key(network, x.clone(), 64) == key(network, x, 64)
+
+
+def truncate(folder):
+    with (folder / "1.npy").open("r+b") as file:
+        file.truncate(file.seek(0, 2) - 1)
+
+
+DAMAGES = {
+    "a response file is short": truncate,
+    "a response file is missing": lambda folder: (folder / "0.npy").unlink(),
+    "the images are missing": lambda folder: (folder / "images.npy").unlink(),
+    "the list is short": lambda folder: (folder / "calibration.json").write_text('{"sizes": {'),
+    "the list is missing": lambda folder: (folder / "calibration.json").unlink(),
+    "the list lacks an entry": lambda folder: (folder / "calibration.json").write_text('{"sizes": {}}'),
+    "all is gone": lambda folder: [file.unlink() for file in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_folder_is_made_again(cache, damage):
+    network, x = DigitsCNN(5, SIDE), smooth_images(8)
+    before = calibrate(network, x, keep=True)
+    expected = weights_of(before)
+    (folder,) = cache.iterdir()
+    damage(folder)
+    seen = []
+    again = calibrate(network, x, seen.append, keep=True)
+    assert seen
+    assert same(weights_of(again), expected)
+    assert list(cache.iterdir()) == [folder]
+    assert same(weights_of(calibrate(network, x, must_not_run, keep=True)), expected)
+
+
+def test_damage_that_cannot_be_removed_is_one_line(cache, monkeypatch):
+    network, x = DigitsCNN(5, SIDE), smooth_images(8)
+    calibrate(network, x, keep=True)
+    (folder,) = cache.iterdir()
+    truncate(folder)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    with pytest.raises(CompressionError, match=r"is damaged \(1\.npy is not .*cannot be removed \(Permission denied\)"):
+        calibrate(network, x, keep=True)
+
+
+def test_a_cache_that_is_no_folder_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HSCC_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="HSCC_CACHE"):
+        calibrate(DigitsCNN(5, SIDE), smooth_images(4), keep=True)
+
+
+def test_a_pass_that_fails_keeps_nothing(cache):
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)).requires_grad_(False)
+    for layer in network:
+        layer.weight.fill_(1e30)
+    with pytest.raises(CompressionError, match="not finite"):
+        calibrate(network, images(), keep=True)
+    assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(cache):
+    network, x = DigitsCNN(5, SIDE), smooth_images(4)
+    day = 86400
+    for name, age, file_age in (("old", 2, 2), ("running", 2, 0), ("young", 0, 0)):
+        folder = cache / f".{name}.x"
+        folder.mkdir(parents=True)
+        (folder / "0.npy").write_text("")
+        os.utime(folder / "0.npy", (time.time() - file_age * day,) * 2)
+        os.utime(folder, (time.time() - age * day,) * 2)
+    calibrate(network, x, keep=True)
+    assert {folder.name for folder in cache.iterdir()} == {".running.x", ".young.x", key(network, x, 64)}
+
+
+def race(start, results):
+    torch.set_num_threads(1)
+    network = seeded(lambda: DigitsCNN(5, SIDE))
+    start.wait()
+    calibration = calibrate(network, smooth_images(24), batch_size=4, keep=True)
+    results.put({name: value.numpy().tobytes().hex() for name, value in weights_of(calibration).items()})
+
+
+def test_processes_that_calibrate_at_once_get_the_same(cache):
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=race, args=(start, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    found = [json.dumps(results.get(timeout=300)) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len(set(found)) == 1
+    assert len(list(cache.iterdir())) == 1

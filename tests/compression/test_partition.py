@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hscc_search.compression import channels, regions
-from hscc_search.compression.calibration import LayerRecord, calibrate
+from hscc_search.compression.calibration import calibrate
 from hscc_search.compression.lattice import choose_lattice
 from hscc_search.compression.partition import Division, divide
+from hscc_search.compression.records import LayerRecord
 from hscc_search.errors import CompressionError
 
 FOLDER = tempfile.TemporaryDirectory(prefix="hscc-test-")

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from hscc_search.compression.allotment import TINY_SHARE
-from hscc_search.compression.calibration import Calibration, LayerRecord
+from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.records import LayerRecord
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,319 @@
+"""The trials of one study in its storage, as any number of workers share them.
+
+A trial is RUNNING from the moment it is created, with its sample already in it; its worker says every few seconds that
+it is alive. A trial whose worker died, or was interrupted, becomes WAITING, and the next worker takes it. All that is
+needed of a storage is what Optuna's interface offers, so that its gRPC proxy serves as well; databases are locked in
+addition while a trial is created. A storage that goes away is waited for.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import optuna
+import psutil
+from filelock import FileLock
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import text
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential_jitter
+
+from hscc_search.search.propose import Proposal, Tried
+from hscc_search.search.space import Space
+from hscc_search.storage import comes_from_storage
+
+# A worker says that it is alive every so often; a trial that was silent for the grace period has lost its worker.
+BEAT_SECONDS = 10
+GRACE_SECONDS = 60
+# A database that restarts is back within this time; a worker that waited in vain ends.
+PATIENCE_SECONDS = 180
+# A trial that takes its worker down with it is not tried a third time.
+_ATTEMPTS = 2
+
+# PostgreSQL's locks are numbers that all who use a server share: "hscc" and the study's.
+_LOCKS = 0x68736363_00000000
+
+_WORKER, _ALIVE, _ATTEMPT = "hscc:worker", "hscc:alive", "hscc:attempt"
+_SAMPLER = "hscc:sampler"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _patient(call: Callable[Concatenate["Ledger", P], R]) -> Callable[Concatenate["Ledger", P], R]:
+    """Wait for a storage that is away, and do it again."""
+
+    @wraps(call)
+    def waiting(self: "Ledger", *args: P.args, **kwargs: P.kwargs) -> R:
+        def away(_: object) -> None:
+            self._back = time.time()
+
+        attempt = retry(
+            retry=retry_if_exception(comes_from_storage),
+            wait=wait_exponential_jitter(initial=0.1, max=2),
+            stop=stop_after_delay(PATIENCE_SECONDS),
+            before_sleep=away,
+            reraise=True,
+        )
+        return attempt(call)(self, *args, **kwargs)
+
+    return cast(Callable[Concatenate["Ledger", P], R], waiting)
+
+
+class Ledger:
+    """The trials of a study. Safe for any number of processes; one object belongs to one process.
+
+    Attributes:
+        study: as Optuna opened it.
+        space: of the study.
+    """
+
+    def __init__(self, study: optuna.Study, storage: BaseStorage, space: Space) -> None:
+        self.study, self.space, self._storage = study, space, storage
+        self._me = f"{_host()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+        # When the storage was last found away: until a while after nobody could say that he is alive.
+        self._back = 0.0
+
+    @_patient
+    def trials(self) -> list[FrozenTrial]:
+        """All of them, by number."""
+        return self.study.get_trials(deepcopy=False)
+
+    @property
+    def finished(self) -> int:
+        """How many have their values."""
+        return sum(trial.state == TrialState.COMPLETE for trial in self.trials())
+
+    @_patient
+    def claim(self, wanted: int, choose: Callable[[Sequence[Tried], int], Proposal | None]) -> FrozenTrial | None:
+        """A trial for this worker alone: one that lost its worker, or a new one.
+
+        Args:
+            wanted: finished trials that the study shall have.
+            choose: gives the next sample from what was tried and how many trials there are; None where none is left.
+
+        Returns:
+            None where all that is wanted is finished or in other hands, or no sample is left.
+        """
+        self.reclaim()
+        proposal: Proposal | None = None
+        known = -1
+        while True:
+            trials = self.study.get_trials(deepcopy=False)
+            if len(trials) != known:  # so that the lock is not held while a sampler thinks
+                for trial in trials:
+                    if trial.state == TrialState.WAITING and self._take(trial):
+                        return self._read(trial)
+                if _alive(trials) >= wanted:
+                    return None
+                known = len(trials)
+                proposal = choose([_tried(trial) for trial in trials], known)
+                if proposal is None:
+                    return None
+            assert proposal is not None
+            with self._lock():
+                if len(self.study.get_trials(deepcopy=False)) == known:
+                    return self._checked(self._create(proposal), wanted)
+
+    @_patient
+    def beat(self, trial: FrozenTrial) -> None:
+        """Say that the worker of a trial is alive."""
+        self._storage.set_trial_system_attr(trial._trial_id, _ALIVE, time.time())
+
+    @_patient
+    def finish(
+        self, trial: FrozenTrial, values: Sequence[float], measured: Mapping[str, Any], violations: Mapping[str, float]
+    ) -> None:
+        """Store what a trial found. Where somebody else finished it meanwhile, that stays."""
+        try:
+            if violations:
+                # Under this key Optuna's samplers and optuna-dashboard both look.
+                self._storage.set_trial_system_attr(trial._trial_id, "constraints", list(violations.values()))
+            self._storage.set_trial_user_attr(trial._trial_id, "measured", measured)
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, values)
+        except UpdateFinishedTrialError:
+            return
+
+    @_patient
+    def fail(self, trial: FrozenTrial, reason: str) -> None:
+        """Store why a trial has no values."""
+        try:
+            self._storage.set_trial_user_attr(trial._trial_id, "failure", " ".join(reason.split())[:500])
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            return
+
+    @_patient
+    def hand_back(self, trial: FrozenTrial) -> None:
+        """Leave a trial to whoever takes it next."""
+        try:
+            attempt = trial.system_attrs.get(_ATTEMPT, 1)
+            self._storage.set_trial_system_attr(trial._trial_id, _ATTEMPT, attempt - 1)
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        except UpdateFinishedTrialError:
+            return
+
+    @_patient
+    def reclaim(self) -> None:
+        """Take trials from workers that died: once they wait for another, the second time they have failed."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not self._lost(trial):
+                continue
+            with self._lock():
+                now = self._read(trial)
+                if now.state != TrialState.RUNNING or not self._lost(now):
+                    continue
+                if now.system_attrs.get(_ATTEMPT, 1) < _ATTEMPTS:
+                    self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+                else:
+                    self.fail(trial, f"its worker died, {_ATTEMPTS} times")
+
+    @contextmanager
+    def beating(self, trial: FrozenTrial) -> Iterator[None]:
+        """Say that the worker is alive, until the block ends."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT_SECONDS):
+                try:
+                    self._storage.set_trial_system_attr(trial._trial_id, _ALIVE, time.time())
+                except UpdateFinishedTrialError:
+                    return
+                except Exception as error:
+                    if not comes_from_storage(error):
+                        raise
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def workers(self) -> int:
+        """How many are at work on a trial."""
+        return len({worker_of(trial) for trial in self.trials() if at_work(trial)})
+
+    def _read(self, trial: FrozenTrial) -> FrozenTrial:
+        return self._storage.get_trial(trial._trial_id)
+
+    def _take(self, trial: FrozenTrial) -> bool:
+        """Make a waiting trial this worker's; False where another was quicker."""
+        with self._lock():
+            try:
+                if not self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    return False
+                attempt = trial.system_attrs.get(_ATTEMPT, 0) + 1
+                for key, value in {**self._own(), _ATTEMPT: attempt}.items():
+                    self._storage.set_trial_system_attr(trial._trial_id, key, value)
+            except UpdateFinishedTrialError:
+                return False
+        return True
+
+    def _own(self) -> dict[str, Any]:
+        return {_WORKER: self._me, _ALIVE: time.time()}
+
+    def _create(self, proposal: Proposal) -> FrozenTrial:
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params=proposal.sample,
+            distributions=self.space.distributions,
+            system_attrs={**self._own(), _ATTEMPT: 1, _SAMPLER: proposal.attributes},
+        )
+        return self._storage.get_trial(self._storage.create_new_trial(self.study._study_id, template))
+
+    def _checked(self, mine: FrozenTrial, wanted: int) -> FrozenTrial | None:
+        """Without a lock two workers may create a trial at once: the one with the lower number stays."""
+        if isinstance(self._storage, RDBStorage):
+            return mine
+        before = [trial for trial in self.study.get_trials(deepcopy=False) if trial.number < mine.number]
+        same = self.space.key(mine.params) in {self.space.key(trial.params) for trial in before}
+        if same or _alive(before) >= wanted:
+            self.fail(mine, "another worker was quicker")
+            return None
+        return mine
+
+    def _lock(self) -> AbstractContextManager[object]:
+        """Held while a trial is created. It goes with the process that holds it, whatever kills it."""
+        if not isinstance(self._storage, RDBStorage):
+            return nullcontext()
+        url = self._storage.engine.url
+        if url.get_backend_name() == "sqlite":
+            return FileLock(f"{url.database}.lock")
+        return self._advisory_lock() if url.get_backend_name() == "postgresql" else nullcontext()
+
+    @contextmanager
+    def _advisory_lock(self) -> Iterator[None]:
+        assert isinstance(self._storage, RDBStorage)
+        with self._storage.engine.begin() as connection:
+            key = _LOCKS + self.study._study_id
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+            yield
+
+    def _lost(self, trial: FrozenTrial) -> bool:
+        if trial.state != TrialState.RUNNING or at_work(trial):
+            return False
+        # After an outage everybody gets the time to say that he is there.
+        return _gone(trial) or time.time() - self._back > GRACE_SECONDS
+
+
+def at_work(trial: FrozenTrial) -> bool:
+    """Whether a trial has a worker that lives, as far as can be known."""
+    if trial.state != TrialState.RUNNING or _gone(trial):
+        return False
+    alive = trial.system_attrs.get(_ALIVE)
+    if alive is None:
+        return False
+    return bool(time.time() - alive < GRACE_SECONDS)
+
+
+def worker_of(trial: FrozenTrial) -> str:
+    """Machine and process that took a trial last."""
+    return str(trial.system_attrs.get(_WORKER, ""))
+
+
+def _here(trial: FrozenTrial) -> bool:
+    return worker_of(trial).split(":")[0] == _host()
+
+
+def _gone(trial: FrozenTrial) -> bool:
+    """Whether a trial's worker was a process of this machine that has ended."""
+    if not _here(trial):
+        return False
+    _, number, began = worker_of(trial).split(":")
+    try:
+        process = psutil.Process(int(number))
+        return f"{process.create_time():.2f}" != began or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _host() -> str:
+    """The machine, or the container on it that numbers processes by itself."""
+    try:
+        space = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
+    except OSError:
+        space = ""
+    return f"{socket.gethostname()}/{space}"
+
+
+def _alive(trials: Sequence[FrozenTrial]) -> int:
+    return sum(trial.state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING) for trial in trials)
+
+
+def _tried(trial: FrozenTrial) -> Tried:
+    return Tried(
+        sample=trial.params,
+        values=tuple(trial.values) if trial.state == TrialState.COMPLETE else None,
+        violations=tuple(trial.system_attrs.get("constraints", ())),
+        failed=trial.state == TrialState.FAIL,
+        attributes=trial.system_attrs.get(_SAMPLER, {}),
+    )

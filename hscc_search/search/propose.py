@@ -1,0 +1,236 @@
+"""Which sample to try next, from what was found so far. Nothing here touches a storage.
+
+Optuna's samplers see a study in memory that holds the trials, so that what they read and write costs no round trip to
+a database; and what they propose is drawn again when it was tried before, which they do not prevent by themselves.
+"""
+
+import random
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import TrialState, create_trial
+from scipy.stats import qmc
+
+from hscc_search.search.front import Objective
+from hscc_search.search.space import Sample, Space
+
+# `auto` begins with points that fill the space, goes on with a Gaussian process, and from here on varies the front:
+# a process of more trials takes longer than many a trial, and by then the front is known.
+_FILLING, _MODELLED = 8, 60
+# The most trials that a sampler looks at: the front, then the latest.
+_WINDOW = 120
+# Draws that were tried before until the sampler is asked no more.
+_REDRAWS = 20
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A sample that was tried, or is being tried.
+
+    Attributes:
+        sample: the values.
+        values: of the objectives, in their order; None while it runs and where it failed.
+        violations: of the constraints, above 0 where one is not kept.
+        failed: whether it ended without values.
+        attributes: what the sampler wrote down with it.
+    """
+
+    sample: Sample
+    values: tuple[float, ...] | None = None
+    violations: tuple[float, ...] = ()
+    failed: bool = False
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A sample to try, and what its sampler wants to read again later."""
+
+    sample: Sample
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+def propose(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried], seed: int) -> Proposal | None:
+    """What to try next.
+
+    Args:
+        space: of the study; its file names the sampler and the samples to start from.
+        objectives: of the study.
+        tried: everything that was tried so far.
+        seed: with the same seed and the same past the proposal is the same.
+
+    Returns:
+        A sample that was not tried before; None where none is left.
+    """
+    config = space.config
+    taken = {space.key(one.sample) for one in tried}
+
+    def fresh(sample: Sample) -> bool:
+        return space.key(sample) not in taken
+
+    for sample in map(space.checked, config.start):
+        if fresh(sample):
+            return Proposal(sample)
+    if config.sampler == "grid":
+        return _from_grid(space, taken, seed=config.seed)
+    for attempt in range(_REDRAWS):
+        proposal = _drawn(space, objectives, tried, seed, attempt)
+        if fresh(proposal.sample):
+            return proposal
+    if space.size <= 1_000_000:
+        return _from_grid(space, taken, seed)
+    for attempt in range(1000):
+        sample = space.snapped(_uniform(space, random.Random(seed + attempt)))
+        if fresh(sample):
+            return Proposal(sample)
+    return None
+
+
+def _drawn(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried], seed: int, attempt: int) -> Proposal:
+    kind = space.config.sampler
+    seed += 7919 * attempt
+    if kind == "random":
+        return Proposal(space.snapped(_uniform(space, random.Random(seed))))
+    if kind == "auto":
+        # Everything that began counts, so that workers that begin together do not all fill the space from its start.
+        count = len(tried) - len(space.config.start)
+        if count < _FILLING:
+            return Proposal(space.snapped(_filling(space, count + attempt)))
+        measured = [one for one in tried if one.values is not None]
+        if count >= _MODELLED and measured:
+            return Proposal(space.snapped(_varied(space, objectives, measured, random.Random(seed))))
+        kind = "gp"
+    return _by_optuna(_sampler(kind, seed), space, objectives, tried if kind == "nsga2" else _window(objectives, tried))
+
+
+def _from_grid(space: Space, taken: set[tuple[tuple[str, Any], ...]], seed: int) -> Proposal | None:
+    """A sample of a finite space that is left, in an order that covers the space evenly from the start."""
+    left: dict[tuple[tuple[str, Any], ...], Sample] = {}
+    for sample in space.grid():
+        left.setdefault(space.key(sample), sample)
+    order = list(left)
+    random.Random(seed).shuffle(order)
+    key = next((key for key in order if key not in taken), None)
+    return None if key is None else Proposal(left[key])
+
+
+def _uniform(space: Space, chance: random.Random) -> Sample:
+    return {name: _at(distribution, chance.random()) for name, distribution in space.distributions.items()}
+
+
+def _at(distribution: Any, share: float) -> Any:
+    """The value of a distribution at a share of its range, 0 to 1."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[min(int(share * len(distribution.choices)), len(distribution.choices) - 1)]
+    if isinstance(distribution, IntDistribution):
+        return min(distribution.low + int(share * (distribution.high - distribution.low + 1)), distribution.high)
+    assert isinstance(distribution, FloatDistribution)
+    low, high = distribution.low, distribution.high
+    value = low * (high / low) ** share if distribution.log else low + share * (high - low)
+    return min(max(value, low), high)
+
+
+def _filling(space: Space, number: int) -> Sample:
+    """The ``number``-th of points that fill the space evenly, with the ends of energies and budgets first.
+
+    Those ends are the ends of the front, and nothing between them tells where they lie.
+    """
+    names = list(space.distributions)
+    shares = qmc.Halton(len(names), rng=np.random.default_rng(space.config.seed)).random(number + 1)[number]
+    floats = [isinstance(space.distributions[name], FloatDistribution) for name in names]
+    if number < 2:
+        shares = np.where(floats, float(number), 0.0)
+    return {name: _at(space.distributions[name], share) for name, share in zip(names, shares, strict=True)}
+
+
+def _varied(space: Space, objectives: Sequence[Objective], measured: Sequence[Tried], chance: random.Random) -> Sample:
+    """A member of the front with one value or two drawn anew, floats mostly nearby."""
+    members = _front(objectives, measured) or list(measured)
+    sample = dict(chance.choice(members).sample)
+    names = list(space.distributions)
+    for name in chance.sample(names, min(len(names), chance.choice((1, 1, 2)))):
+        distribution = space.distributions[name]
+        if isinstance(distribution, FloatDistribution) and chance.random() < 0.8:
+            spread = 0.05
+            low, high = distribution.low, distribution.high
+            share = (
+                np.log(sample[name] / low) / np.log(high / low)
+                if distribution.log
+                else (sample[name] - low) / ((high - low) or 1)
+            )
+            sample[name] = _at(distribution, min(1.0, max(0.0, share + chance.gauss(0, spread))))
+        else:
+            sample[name] = _at(distribution, chance.random())
+    return sample
+
+
+def _front(objectives: Sequence[Objective], measured: Sequence[Tried]) -> list[Tried]:
+    kept = [one for one in measured if all(value <= 0 for value in one.violations)]
+    if not kept:
+        return []
+    signs = np.array([-1.0 if objective.maximise else 1.0 for objective in objectives])
+    values = np.array([one.values for one in kept]) * signs
+    alive = np.arange(len(kept))
+    at = 0
+    while at < len(alive):  # Kung's loop: each survivor strikes out what it beats
+        here = values[alive[at]]
+        stays = (values[alive] < here).any(axis=1)
+        stays[at] = True
+        at = int(stays[:at].sum()) + 1
+        alive = alive[stays]
+    return [kept[index] for index in alive]
+
+
+def _window(objectives: Sequence[Objective], tried: Sequence[Tried]) -> list[Tried]:
+    """Those that a sampler looks at: all that run, the front, and the latest."""
+    finished = [one for one in tried if one.values is not None]
+    running = [one for one in tried if one.values is None and not one.failed]
+    if len(finished) > _WINDOW:
+        members = _front(objectives, finished)[-_WINDOW // 2 :]
+        chosen = {id(one) for one in members}
+        finished = members + [one for one in finished if id(one) not in chosen][-(_WINDOW - len(members)) :]
+    return finished + running
+
+
+def _sampler(kind: str, seed: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kind == "gp":
+            return GPSampler(seed=seed, n_startup_trials=2, deterministic_objective=True)
+        if kind == "tpe":
+            return TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        return NSGAIISampler(seed=seed, population_size=20)
+
+
+def _by_optuna(sampler: BaseSampler, space: Space, objectives: Sequence[Objective], tried: Sequence[Tried]) -> Proposal:
+    directions = [StudyDirection.MAXIMIZE if one.maximise else StudyDirection.MINIMIZE for one in objectives]
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(directions=directions, sampler=sampler)
+        for one in tried:
+            if one.failed:
+                continue
+            state = TrialState.RUNNING if one.values is None else TrialState.COMPLETE
+            study.add_trial(
+                create_trial(
+                    state=state,
+                    params=one.sample,
+                    distributions=space.distributions,
+                    values=one.values,
+                    system_attrs={"constraints": list(one.violations), **one.attributes},
+                )
+            )
+        trial = study.ask(space.distributions)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    written = study.get_trials(deepcopy=False)[trial.number].system_attrs
+    attributes = {key: value for key, value in written.items() if "generation" in key}
+    return Proposal(space.snapped(trial.params), attributes)
