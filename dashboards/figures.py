@@ -6,8 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from hscc_search.search.front import Point
 from hscc_search.search.objectives import title, written
+from hscc_search.search.points import Point
 from hscc_search.search.records import Study
 
 INK, FAINT, ACCENT, DENSE = "#1f2933", "#9aa5b1", "#0b7285", "#c92a2a"
@@ -118,7 +118,7 @@ def growth_info(study: Study) -> GrowthInfo:
 
 def layers_info(study: Study, trial: int) -> LayersInfo:
     """The plan of one trial."""
-    layers = study.plan(trial)
+    layers = study.plan_of(trial)
     return LayersInfo(
         trial=trial,
         names=tuple(layer.name for layer in layers),

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from hscc_search.config import StudyConfig
     from hscc_search.errors import HsccError
     from hscc_search.export.bundle import load
-    from hscc_search.search.front import Point, knee, select
+    from hscc_search.search.front import knee, select
+    from hscc_search.search.points import Point
     from hscc_search.search.records import Study, read_study
     from hscc_search.search.study import load_dense, run_study, work_on
 
@@ -34,7 +35,7 @@ _HOME = {
     "Compressed": "compression.hscc",
     "HsccError": "errors",
     "LayerPlan": "compression.hscc",
-    "Point": "search.front",
+    "Point": "search.points",
     "Setting": "compression.setting",
     "Study": "search.records",
     "StudyConfig": "config",

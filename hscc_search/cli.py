@@ -1,6 +1,7 @@
 """The commands: a thin layer that reads options, calls the package, and prints."""
 
 import json
+import signal
 import sys
 import warnings
 from dataclasses import asdict
@@ -36,6 +37,7 @@ def main() -> None:
     """Run a command; bad input ends it with one line and exit code 2, Ctrl-C with 130."""
     warnings.simplefilter("ignore")
     keep_freed_memory()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who ends a service means what Ctrl-C means
     try:
         sys.exit(_commands(standalone_mode=False, prog_name="hscc-search") or 0)
     except HsccError as error:

@@ -21,7 +21,7 @@ from hscc_search.progress import Progress, Report
 
 if TYPE_CHECKING:  # importing these takes seconds, and drawing needs only what is handed in
     from hscc_search.compare import Summary
-    from hscc_search.search.front import Point
+    from hscc_search.search.points import Point
     from hscc_search.search.records import Listed, Study
 
 # A pipe has no width of its own, and 80 columns would cut the front's table.

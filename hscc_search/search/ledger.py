@@ -6,18 +6,14 @@ needed of a storage is what Optuna's interface offers, so that its gRPC proxy se
 addition while a trial is created. A storage that goes away is waited for.
 """
 
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import optuna
-import psutil
 from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
@@ -25,13 +21,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import text
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
+from hscc_search.search.presence import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, gone, signature
 from hscc_search.search.propose import Proposal, Tried
+from hscc_search.search.records import Study, study_as_it_stands
 from hscc_search.search.space import Space
 from hscc_search.storage import comes_from_storage
 
-# A worker says that it is alive every so often; a trial that was silent for the grace period has lost its worker.
-BEAT_SECONDS = 10
-GRACE_SECONDS = 60
 # A database that restarts is back within this time; a worker that waited in vain ends.
 PATIENCE_SECONDS = 180
 # A trial that takes its worker down with it is not tried a third time.
@@ -40,8 +35,7 @@ _ATTEMPTS = 2
 # PostgreSQL's locks are numbers that all who use a server share: "hscc" and the study's.
 _LOCKS = 0x68736363_00000000
 
-_WORKER, _ALIVE, _ATTEMPT = "hscc:worker", "hscc:alive", "hscc:attempt"
-_SAMPLER = "hscc:sampler"
+_ATTEMPT, _SAMPLER = "hscc:attempt", "hscc:sampler"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,7 +71,6 @@ class Ledger:
 
     def __init__(self, study: optuna.Study, storage: BaseStorage, space: Space) -> None:
         self.study, self.space, self._storage = study, space, storage
-        self._me = f"{_host()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
         # When the storage was last found away: until a while after nobody could say that he is alive.
         self._back = 0.0
 
@@ -125,18 +118,19 @@ class Ledger:
     @_patient
     def beat(self, trial: FrozenTrial) -> None:
         """Say that the worker of a trial is alive."""
-        self._storage.set_trial_system_attr(trial._trial_id, _ALIVE, time.time())
+        self._storage.set_trial_system_attr(trial._trial_id, ALIVE, time.time())
 
     @_patient
     def finish(
-        self, trial: FrozenTrial, values: Sequence[float], measured: Mapping[str, Any], violations: Mapping[str, float]
+        self, trial: FrozenTrial, values: Sequence[float], violations: Mapping[str, float], found: Mapping[str, Any]
     ) -> None:
-        """Store what a trial found. Where somebody else finished it meanwhile, that stays."""
+        """Store what a trial found, each thing by its name. Where somebody else finished it meanwhile, that stays."""
         try:
             if violations:
                 # Under this key Optuna's samplers and optuna-dashboard both look.
                 self._storage.set_trial_system_attr(trial._trial_id, "constraints", list(violations.values()))
-            self._storage.set_trial_user_attr(trial._trial_id, "measured", measured)
+            for name, value in found.items():
+                self._storage.set_trial_user_attr(trial._trial_id, name, value)
             self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, values)
         except UpdateFinishedTrialError:
             return
@@ -183,7 +177,7 @@ class Ledger:
         def beat() -> None:
             while not over.wait(BEAT_SECONDS):
                 try:
-                    self._storage.set_trial_system_attr(trial._trial_id, _ALIVE, time.time())
+                    self._storage.set_trial_system_attr(trial._trial_id, ALIVE, time.time())
                 except UpdateFinishedTrialError:
                     return
                 except Exception as error:
@@ -198,9 +192,10 @@ class Ledger:
             over.set()
             thread.join()
 
-    def workers(self) -> int:
-        """How many are at work on a trial."""
-        return len({worker_of(trial) for trial in self.trials() if at_work(trial)})
+    @_patient
+    def as_it_stands(self) -> Study:
+        """The study with all that was found so far."""
+        return study_as_it_stands(self.study, self._storage)
 
     def _read(self, trial: FrozenTrial) -> FrozenTrial:
         return self._storage.get_trial(trial._trial_id)
@@ -212,21 +207,18 @@ class Ledger:
                 if not self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                     return False
                 attempt = trial.system_attrs.get(_ATTEMPT, 0) + 1
-                for key, value in {**self._own(), _ATTEMPT: attempt}.items():
+                for key, value in {**signature(), _ATTEMPT: attempt}.items():
                     self._storage.set_trial_system_attr(trial._trial_id, key, value)
             except UpdateFinishedTrialError:
                 return False
         return True
-
-    def _own(self) -> dict[str, Any]:
-        return {_WORKER: self._me, _ALIVE: time.time()}
 
     def _create(self, proposal: Proposal) -> FrozenTrial:
         template = create_trial(
             state=TrialState.RUNNING,
             params=proposal.sample,
             distributions=self.space.distributions,
-            system_attrs={**self._own(), _ATTEMPT: 1, _SAMPLER: proposal.attributes},
+            system_attrs={**signature(), _ATTEMPT: 1, _SAMPLER: proposal.attributes},
         )
         return self._storage.get_trial(self._storage.create_new_trial(self.study._study_id, template))
 
@@ -262,47 +254,7 @@ class Ledger:
         if trial.state != TrialState.RUNNING or at_work(trial):
             return False
         # After an outage everybody gets the time to say that he is there.
-        return _gone(trial) or time.time() - self._back > GRACE_SECONDS
-
-
-def at_work(trial: FrozenTrial) -> bool:
-    """Whether a trial has a worker that lives, as far as can be known."""
-    if trial.state != TrialState.RUNNING or _gone(trial):
-        return False
-    alive = trial.system_attrs.get(_ALIVE)
-    if alive is None:
-        return False
-    return bool(time.time() - alive < GRACE_SECONDS)
-
-
-def worker_of(trial: FrozenTrial) -> str:
-    """Machine and process that took a trial last."""
-    return str(trial.system_attrs.get(_WORKER, ""))
-
-
-def _here(trial: FrozenTrial) -> bool:
-    return worker_of(trial).split(":")[0] == _host()
-
-
-def _gone(trial: FrozenTrial) -> bool:
-    """Whether a trial's worker was a process of this machine that has ended."""
-    if not _here(trial):
-        return False
-    _, number, began = worker_of(trial).split(":")
-    try:
-        process = psutil.Process(int(number))
-        return f"{process.create_time():.2f}" != began or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _host() -> str:
-    """The machine, or the container on it that numbers processes by itself."""
-    try:
-        space = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
-    except OSError:
-        space = ""
-    return f"{socket.gethostname()}/{space}"
+        return gone(trial) or time.time() - self._back > GRACE_SECONDS
 
 
 def _alive(trials: Sequence[FrozenTrial]) -> int:

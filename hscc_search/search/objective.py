@@ -30,7 +30,7 @@ class Measurement:
         compressed: the network and the plan of its layers.
         cost: per image.
         quality: on the validation part.
-        predictions: class of each validation image, as :class:`hscc_search.search.front.Point` keeps it.
+        predictions: class of each validation image, as :class:`hscc_search.search.points.Point` keeps it.
         latency: milliseconds per batch, or None where the study does not look at it.
         seconds: spent in each phase.
     """

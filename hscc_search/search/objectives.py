@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from hscc_search.config import StudyConfig
 from hscc_search.errors import ConfigError
-from hscc_search.search.front import Objective
+from hscc_search.search.points import Objective
 
 _GAINS = ("accuracy", "macro_f1", "recall")
 

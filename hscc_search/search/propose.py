@@ -16,9 +16,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
-from scipy.stats import qmc
 
-from hscc_search.search.front import Objective
+from hscc_search.search.points import Objective
 from hscc_search.search.space import Sample, Space
 
 # `auto` begins with points that fill the space, goes on with a Gaussian process, and from here on varies the front:
@@ -142,6 +141,8 @@ def _filling(space: Space, number: int) -> Sample:
 
     Those ends are the ends of the front, and nothing between them tells where they lie.
     """
+    from scipy.stats import qmc  # takes a second to import, and reading a front needs none of it
+
     names = list(space.distributions)
     shares = qmc.Halton(len(names), rng=np.random.default_rng(space.config.seed)).random(number + 1)[number]
     floats = [isinstance(space.distributions[name], FloatDistribution) for name in names]

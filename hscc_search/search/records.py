@@ -1,24 +1,27 @@
 """Studies as they stand in a storage: read, listed, copied and removed. Nothing here needs torch."""
 
 import base64
+import json
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import TrialState
+from sqlalchemy import text
 
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StorageError, StudyError
 from hscc_search.search import hypervolume
 from hscc_search.search.confidence import Confidence, confidence
-from hscc_search.search.front import Objective, Point, front
-from hscc_search.search.ledger import at_work, worker_of
+from hscc_search.search.front import front
 from hscc_search.search.objectives import objectives_of
+from hscc_search.search.points import Objective, Point
+from hscc_search.search.presence import at_work, worker_of
 from hscc_search.storage import existing_storage, open_storage
 
 if TYPE_CHECKING:
@@ -42,8 +45,8 @@ class Study:
         fingerprint: of the data set.
         versions: of the packages that the study was created with.
         points: the finished trials, by number.
-        plans: by trial number what became of each layer, as it was stored.
         failures: by trial number why it failed.
+        plan_of: gives what became of each layer in one finished trial, by its number.
     """
 
     config: StudyConfig
@@ -54,8 +57,8 @@ class Study:
     fingerprint: str
     versions: dict[str, str]
     points: tuple[Point, ...]
-    plans: dict[int, list[dict[str, Any]]]
     failures: dict[int, str]
+    plan_of: "Callable[[int], tuple[LayerPlan, ...]]" = field(compare=False, repr=False)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -85,12 +88,6 @@ class Study:
     def hypervolumes(self) -> list[float]:
         """The hypervolume after each finished trial."""
         return hypervolume.hypervolume_history(self.points, self.objectives, *self.reference)
-
-    def plan(self, trial: int) -> "tuple[LayerPlan, ...]":
-        """What became of each layer in one finished trial."""
-        from hscc_search.compression.hscc import LayerPlan
-
-        return tuple(LayerPlan.from_stored(layer) for layer in self.plans[trial])
 
 
 @dataclass(frozen=True)
@@ -131,11 +128,11 @@ def read_study(storage: str | BaseStorage, name: str) -> Study:
     study = find_study(opened, name)
     if study is None:
         raise _unknown(opened, name)
-    return study_as_it_stands(study)
+    return study_as_it_stands(study, opened)
 
 
-def study_as_it_stands(study: optuna.Study) -> Study:
-    """What Optuna's study holds.
+def study_as_it_stands(study: optuna.Study, storage: BaseStorage) -> Study:
+    """What Optuna's study holds, which lies in ``storage``.
 
     Raises:
         StorageError: it was not started yet.
@@ -144,7 +141,7 @@ def study_as_it_stands(study: optuna.Study) -> Study:
     record = record_of(study)
     if record is None:
         raise StorageError(f"study {study.study_name!r} was not started yet: `hscc-search run` does")
-    return _read(study, record)
+    return _read(study, storage, record)
 
 
 def list_studies(storage: str | BaseStorage) -> list[Listed]:
@@ -159,7 +156,7 @@ def list_studies(storage: str | BaseStorage) -> list[Listed]:
         active = [trial for trial in trials if at_work(trial)]
         record = study.user_attrs.get(RECORD)
         known = record is not None and record["version"] == RECORD_VERSION
-        reached = study_as_it_stands(study).hypervolume if known and TrialState.COMPLETE in states else None
+        reached = study_as_it_stands(study, opened).hypervolume if known and TrialState.COMPLETE in states else None
         listing.append(
             Listed(
                 name=name,
@@ -263,18 +260,31 @@ def stored_config(record: Mapping[str, Any]) -> StudyConfig:
 
 def packed(values: bytes) -> str:
     """Bytes as short text."""
-    return base64.b85encode(zlib.compress(values)).decode()
+    return base64.b64encode(zlib.compress(values)).decode()
 
 
 def unpacked(text: str) -> bytes:
     """Undo :func:`packed`."""
-    return zlib.decompress(base64.b85decode(text))
+    return zlib.decompress(base64.b64decode(text))
 
 
-def _read(study: optuna.Study, record: Mapping[str, Any]) -> Study:
-    trials = study.get_trials(deepcopy=False)
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+def _read(study: optuna.Study, storage: BaseStorage, record: Mapping[str, Any]) -> Study:
     dense = record["dense"]
+    points, failures = [], {}
+    for number, state, measured, failure in _outcomes(study, storage):
+        if state == TrialState.FAIL:
+            failures[number] = failure or "its process ended"
+        elif state == TrialState.COMPLETE and measured is not None:
+            points.append(
+                Point(
+                    number,
+                    measured["settings"],
+                    measured["metrics"],
+                    measured["errors"],
+                    unpacked(measured["predictions"]),
+                    measured["violations"],
+                )
+            )
     return Study(
         config=stored_config(record),
         dense=Point(None, {}, dense["metrics"], dense["errors"], unpacked(dense["predictions"])),
@@ -283,24 +293,42 @@ def _read(study: optuna.Study, record: Mapping[str, Any]) -> Study:
         labels=np.frombuffer(unpacked(record["labels"]), "<u2"),
         fingerprint=record["fingerprint"],
         versions=record["versions"],
-        points=tuple(
-            Point(
-                trial.number,
-                dict(trial.params),
-                trial.user_attrs["measured"]["metrics"],
-                trial.user_attrs["measured"]["errors"],
-                unpacked(trial.user_attrs["measured"]["predictions"]),
-                trial.user_attrs["measured"]["violations"],
-            )
-            for trial in complete
-        ),
-        plans={trial.number: trial.user_attrs["measured"]["plan"] for trial in complete},
-        failures={
-            trial.number: trial.user_attrs.get("failure", "its process ended")
-            for trial in trials
-            if trial.state == TrialState.FAIL
-        },
+        points=tuple(points),
+        failures=failures,
+        plan_of=partial(_plan, study),
     )
+
+
+def _outcomes(
+    study: optuna.Study, storage: BaseStorage
+) -> Iterator[tuple[int, TrialState, dict[str, Any] | None, str | None]]:
+    """Number, state, what was measured, and why it failed, of each trial in order.
+
+    From a database they come by one query: Optuna builds objects for every value, and for ten thousand trials these
+    take ten times as long.
+    """
+    if not isinstance(storage, RDBStorage):
+        for trial in study.get_trials(deepcopy=False):
+            yield trial.number, trial.state, trial.user_attrs.get("measured"), trial.user_attrs.get("failure")
+        return
+    query = text(
+        "SELECT trials.number, trials.state, measured.value_json, failure.value_json FROM trials "
+        "LEFT JOIN trial_user_attributes AS measured "
+        "ON measured.trial_id = trials.trial_id AND measured.key = 'measured' "
+        "LEFT JOIN trial_user_attributes AS failure "
+        "ON failure.trial_id = trials.trial_id AND failure.key = 'failure' "
+        "WHERE trials.study_id = :study ORDER BY trials.number"
+    )
+    with storage.engine.connect() as connection:
+        for number, state, measured, failure in connection.execute(query, {"study": study._study_id}):
+            yield number, TrialState[state], json.loads(measured or "null"), json.loads(failure or "null")
+
+
+def _plan(study: optuna.Study, number: int) -> "tuple[LayerPlan, ...]":
+    from hscc_search.compression.hscc import LayerPlan
+
+    stored = study.get_trials(deepcopy=False)[number].user_attrs["plan"]
+    return tuple(LayerPlan.from_stored(layer) for layer in stored)
 
 
 def _unknown(storage: BaseStorage, name: str) -> StorageError:

@@ -6,7 +6,7 @@ stage or by layer the first three carry its name behind an ``@``, such as ``ener
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,12 @@ class Space:
     Attributes:
         config: of the study.
         places: by name of a stage or layer the layers it stands for; empty where the network is one.
+        whole: places of fully connected layers alone, which have an energy, but no regions and clusters.
     """
 
     config: StudyConfig
     places: Mapping[str, Sequence[str]]
+    whole: Collection[str] = ()
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -56,8 +58,11 @@ class Space:
         }
         found: dict[str, BaseDistribution] = {}
         for name, distribution in named.items():
-            at = [f"{name}@{place}" for place in self.places] if name in _LOCAL and self.places else [name]
-            found |= dict.fromkeys(at, distribution)
+            if name in _LOCAL and self.places:
+                divided = [place for place in self.places if name == "energy" or place not in self.whole]
+                found |= dict.fromkeys((f"{name}@{place}" for place in divided), distribution)
+            else:
+                found[name] = distribution
         for name in ("region_strategy", "cluster_strategy", "rank_multiple"):
             if choices := getattr(space, name):
                 found[name] = CategoricalDistribution(choices)
@@ -71,8 +76,8 @@ class Space:
         if span.levels is None:
             return None
         spaced = np.geomspace if isinstance(span, BudgetRange) else np.linspace
-        values: np.ndarray = np.round(spaced(span.low, span.high, span.levels), 6).clip(span.low, span.high)
-        return values
+        # Of a narrow range levels may be equal.
+        return np.unique(np.round(spaced(span.low, span.high, span.levels), 6).clip(span.low, span.high))
 
     def snapped(self, sample: Sample) -> Sample:
         """A sample with energies or budgets at the nearest of their levels."""
@@ -85,12 +90,18 @@ class Space:
         }
 
     def key(self, sample: Sample) -> tuple[tuple[str, Any], ...]:
-        """The same for samples that give the same network: with one region it does not matter how they are found."""
-        idle = set()
+        """The same for samples that give the same network.
+
+        With one region it does not matter how it is found, and the strategy ``none`` finds one whatever is asked for.
+        """
+        telling = dict(sample)
         for strategy, count in (("region_strategy", "regions"), ("cluster_strategy", "clusters")):
-            if all(value == 1 for name, value in sample.items() if name.split("@")[0] == count):
-                idle.add(strategy)
-        return tuple(sorted((name, value) for name, value in sample.items() if name not in idle))
+            counts = [name for name in sample if name.split("@")[0] == count]
+            if sample.get(strategy, getattr(self.config.compression, strategy)) == "none":
+                telling |= dict.fromkeys(counts, 1)
+            if all(telling[name] == 1 for name in counts):
+                telling.pop(strategy, None)
+        return tuple(sorted(telling.items()))
 
     @property
     def size(self) -> float:
@@ -158,6 +169,13 @@ class Space:
         if by_layer and "budget" not in given:
             given["energy"] = 1.0  # of layers that have none of their own: there are none
         return Setting(**given, by_layer=by_layer)
+
+
+def space_of(config: StudyConfig, calibration: "Calibration") -> Space:
+    """The search space of a study on its calibrated network."""
+    places = places_of(config, calibration)
+    flat = {record.name for record in calibration.records if record.fully_connected}
+    return Space(config, places, tuple(place for place, layers in places.items() if flat.issuperset(layers)))
 
 
 def places_of(config: StudyConfig, calibration: "Calibration") -> dict[str, list[str]]:

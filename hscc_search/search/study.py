@@ -34,7 +34,7 @@ from hscc_search.search.records import (
     record_of,
     stored_config,
 )
-from hscc_search.search.space import Space, places_of
+from hscc_search.search.space import space_of
 from hscc_search.search.worker import work, work_together
 from hscc_search.storage import comes_from_storage, existing_storage, find_storage, open_storage, shown
 from hscc_search.training import dense_network
@@ -128,7 +128,7 @@ def start_study(config: StudyConfig, device: str = "auto", report: Report = sile
         else:  # harmless fields follow the last run: how many trials are wanted, where the images lie
             record = {**record, "config": _to_store(config)}
             study.set_user_attr(RECORD, record)
-    return _ready(config, study, record, bench)
+    return _ready(config, study, bench)
 
 
 def join_study(
@@ -167,7 +167,7 @@ def join_study(
     if _finished(study) >= config.trials:
         return None
     _, bench = _prepare(config, record, device, report)
-    return _ready(config, study, record, bench)
+    return _ready(config, study, bench)
 
 
 def train_dense(
@@ -214,18 +214,18 @@ def _prepare(
         )
     latency = record["dense"]["metrics"].get("latency") if record is not None else None
     bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, place, latency, report)
-    space = Space(config, places_of(config, bench.calibration))
+    space = space_of(config, bench.calibration)
     for sample in config.start:
         space.checked(sample)
     return dataset, bench
 
 
-def _ready(config: StudyConfig, study: optuna.Study, record: Mapping[str, Any], bench: Bench) -> tuple[Ledger, Bench]:
+def _ready(config: StudyConfig, study: optuna.Study, bench: Bench) -> tuple[Ledger, Bench]:
     # Opened anew, since whoever found the study may have done so before it was there.
     storage = existing_storage(config.storage)
     opened = find_study(storage, study.study_name)
     assert opened is not None
-    return Ledger(opened, storage, Space(config, record["places"])), bench
+    return Ledger(opened, storage, space_of(config, bench.calibration)), bench
 
 
 def _create(config: StudyConfig, dataset: Dataset, bench: Bench) -> tuple[optuna.Study, dict[str, Any]]:
@@ -241,7 +241,6 @@ def _create(config: StudyConfig, dataset: Dataset, bench: Bench) -> tuple[optuna
         "images": len(dataset.labels),
         "classes": list(dataset.classes),
         "labels": packed(bench.validation.labels.astype("<u2").tobytes()),
-        "places": places_of(config, bench.calibration),
         "dense": {
             "metrics": metrics,
             "errors": errors,

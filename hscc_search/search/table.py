@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from hscc_search.search.front import Point
 from hscc_search.search.objectives import title, written
+from hscc_search.search.points import Point
 from hscc_search.search.records import Study
 
 # A study that samples for every layer has more settings than a table has room for.

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 import optuna
 import torch
@@ -22,7 +21,7 @@ from hscc_search.search.ledger import Ledger
 from hscc_search.search.objective import Bench, Measurement, metrics_of
 from hscc_search.search.objectives import objectives_of, violations
 from hscc_search.search.propose import Proposal, Tried, propose
-from hscc_search.search.records import packed, study_as_it_stands
+from hscc_search.search.records import packed
 
 # A study whose trials all fail has one cause, and going on does not remove it.
 _FAILURES_IN_A_ROW = 5
@@ -103,30 +102,26 @@ def _one_trial(ledger: Ledger, bench: Bench, trial: FrozenTrial) -> Measurement 
     metrics, errors = metrics_of(measured.cost, measured.quality, bench.classes, measured.latency)
     kept = violations(bench.config, metrics)
     values = [metrics[objective.metric] for objective in objectives_of(bench.config)]
-    ledger.finish(trial, values, _stored(measured, metrics, errors, kept), kept)
+    stored = {
+        "settings": trial.params,
+        "metrics": metrics,
+        "errors": errors,
+        "violations": kept,
+        "predictions": packed(measured.predictions),
+        "seconds": {phase: round(value, 4) for phase, value in measured.seconds.items()},
+    }
+    plan = [layer.stored() for layer in measured.compressed.plan]
+    ledger.finish(trial, values, kept, {"measured": stored, "plan": plan})
     return measured
 
 
 def _stagnant(ledger: Ledger, patience: int) -> bool:
-    return stagnant(study_as_it_stands(ledger.study).hypervolumes(), patience)
+    return stagnant(ledger.as_it_stands().hypervolumes(), patience)
 
 
 def _note(trial: FrozenTrial, measured: Measurement, bench: Bench) -> str:
     ratio = bench.calibration.macs / measured.compressed.macs
     return f"trial {trial.number}: {ratio:.2f}x fewer FLOPs, accuracy {measured.quality.accuracy:.4f}"
-
-
-def _stored(
-    measured: Measurement, metrics: dict[str, float], errors: dict[str, float], kept: dict[str, float]
-) -> dict[str, Any]:
-    return {
-        "metrics": metrics,
-        "errors": errors,
-        "violations": kept,
-        "predictions": packed(measured.predictions),
-        "plan": [layer.stored() for layer in measured.compressed.plan],
-        "seconds": {phase: round(value, 4) for phase, value in measured.seconds.items()},
-    }
 
 
 def work_together(count: int, ledger: Ledger, join: Join, report: Report = silent) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from hscc_search.compression import channels, regions
+from hscc_search.compression import channels, hscc, regions
 from hscc_search.compression.allotment import Ranks, allot
 from hscc_search.compression.calibration import MOST_GROUPS, calibrate
 from hscc_search.compression.folding import Fold
@@ -339,6 +339,31 @@ def test_the_mean_response_is_kept_at_any_energy():
     with torch.no_grad():
         expected = network(calibration.images).mean(dim=(0, 2))
         torch.testing.assert_close(found(calibration.images).mean(dim=(0, 2)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_is_fitted_to_as_many_images_as_it_needs(monkeypatch):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 16, 3, padding=1)
+    images = smooth_images(60)  # 64 positions of 256, so 3840 samples for 16 channels
+    calibration = calibrate(nn.Sequential(layer, nn.Flatten()), images)
+    seen = []
+    fit_predictor = hscc.fit_predictor
+
+    def watch(dense, delivered):
+        torch.testing.assert_close(dense, delivered, rtol=1e-4, atol=1e-5)
+        seen.append(len(dense))
+        return fit_predictor(dense, delivered)
+
+    monkeypatch.setattr(hscc, "fit_predictor", watch)
+    for samples, least, expected in ((64, 512, 60), (64, 10, 20), (64, 30, 30), (10_000, 10, 60), (120, 10, 30)):
+        monkeypatch.setattr(hscc, "_SAMPLES", samples)
+        monkeypatch.setattr(hscc, "_IMAGES", least)
+        compress(calibration, Setting(energy=0.999))
+        assert seen.pop() == 64 * expected
+    # One region of four has a quarter of the samples.
+    monkeypatch.setattr(hscc, "_SAMPLES", 30)
+    compress(calibration, Setting(regions=4, energy=0.999))
+    assert set(seen) == {16 * 30}
 
 
 @pytest.mark.parametrize("count", [1, 2])

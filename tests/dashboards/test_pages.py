@@ -40,19 +40,19 @@ def address(study):
 
 def test_the_figure_shows_every_trial_once(study):
     info = front_info(study)
-    assert sorted(point.trial for point in (*info.members, *info.others)) == list(range(8))
+    assert sorted(point.trial for point in (*info.members, *info.close, *info.others, *info.infeasible)) == list(range(8))
     assert list(info.members) == study.front
     figure = draw_front(info)
     drawn = {trace.name: list(zip(trace.x, trace.y, strict=True)) for trace in figure.data}
-    assert drawn["front (± 1 standard error)"] == [(point.flops / 1e9, point.accuracy) for point in study.front]
-    assert drawn["dense network"] == [(study.dense.flops / 1e9, study.dense.accuracy)]
+    assert drawn["front (± 1 standard error)"] == [(point["flops"] / 1e9, point["accuracy"]) for point in study.front]
+    assert drawn["dense network"] == [(study.dense["flops"] / 1e9, study.dense["accuracy"])]
 
 
 def test_the_layers_add_up_to_the_trial(study):
     point = study.front[0]
     info = layers_info(study, point.trial)
-    assert sum(info.compressed) == point.macs
-    assert sum(info.dense) == study.dense.macs
+    assert sum(info.compressed) == point["macs"]
+    assert sum(info.dense) == study.dense["macs"]
 
 
 def test_the_page_renders_with_the_network_off(study, page, tmp_path):
@@ -71,7 +71,7 @@ def test_the_page_renders_with_the_network_off(study, page, tmp_path):
     # a marker for each front member
     assert page.locator(".scatterlayer .trace").count() >= 3
     rows = page.locator("table tr").count()
-    assert rows == 1 + len(study.front) + 1
+    assert rows == 1 + 1 + len({*study.confidence.close, *(point.trial for point in study.front)})
 
 
 def test_optuna_dashboard_shows_both_objectives_by_name(study, page, address):

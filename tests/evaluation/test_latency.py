@@ -56,7 +56,7 @@ def test_networks_take_turns(batch_size):
     def runner(name):
         return lambda images: calls.append((name, len(images)))
 
-    seconds = latency._in_turns({"a": runner("a"), "b": runner("b")}, torch.zeros(batch_size, 3, 2, 2))
+    seconds = latency._timed({"a": runner("a"), "b": runner("b")}, torch.zeros(batch_size, 3, 2, 2))
     assert seconds.keys() == {"a", "b"}
     assert len(calls) > 10
     assert calls == [("a", batch_size), ("b", batch_size)] * (len(calls) // 2)

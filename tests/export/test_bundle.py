@@ -14,7 +14,8 @@ from hscc_search.config import StudyConfig, find_study_file
 from hscc_search.data import load_dataset, split
 from hscc_search.errors import CompressionError, ExportError
 from hscc_search.export.bundle import export
-from hscc_search.search.study import read_study, run_study
+from hscc_search.search.records import read_study
+from hscc_search.search.study import run_study
 
 FILES = {
     "model.onnx",
@@ -85,10 +86,10 @@ def test_metrics_hold_dense_validation_and_test(exported, study):
     assert metrics["settings"] == point.settings
     for part in ("dense", "validation", "test"):
         assert {"accuracy", "macro_f1", "flops"} <= metrics[part].keys()
-    assert metrics["dense"]["flops"] == study.dense.flops
-    assert metrics["validation"]["flops"] == metrics["test"]["flops"] == point.flops
-    assert metrics["validation"]["accuracy"] == point.accuracy
-    assert metrics["dense"]["validation"]["accuracy"] == study.dense.accuracy
+    assert metrics["dense"]["flops"] == study.dense["flops"]
+    assert metrics["validation"]["flops"] == metrics["test"]["flops"] == point["flops"]
+    assert metrics["validation"]["accuracy"] == point["accuracy"]
+    assert metrics["dense"]["validation"]["accuracy"] == study.dense["accuracy"]
 
 
 def test_the_loaded_module_trains(exported):
@@ -186,15 +187,15 @@ def test_a_study_that_fine_tunes_exports_what_it_measured(cli, tmp_path):
 
     read = read_study(f"sqlite:///{tmp_path}/hscc-studies.db", "tuned")
     assert read.config.finetuning.epochs == 1
-    assert metrics["validation"]["accuracy"] == read.points[1].accuracy
-    assert metrics["test"]["flops"] == read.points[1].flops < 0.5 * read.dense.flops
+    assert metrics["validation"]["accuracy"] == read.points[1]["accuracy"]
+    assert metrics["test"]["flops"] == read.points[1]["flops"] < 0.5 * read.dense["flops"]
     plain = StudyConfig.from_tree(
         {**study_file, "name": "plain", "finetuning": {}, "storage": f"sqlite:///{tmp_path}/plain.db"}, "plain"
     )
     untuned = run_study(plain).points
     assert [point.settings for point in untuned[:1]] == [point.settings for point in read.points[:1]]
-    assert untuned[0].flops == read.points[0].flops
-    assert untuned[0].accuracy <= read.points[0].accuracy
+    assert untuned[0]["flops"] == read.points[0]["flops"]
+    assert untuned[0]["accuracy"] <= read.points[0]["accuracy"]
     assert hscc_search.load(tmp_path / "out")(torch.rand(2, 3, 16, 16)).shape == (2, 10)
     assert "fine-tuned for 1 epoch." in (tmp_path / "out" / "README.md").read_text()
 
@@ -203,5 +204,5 @@ def test_a_study_that_fine_tunes_exports_what_it_measured(cli, tmp_path):
         cli("export", "plain", *storage, "--finetune", str(epochs), "--out", f"after-{epochs}", cwd=tmp_path)
     found = [json.loads((tmp_path / f"after-{epochs}" / "metrics.json").read_text()) for epochs in (0, 1)]
     assert [one["finetuning_epochs"] for one in found] == [0, 1]
-    assert found[0]["validation"]["accuracy"] == untuned[0].accuracy
-    assert found[1]["validation"]["accuracy"] == read.points[0].accuracy
+    assert found[0]["validation"]["accuracy"] == untuned[0]["accuracy"]
+    assert found[1]["validation"]["accuracy"] == read.points[0]["accuracy"]

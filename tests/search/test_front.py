@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hscc_search.errors import ConfigError, StudyError
-from hscc_search.search.front import Objective, Point, front, knee, oriented, predictions_of, select
+from hscc_search.search.front import front, knee, select
+from hscc_search.search.points import Objective, Point, oriented, predictions_of
 
 FLOPS, ACCURACY = Objective("flops", False), Objective("accuracy", True)
 PLANE = (FLOPS, ACCURACY)

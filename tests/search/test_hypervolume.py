@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hscc_search.errors import StudyError
-from hscc_search.search.front import Objective, Point
 from hscc_search.search.hypervolume import hypervolume, hypervolume_history, reference_point, stagnant
+from hscc_search.search.points import Objective, Point
 
 ALL = (Objective("flops", False), Objective("accuracy", True), Objective("latency", False), Objective("macro_f1", True))
 SIDE = 5

@@ -3,16 +3,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import optuna
 import pytest
 
 from hscc_search.errors import HsccError, StorageError, StudyError
-from hscc_search.search.study import list_studies, read_study, run_study
+from hscc_search.search.records import list_studies, read_study
+from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage, open_storage
 
 
 def values(study):
-    return [(point.trial, point.settings, point.flops, point.accuracy) for point in study.points]
+    return [(point.trial, point.settings, point["flops"], point["accuracy"]) for point in study.points]
 
 
 def test_same_seed_gives_the_same_trials(digits, tmp_path):
@@ -24,9 +26,12 @@ def test_same_seed_gives_the_same_trials(digits, tmp_path):
 
 
 def test_another_seed_gives_other_trials(digits, tmp_path):
-    first = run_study(digits(trials=2))
-    other = digits(trials=2, seed=1, model__checkpoint=None, training__epochs=1, name="other")
-    assert [point.settings for point in run_study(other).points] != [point.settings for point in first.points]
+    first = run_study(digits(trials=4)).points
+    other = run_study(digits(trials=4, seed=1, training__epochs=1, name="other")).points
+    # Whatever the seed, a study begins with the ends of its space.
+    assert [point.settings for point in other[:2]] == [point.settings for point in first[:2]]
+    assert [point.settings["energy"] for point in first[:2]] == [0.7, 0.998]
+    assert all(one.settings != two.settings for one, two in zip(other[2:], first[2:], strict=True))
 
 
 def test_going_on_gives_what_an_unbroken_run_gives(digits, tmp_path):
@@ -57,26 +62,24 @@ def test_a_trial_records_plan_measures_and_seconds(digits):
     config = digits(trials=1)
     study = run_study(config)
     (trial,) = optuna.load_study(study_name="digits", storage=existing_storage(config.storage)).trials
-    assert trial.values == [study.points[0].flops, study.points[0].accuracy]
+    (point,) = study.points
+    assert trial.values == [point["flops"], point["accuracy"]]
     assert set(trial.params) == {"regions", "clusters", "energy"}
-    assert set(trial.user_attrs["seconds"]) == {"compress", "fine-tune", "count", "evaluate"}
-    assert set(trial.user_attrs["quality"]) >= {
-        "accuracy",
-        "accuracy_se",
-        "macro_f1",
-        "recall",
-        "recall_se",
-        "f1",
-        "f1_se",
-    }
-    assert sum(layer["macs"] for layer in trial.user_attrs["plan"]) == trial.user_attrs["cost"]["macs"]
+    measured = trial.user_attrs["measured"]
+    assert set(measured["seconds"]) == {"compress", "fine-tune", "count", "evaluate", "time"}
+    on_images = {"accuracy", "macro_f1", *(f"recall:{name}" for name in study.classes)}
+    assert point.errors.keys() == on_images
+    assert point.metrics.keys() == {"flops", "macs", "parameters", "megabytes", *on_images}
+    assert sum(layer["macs"] for layer in measured["plan"]) == point["macs"]
+    predicted = np.frombuffer(point.predictions, "<u2")
+    assert float((predicted == study.labels).mean()) == point["accuracy"]
 
 
 def test_a_study_over_budgets_meets_each_of_them(digits):
     study = run_study(digits(trials=3, space={"budget": {"low": 2, "high": 6}}))
     for point in study.points:
         asked = point.settings["budget"]
-        assert asked <= study.dense.macs / point.macs <= 1.03 * asked
+        assert asked <= study.dense["macs"] / point["macs"] <= 1.03 * asked
     assert len(study.points) == 3
 
 
@@ -84,7 +87,7 @@ def test_the_study_keeps_what_it_was_made_of(digits):
     config = digits(trials=1)
     study = run_study(config)
     assert study.config == config
-    assert study.dense.macs == study.dense_details["cost"]["macs_torch"]
+    assert study.dense["macs"] == study.dense_details["cost"]["macs_torch"]
     assert len(study.fingerprint) == 64
     assert set(study.versions) >= {"hscc-search", "torch", "optuna"}
     opened = optuna.load_study(study_name="digits", storage=existing_storage(config.storage))
@@ -162,6 +165,7 @@ def test_a_stopped_run_loses_no_finished_trial_and_goes_on(digits, tmp_path, how
 
 
 def test_a_storage_that_goes_away_ends_the_run_in_one_line(digits, tmp_path, monkeypatch):
+    from hscc_search.search import ledger
     from hscc_search.search.objective import Bench
 
     measure = Bench.measure
@@ -173,6 +177,7 @@ def test_a_storage_that_goes_away_ends_the_run_in_one_line(digits, tmp_path, mon
         return measured
 
     run_study(digits(trials=1))
+    monkeypatch.setattr(ledger, "PATIENCE_SECONDS", 1)  # it is waited for
     monkeypatch.setattr(Bench, "measure", measure_and_lose)
     with pytest.raises(StorageError, match="lost the storage"):
         run_study(digits(trials=3))
@@ -182,7 +187,8 @@ def test_studies_are_listed(digits):
     config = digits(trials=2)
     run_study(config)
     (row,) = list_studies(config.storage)
-    assert (row["name"], row["finished"], row["wanted"], row["failed"], row["running"]) == ("digits", 2, 2, 0, 0)
+    assert (row.name, row.finished, row.wanted, row.failed, row.running) == ("digits", 2, 2, 0, 0)
+    assert (row.waiting, row.workers, row.hypervolume) == (0, 0, read_study(config.storage, "digits").hypervolume)
 
 
 def test_ten_lines_of_python(digits):
@@ -191,4 +197,4 @@ def test_ten_lines_of_python(digits):
     config = digits(trials=4)
     study = hscc.run_study(config)
     assert [point.trial for point in study.front]
-    assert hscc.select("knee", study.points) in study.front
+    assert hscc.select("knee", study.points, study.objectives, study.labels, study.classes) in study.points
