@@ -100,6 +100,14 @@ _workers_option = click.option(
 )
 
 
+_timeout_option = click.option(
+    "--timeout",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Start no more trials after S seconds.",
+)
+
+
 _data_option = click.option(
     "--data",
     metavar="DIR",
@@ -175,12 +183,7 @@ def train(study: str, data: Path | None, device: str) -> None:
     type=click.IntRange(min=1),
     help="Finished trials that the study shall have in all.",
 )
-@click.option(
-    "--timeout",
-    metavar="S",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Start no more trials after S seconds.",
-)
+@_timeout_option
 @_workers_option
 @_data_option
 @_checkpoint_option
@@ -229,11 +232,18 @@ def run(
 @click.argument("study_name")
 @_storage_option
 @_workers_option
+@_timeout_option
 @_data_option
 @_checkpoint_option
 @_device_option
 def worker(
-    study_name: str, storage: str, workers: int, data: Path | None, checkpoint: Path | None, device: str
+    study_name: str,
+    storage: str,
+    workers: int,
+    timeout: float | None,
+    data: Path | None,
+    checkpoint: Path | None,
+    device: str,
 ) -> None:
     """Work on STUDY_NAME, which `run` has started, until it has all its trials.
 
@@ -242,9 +252,19 @@ def worker(
     from hscc_search.search.study import work_on
 
     _quiet_optuna()
+    worked = False
     with progress_bars() as report:
-        study = work_on(storage, study_name, _absolute(data), _absolute(checkpoint), device, report, workers)
-    _say(f"study {study_name}: {len(study.points)} trials finished, {study.config.trials} wanted")
+
+        def watch(progress: Progress) -> None:
+            nonlocal worked
+            worked = True
+            report(progress)
+
+        study = work_on(storage, study_name, _absolute(data), _absolute(checkpoint), device, watch, workers, timeout)
+    _say(
+        f"study {study_name}: {len(study.points)} trials finished, {study.config.trials} wanted"
+        f"{'' if worked else ', so there is nothing to do'}"
+    )
 
 
 @_commands.command()

@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from grpc import RpcError
 from optuna.exceptions import StorageInternalError
@@ -12,12 +12,18 @@ from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, run_grpc_
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from tenacity import RetryCallState, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from hscc_search.errors import StorageError
 
 # Seconds that a writer waits for another one's lock (SQLite) or for the server to answer (PostgreSQL).
 BUSY_SECONDS = 60
 CONNECT_SECONDS = 10
+# A database that restarts is back within this time; a worker that waited in vain ends.
+PATIENCE_SECONDS = 180
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -82,6 +88,23 @@ def existing_storage(url: str) -> BaseStorage:
 def shown(url: str) -> str:
     """A database URL without its password."""
     return make_url(url).render_as_string(hide_password=True)
+
+
+def patiently(call: Callable[P, R], attempt_failed: Callable[[RetryCallState], None] | None = None) -> Callable[P, R]:
+    """The same call, which waits for a storage that is away and does it again.
+
+    Args:
+        call: what uses a storage.
+        attempt_failed: called before each wait.
+    """
+    again: Callable[P, R] = retry(
+        retry=retry_if_exception(comes_from_storage),
+        wait=wait_random_exponential(multiplier=0.1, max=2),
+        stop=stop_after_delay(PATIENCE_SECONDS),
+        before_sleep=attempt_failed,
+        reraise=True,
+    )(call)
+    return again
 
 
 def comes_from_storage(error: BaseException | None) -> bool:
@@ -150,8 +173,9 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
         yield parsed, options
     except (NoSuchModuleError, ImportError) as error:
         raise StorageError(f"no driver for storage {shown(url)}: {_one_line(error)}") from error
-    except (DBAPIError, sqlite3.DatabaseError) as error:
-        cause = error.orig or error if isinstance(error, DBAPIError) else error
+    except (DBAPIError, StorageInternalError, sqlite3.DatabaseError) as error:
+        cause = error.__cause__ or error if isinstance(error, StorageInternalError) else error
+        cause = cause.orig or cause if isinstance(cause, DBAPIError) else cause
         raise StorageError(f"cannot use storage {shown(url)}: {_one_line(cause)}") from error
     except (RuntimeError, ValueError, TypeError) as error:  # tables of another Optuna, or options of the wrong type
         raise StorageError(f"cannot use storage {shown(url)}: {_one_line(error)}") from error

@@ -1,12 +1,16 @@
+import csv
+import json
 import pickle
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from hscc_search.config import StudyConfig
+from hscc_search.config import StudyConfig, find_study_file
 from hscc_search.search.study import run_study
 
 OWN = {
@@ -118,6 +122,34 @@ def dangerous_pickle(folder, image_folder):
     (folder / "weights.pt").write_bytes(pickle.dumps({"weight": Malicious()}))
 
 
+def unknown_objective(folder, image_folder):
+    write_study(folder, objectives=["flops", "speed"])
+
+
+def one_objective(folder, image_folder):
+    write_study(folder, objectives=["flops"])
+
+
+def constraint_without_bound(folder, image_folder):
+    write_study(folder, constraints=[{"metric": "latency"}])
+
+
+def grid_without_levels(folder, image_folder):
+    write_study(folder, sampler="grid")
+
+
+def recall_of_no_class(folder, image_folder):
+    write_study(folder, objectives=["flops", "recall:bird"])
+    image_folder({"cat": 4, "dog": 4})
+
+
+def start_outside(folder, image_folder):
+    tree = yaml.safe_load(find_study_file("digits").read_text())
+    tree |= {"name": "own", "start": [{"regions": 1, "clusters": 1, "energy": 0.1}]}
+    tree["training"]["epochs"] = 1
+    (folder / "own.yaml").write_text(yaml.safe_dump(tree))
+
+
 def nothing(folder, image_folder):
     pass
 
@@ -142,6 +174,21 @@ def nothing(folder, image_folder):
         (nothing, ["run", "digits", "--storage", "studies.db"], ["studies.db", "sqlite:///"]),
         (nothing, ["front", "digits", "--storage", ":x:"], ["':x:'", "sqlite:///"]),
         (nothing, ["front", "digits"], ["hscc-studies.db", "--storage"]),
+        (nothing, ["run", "digits", "--workers", "0"], ["--workers", "0"]),
+        (nothing, ["worker", "digits", "--workers", "two"], ["--workers", "'two'"]),
+        (nothing, ["worker", "digits"], ["hscc-studies.db", "--storage"]),
+        (nothing, ["worker", "digits", "--storage", "grpc://nowhere:1"], ["nowhere:1", "hscc-search proxy"]),
+        (nothing, ["worker", "digits", "--storage", "grpc://nowhere"], ["grpc://nowhere", "grpc://HOST:PORT"]),
+        (nothing, ["proxy", "--storage", "grpc://nowhere:1"], ["nowhere:1"]),
+        (nothing, ["studies"], ["hscc-studies.db", "--storage"]),
+        (nothing, ["studies", "rm", "digits", "--yes"], ["hscc-studies.db", "--storage"]),
+        (nothing, ["studies", "copy", "digits"], ["NEW_NAME"]),
+        (unknown_objective, ["run", "own.yaml"], ["objectives.1", "'speed'", "latency", "recall:CLASS"]),
+        (one_objective, ["run", "own.yaml"], ["objectives", "2 items"]),
+        (constraint_without_bound, ["run", "own.yaml"], ["constraints.0", "latency", "at_least or at_most"]),
+        (grid_without_levels, ["run", "own.yaml"], ["sampler grid", "space.energy"]),
+        (recall_of_no_class, ["run", "own.yaml"], ["recall:bird", "cat, dog"]),
+        (start_outside, ["run", "own.yaml"], ["start", "energy 0.1"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else " ".join(value) if isinstance(value, list) else None,
 )
@@ -156,6 +203,13 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(refused, tmp_path, 
     [
         (["run", "digits"], ["training.epochs: 1 -> 12", "name of its own"]),
         (["front", "absent"], ["'absent'", "digits"]),
+        (["worker", "absent"], ["'absent'", "digits"]),
+        (["worker", "digits", "--data", "images"], ["takes no path"]),
+        (["studies", "rm", "absent"], ["'absent'", "digits"]),
+        (["studies", "copy", "absent", "other"], ["'absent'", "digits"]),
+        (["studies", "copy", "digits", "digits"], ["'digits'", "another name"]),
+        (["studies", "copy", "digits", "two words"], ["'two words'", "pattern"]),
+        (["studies", "copy", "digits", "other", "--to", "nowhere.db"], ["'nowhere.db'", "sqlite:///"]),
         (["export", "digits", "--out", "there"], ["there", "exists"]),
         (["export", "digits", "--out", "file/new"], ["file"]),
         (["export", "digits", "--out", "new", "--select", "best"], ["'best'", "knee", "min-accuracy:X"]),
@@ -167,8 +221,63 @@ def test_bad_input_leaves_a_finished_study_as_it_is(refused, finished, tmp_path,
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious").touch()
     (tmp_path / "file").touch()
-    line = refused(*arguments, "--storage", f"sqlite:///{finished}/studies.db")
+    storage = ["--storage", f"sqlite:///{finished}/studies.db"]
+    group = 1 if arguments[0] == "studies" else len(arguments)  # there the option belongs to the group
+    line = refused(*arguments[:group], *storage, *arguments[group:])
     assert [part for part in said if part not in line] == []
+
+
+def test_a_worker_of_a_finished_study_says_that_it_is_finished(cli, finished, tmp_path):
+    before = stored(finished / "studies.db")
+    storage = f"sqlite:///{finished}/studies.db"
+    told = cli("worker", "digits", "--storage", storage, cwd=tmp_path).stdout
+    assert "2 trials finished, 2 wanted, so there is nothing to do" in told
+    assert stored(finished / "studies.db") == before
+
+
+def test_studies_are_listed_copied_and_removed(cli, finished, tmp_path):
+    storage = f"sqlite:///{finished}/studies.db"
+    own = f"sqlite:///{tmp_path}/own.db"
+    told = cli("studies", "--storage", storage, "copy", "digits", "mine", "--to", own, cwd=tmp_path).stdout
+    assert "2 trials" in told
+    listing = json.loads(cli("studies", "--storage", own, "--format", "json", cwd=tmp_path).stdout)
+    (row,) = listing
+    assert (row["name"], row["finished"], row["wanted"], row["failed"], row["workers"]) == ("mine", 2, 2, 0, 0)
+    table = cli("studies", "--storage", own, cwd=tmp_path).stdout
+    assert all(part in table for part in ("mine", "hypervolume", f"{row['hypervolume']:.4f}", "workers"))
+
+    before = stored(tmp_path / "own.db")
+    # Asked without anybody to answer, and answered with no: nothing is removed.
+    for answer in ("", "n\n"):
+        command = [sys.executable, "-m", "hscc_search.cli", "studies", "--storage", own, "rm", "mine"]
+        done = subprocess.run(command, input=answer, capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        assert "2 finished trials" in done.stdout + done.stderr
+        assert stored(tmp_path / "own.db") == before
+    assert "removed: study mine" in cli("studies", "--storage", own, "rm", "mine", "--yes", cwd=tmp_path).stdout
+    assert json.loads(cli("studies", "--storage", own, "--format", "json", cwd=tmp_path).stdout) == []
+
+
+def test_the_front_as_json_and_csv_holds_what_the_table_shows(cli, finished, tmp_path):
+    storage = ("--storage", f"sqlite:///{finished}/studies.db")
+    tree = json.loads(cli("front", "digits", *storage, "--format", "json", cwd=tmp_path).stdout)
+    assert tree["objectives"] == {"flops": "minimise", "accuracy": "maximise"}
+    assert tree["reference"].keys() == tree["ideal"].keys() == tree["objectives"].keys()
+    assert 0 < tree["hypervolume"] < 1
+    lines = cli("front", "digits", *storage, "--format", "csv", cwd=tmp_path).stdout.splitlines()
+    dense, *members = csv.DictReader(lines)
+    assert dense["trial"] == "dense"
+    assert [row["trial"] for row in members] == [str(point["trial"]) for point in tree["front"]]
+    for row, point in zip(members, tree["front"], strict=True):
+        assert {name: float(row[name]) for name in point["metrics"]} == point["metrics"]
+        assert {name: float(row[f"{name}_se"]) for name in point["errors"]} == point["errors"]
+        assert {name: float(row[name]) for name in point["settings"]} == point["settings"]
+        assert float(row["probability"]) == point["probability"]
+    assert {name: float(dense[name]) for name in tree["dense"]["metrics"]} == tree["dense"]["metrics"]
+    table = cli("front", "digits", *storage, cwd=tmp_path).stdout
+    assert all(f"{point['metrics']['accuracy']:.4f}" in table for point in tree["front"])
+    assert f"hypervolume {tree['hypervolume']:.4f}" in table
 
 
 def test_a_check_reports_a_corrupt_image_and_ends_with_its_count(refused, tmp_path, image_folder):

@@ -19,16 +19,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import text
-from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from hscc_search.search.presence import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, gone, signature
 from hscc_search.search.propose import Proposal, Tried
 from hscc_search.search.records import Study, study_as_it_stands
 from hscc_search.search.space import Space
-from hscc_search.storage import comes_from_storage
+from hscc_search.storage import comes_from_storage, patiently
 
-# A database that restarts is back within this time; a worker that waited in vain ends.
-PATIENCE_SECONDS = 180
 # A trial that takes its worker down with it is not tried a third time.
 _ATTEMPTS = 2
 
@@ -49,14 +46,7 @@ def _patient(call: Callable[Concatenate["Ledger", P], R]) -> Callable[Concatenat
         def away(_: object) -> None:
             self._back = time.time()
 
-        attempt = retry(
-            retry=retry_if_exception(comes_from_storage),
-            wait=wait_exponential_jitter(initial=0.1, max=2),
-            stop=stop_after_delay(PATIENCE_SECONDS),
-            before_sleep=away,
-            reraise=True,
-        )
-        return attempt(call)(self, *args, **kwargs)
+        return patiently(call, away)(self, *args, **kwargs)
 
     return cast(Callable[Concatenate["Ledger", P], R], waiting)
 
@@ -96,24 +86,24 @@ class Ledger:
             None where all that is wanted is finished or in other hands, or no sample is left.
         """
         self.reclaim()
-        proposal: Proposal | None = None
-        known = -1
         while True:
-            trials = self.study.get_trials(deepcopy=False)
-            if len(trials) != known:  # so that the lock is not held while a sampler thinks
-                for trial in trials:
-                    if trial.state == TrialState.WAITING and self._take(trial):
-                        return self._read(trial)
-                if _alive(trials) >= wanted:
-                    return None
-                known = len(trials)
-                proposal = choose([_tried(trial) for trial in trials], known)
-                if proposal is None:
-                    return None
-            assert proposal is not None
+            trials = self.trials()
+            for trial in trials:
+                if trial.state == TrialState.WAITING and self._take(trial):
+                    return self._read(trial)
+            if _alive(trials) >= wanted:
+                return None
+            # Chosen without the lock, which is held for moments only: a sampler may think for seconds.
+            proposal = choose([_tried(trial) for trial in trials], len(trials))
+            if proposal is None:
+                return None
             with self._lock():
-                if len(self.study.get_trials(deepcopy=False)) == known:
-                    return self._checked(self._create(proposal), wanted)
+                since = self.trials()
+                if _alive(since) >= wanted:
+                    continue
+                if self.space.key(proposal.sample) in {self.space.key(trial.params) for trial in since[len(trials) :]}:
+                    continue
+                return self._checked(self._create(proposal), wanted)
 
     @_patient
     def beat(self, trial: FrozenTrial) -> None:

@@ -20,9 +20,8 @@ from optuna.trial import TrialState, create_trial
 from hscc_search.search.points import Objective
 from hscc_search.search.space import Sample, Space
 
-# `auto` begins with points that fill the space, goes on with a Gaussian process, and from here on varies the front:
-# a process of more trials takes longer than many a trial, and by then the front is known.
-_FILLING, _MODELLED = 8, 60
+# `auto` begins with so many points that fill the space; then it varies the front.
+_FILLING = 8
 # The most trials that a sampler looks at: the front, then the latest.
 _WINDOW = 120
 # Draws that were tried before until the sampler is asked no more.
@@ -76,7 +75,9 @@ def propose(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried
 
     for sample in map(space.checked, config.start):
         if fresh(sample):
-            return Proposal(sample)
+            # NSGA-II breeds from trials that carry their generation, and from no others.
+            bred = config.sampler == "nsga2"
+            return Proposal(sample, _drawn(space, objectives, tried, seed, 0).attributes if bred else {})
     if config.sampler == "grid":
         return _from_grid(space, taken, seed=config.seed)
     for attempt in range(_REDRAWS):
@@ -103,9 +104,9 @@ def _drawn(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried]
         if count < _FILLING:
             return Proposal(space.snapped(_filling(space, count + attempt)))
         measured = [one for one in tried if one.values is not None]
-        if count >= _MODELLED and measured:
-            return Proposal(space.snapped(_varied(space, objectives, measured, random.Random(seed))))
-        kind = "gp"
+        if not measured:
+            return Proposal(space.snapped(_uniform(space, random.Random(seed))))
+        return Proposal(space.snapped(_varied(space, objectives, measured, random.Random(seed))))
     return _by_optuna(_sampler(kind, seed), space, objectives, tried if kind == "nsga2" else _window(objectives, tried))
 
 

@@ -66,6 +66,7 @@ def work_on(
     device: str = "auto",
     report: Report = silent,
     workers: int = 1,
+    timeout: float | None = None,
 ) -> Study:
     """Join a study that was started before, perhaps on another machine, and work on it until it has all its trials.
 
@@ -77,12 +78,13 @@ def work_on(
         device: ``auto``, ``cpu`` or ``cuda``.
         report: told of reading, training, calibrating and each trial.
         workers: processes of this machine that share the trials.
+        timeout: seconds after which this worker starts no more trials.
 
     Raises:
         HsccError: there is no such study, its images or its dense network are not to be had here, or trials fail one
             after the other.
     """
-    ready = join_study(storage, name, data, checkpoint, device, report)
+    ready = join_study(storage, name, data, checkpoint, timeout, device, report)
     if ready is not None:
         _go_on(ready, ready[1].config, device, report, workers)
     return read_study(storage, name)
@@ -96,7 +98,7 @@ def _go_on(ready: tuple[Ledger, Bench] | None, config: StudyConfig, device: str,
         if workers == 1:
             work(ledger, bench, report)
         else:
-            places = (config.data.path, config.model.checkpoint)
+            places = (config.data.path, config.model.checkpoint, config.timeout)
             work_together(workers, ledger, partial(join_study, config.storage, config.name, *places, device), report)
 
 
@@ -136,6 +138,7 @@ def join_study(
     name: str,
     data: Path | None = None,
     checkpoint: Path | None = None,
+    timeout: float | None = None,
     device: str = "auto",
     report: Report = silent,
 ) -> tuple[Ledger, Bench] | None:
@@ -146,6 +149,7 @@ def join_study(
         name: of the study.
         data: where the images lie here, None where the study says.
         checkpoint: where the weights of the dense network lie here, None where the study says.
+        timeout: seconds after which no more trials shall start here; the study's own is for those who started it.
         device: ``auto``, ``cpu`` or ``cuda``.
         report: told of reading, training and calibrating.
 
@@ -163,7 +167,7 @@ def join_study(
     if record is None:
         raise StorageError(f"study {name!r} was not started yet: `hscc-search run` does")
     config = stored_config(record).placed(data, checkpoint)
-    config = config.model_copy(update={"storage": storage})
+    config = config.model_copy(update={"storage": storage, "timeout": timeout})
     if _finished(study) >= config.trials:
         return None
     _, bench = _prepare(config, record, device, report)

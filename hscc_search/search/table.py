@@ -59,12 +59,21 @@ def front_line(study: Study) -> str:
     )
     beside = len(study.confidence.close - {point.trial for point in study.front})
     infeasible = sum(not point.feasible for point in study.points)
-    parts = [f"hypervolume {study.hypervolume:.4f} (reference {corner})"]
+    parts = [] if study.front else [_why_empty(study)]
+    parts.append(f"hypervolume {study.hypervolume:.4f} (reference {corner})")
     if beside:
         parts.append(f"{beside} more trials cannot be told apart from the front")
-    if infeasible:
-        parts.append(f"{infeasible} trials do not keep the constraints")
+    if infeasible and study.front:
+        parts.append(f"{infeasible} of {len(study.points)} trials do not keep the constraints")
     return "; ".join(parts)
+
+
+def _why_empty(study: Study) -> str:
+    if not study.points:
+        return "no trial is finished yet"
+    nearest = min(study.points, key=lambda point: max(point.constraints.values()))
+    name, size = max(nearest.constraints.items(), key=lambda constraint: constraint[1])
+    return f"no trial keeps the constraints: trial {nearest.trial} comes nearest, it violates {name} by {size:.4g}"
 
 
 def _settings(study: Study) -> list[str]:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 import optuna
@@ -22,6 +23,7 @@ from hscc_search.search.objective import Bench, Measurement, metrics_of
 from hscc_search.search.objectives import objectives_of, violations
 from hscc_search.search.propose import Proposal, Tried, propose
 from hscc_search.search.records import packed
+from hscc_search.storage import patiently
 
 # A study whose trials all fail has one cause, and going on does not remove it.
 _FAILURES_IN_A_ROW = 5
@@ -138,7 +140,7 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
     Raises:
         HsccError: what a worker met; or workers die one after the other.
     """
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     threads = max(1, torch.get_num_threads() // count)
     wanted = ledger.space.config.trials
     finished, deaths = ledger.finished, 0
@@ -146,7 +148,7 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
 
     def start() -> tuple[BaseProcess, Connection]:
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_join_and_work, args=(join, threads, os.getpid(), theirs))
+        process = context.Process(target=_join_and_work, args=(join, threads, theirs))
         process.start()
         theirs.close()
         return process, ours
@@ -166,7 +168,7 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
                 crew.remove(member)
                 if process.exitcode == 0:
                     continue
-                if messages.poll():
+                with contextlib.suppress(EOFError):  # killed before it could say anything
                     raise StudyError(str(messages.recv()))
                 deaths += 1
                 if deaths > _DEATHS_IN_A_ROW:
@@ -192,16 +194,27 @@ def _dismiss(crew: Sequence[BaseProcess]) -> None:
             process.join()
 
 
-def _join_and_work(join: Join, threads: int, parent: int, messages: Connection) -> None:
+def _context() -> SpawnContext | ForkServerContext:
+    """How processes are started: where that can be, as forks of one that has imported torch but holds nothing yet."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hscc_search.search.study"])
+    return context
+
+
+def _join_and_work(join: Join, threads: int, messages: Connection) -> None:
     """What each process does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
     keep_freed_memory()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(threads)
     try:
-        ready = join()
+        ready = patiently(join)()
         if ready is not None:
             ledger, bench = ready
-            work(ledger, bench, keep_on=lambda: os.getppid() == parent)  # nobody is left to end an orphan
+            work(ledger, bench, keep_on=parent.is_alive)  # nobody is left to end an orphan
     except HsccError as error:
         messages.send(str(error))
         raise SystemExit(2) from error

