@@ -1,13 +1,15 @@
 # make study   search a small network on data that comes with scikit-learn, from an empty machine to an exported folder
 # make test    everything that must hold
 # make check   lint and types
-# make benchmark  what compressing costs in time and memory
+# make benchmark           what compressing costs in time and memory
+# make benchmark-search    what a search costs beside its trials; with MRI=DIR of AlexNet on the MRI set
+# make benchmark-samplers  how many trials each sampler takes on a landscape that was measured once
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STUDY := digits-study
 
-.PHONY: study test check benchmark clean
+.PHONY: study test check benchmark benchmark-search benchmark-samplers clean
 
 # torch and torchvision are pinned together here: each torchvision fits one torch. pyproject.toml keeps the honest range.
 $(VENV)/.installed: pyproject.toml
@@ -40,6 +42,12 @@ check: $(VENV)/.installed-for-tests
 
 benchmark: $(VENV)/.installed-for-tests
 	$(BIN)/python tests/benchmark_compress.py
+
+benchmark-search: $(VENV)/.installed-for-tests
+	$(BIN)/python tests/benchmark_search.py $(MRI)
+
+benchmark-samplers: $(VENV)/.installed-for-tests
+	$(BIN)/python tests/benchmark_samplers.py
 
 clean:
 	rm -rf $(VENV) $(STUDY)

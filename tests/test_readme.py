@@ -1,13 +1,19 @@
+import os
 import re
 import shlex
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 
 from hscc_search import models
+from hscc_search.config import StudyConfig
+from hscc_search.errors import StorageError
+from hscc_search.search.records import list_studies
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -39,6 +45,39 @@ def test_commands_on_digits_run(cli, folder):
     assert (folder / "digits-small" / "model.onnx").exists()
 
 
+def test_commands_for_many_machines_run(cli, folder, database):
+    """Each in a folder of its own, as on machines of their own."""
+    export, run, worker, studies = [
+        line for block in re.findall(r"```console\n(export.*?)```", README, re.DOTALL) for line in block.splitlines()
+    ]
+    assert export.startswith("export HSCC_STORAGE=postgresql://")
+    environment = {**os.environ, "HSCC_STORAGE": database, "OMP_NUM_THREADS": "1"}
+    here, there = folder / "here", folder / "there"
+    here.mkdir()
+    there.mkdir()
+    command = [sys.executable, "-m", "hscc_search.cli", *shlex.split(run)[1:]]
+    first = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, text=True)
+    while not any(row.finished for row in listed(database)):
+        assert first.poll() is None
+        time.sleep(0.2)
+    cli(*shlex.split(worker)[1:], cwd=there, env=environment)
+    assert "30 trials finished, 30 wanted" in first.communicate()[0]
+    assert re.search(r"digits +30 +30 +0 +0 +0 +0", cli(*shlex.split(studies)[1:], cwd=there, env=environment).stdout)
+
+
+def listed(url):
+    try:
+        return list_studies(url)
+    except StorageError:  # not there yet
+        return []
+
+
+def test_the_study_options_are_all_allowed():
+    (options,) = re.findall(r"## What a study can look for\n\n```yaml\n(.*?)```", README, re.DOTALL)
+    tree = {"name": "all", "data": {"source": "digits"}, "model": {"name": "digits_cnn"}, **yaml.safe_load(options)}
+    assert StudyConfig.from_tree(tree, "README").space.per == "stage"
+
+
 def test_the_comparison_runs(cli, folder):
     (command,) = [command for command in COMMANDS if "compare" in command]
     cli(*shlex.split(command)[1:], cwd=folder)
@@ -47,7 +86,7 @@ def test_the_comparison_runs(cli, folder):
 
 def test_commands_on_own_images_run(cli, image_folder, tmp_path):
     image_folder({"cat": 30, "dog": 30}, name="IMAGES")
-    (study,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (study,) = re.findall(r"```yaml\n(name: mine.*?)```", README, re.DOTALL)
     (tmp_path / "mine.yaml").write_text(study)
     torch.save(models.build("resnet18", 2, 32).state_dict(), tmp_path / "weights.pt")
     ran = [command for command in COMMANDS if "mine" in command or "IMAGES" in command]

