@@ -1,5 +1,6 @@
 """Folders and files that are whole or absent, whatever kills the process that writes them."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -74,6 +75,25 @@ def remove_abandoned(folder: Path, age: float = 86400) -> None:
             continue
         if newest < time.time() - age:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unused(folder: Path, age: float) -> None:
+    """Remove the folders in ``folder`` that were neither written nor, by :func:`used`, marked as used for a while.
+
+    Args:
+        folder: in the cache.
+        age: of that while, in seconds.
+    """
+    for entry in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process was faster
+            if entry.stat().st_mtime < time.time() - age:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def used(folder: Path) -> None:
+    """Mark a folder in the cache as used now."""
+    with contextlib.suppress(OSError):  # a cache that only others may write
+        os.utime(folder)
 
 
 def sha256(path: Path) -> str:

@@ -18,10 +18,13 @@ from hscc_search.compression.folding import Fold, absorb, fold_batch_norms
 from hscc_search.compression.lattice import choose_lattice, positions_first
 from hscc_search.compression.records import DAMAGE, Inputs, Kept, LayerRecord, key, read, write
 from hscc_search.errors import CompressionError
-from hscc_search.files import cache_folder, folder_written_whole, remove_abandoned
+from hscc_search.files import cache_folder, folder_written_whole, remove_abandoned, remove_unused, used
 from hscc_search.progress import Progress, Report, silent
 
 Found = TypeVar("Found")
+
+# A calibration takes up to a gigabyte; one that nobody used for a month is made again when somebody does.
+_KEPT_SECONDS = 30 * 86400
 
 # Groups of a convolution run one after the other once they are compressed.
 MOST_GROUPS = 8
@@ -104,6 +107,7 @@ def calibrate(
     found = _kept(final, network, images.device)
     if found is None:
         remove_abandoned(cache)
+        remove_unused(cache, _KEPT_SECONDS)
         try:
             with folder_written_whole(final) as place:
                 write(place, _pass(network, images, place, report, batch_size)[1])
@@ -134,6 +138,7 @@ def _kept(folder: Path, network: nn.Module, device: torch.device) -> Calibration
                     f"the calibration in {folder} is damaged ({damage}) and cannot be removed ({error.strerror})"
                 ) from error
         return None
+    used(folder)
     folded = copy.deepcopy(network).eval().requires_grad_(True)
     absorb(folded, kept.folds)
     return Calibration(folded, kept.folds, kept.images, kept.records, kept.left_dense)
