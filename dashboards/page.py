@@ -14,6 +14,8 @@ from hscc_search.search.table import columns, front_line, rows
 _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
 # Seconds after which the page of a study that still runs is drawn again.
 _REFRESH = 15
+# Of the trials that cannot be told apart from the front so many are listed; the figure shows all.
+_CLOSE = 25
 
 
 def write_page(study: Study, path: Path) -> None:
@@ -58,7 +60,7 @@ def front_page(study: Study, script_url: str | None) -> str:
             for figure in figures
         ],
         columns=columns(study),
-        rows=rows(study),
+        rows=rows(study, most_close=_CLOSE),
         line=front_line(study),
     )
 

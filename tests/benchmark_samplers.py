@@ -89,8 +89,8 @@ def trace(sampler, seed, dense, points, most):
 
 
 def corners(dense):
-    """Reference and ideal point: guessing the largest class reaches 0.2836 of the validation images."""
-    return (dense["flops"], 0.2836), (0.0, 1.0)
+    """Reference and ideal point: guessing the largest class reaches 0.3121 of the validation images."""
+    return (dense["flops"], 0.3121), (0.0, 1.0)
 
 
 def first_above(history, bound):

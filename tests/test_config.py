@@ -45,6 +45,9 @@ def test_a_file_without_options_gets_every_default(study_file):
     assert (config.compression.region_strategy, config.compression.calibration_images) == ("grid", 512)
     assert (config.space.regions.high, config.space.clusters.high, config.space.energy.low) == (9, 3, 0.6)
     assert config.model.checkpoint is None
+    assert (config.sampler, config.objectives, config.constraints) == ("auto", ("flops", "accuracy"), ())
+    assert (config.space.per, config.start, config.patience) == ("network", (), None)
+    assert (config.latency.runtime, config.latency.batch_size) == ("onnxruntime", 1)
 
 
 def test_a_space_has_an_energy_or_a_budget(study_file):
@@ -103,11 +106,21 @@ def test_every_shipped_study_file_is_valid_and_named_like_its_file(path, monkeyp
         ("space.regions.low", 0, "equal to 1"),
         ("space.budget.low", 1, "greater than 1"),
         ("name", "two words", "pattern"),
+        ("sampler", "best", "'auto'"),
+        ("patience", 0, "equal to 1"),
+        ("latency.runtime", "tensorrt", "'onnxruntime'"),
+        ("latency.batch_size", 0, "equal to 1"),
+        ("objectives", ["speed", "accuracy"], "recall:CLASS"),
+        ("objectives", ["recall:", "accuracy"], "recall:CLASS"),
+        ("space.per", "channel", "'network'"),
+        ("space.region_strategy", ["hexagons"], "'grid'"),
+        ("space.rank_multiple", [0], "equal to 1"),
+        ("space.energy.levels", 1, "equal to 2"),
     ],
 )
 def test_a_wrong_entry_is_named_with_its_key_its_value_and_what_is_allowed(study_file, key, value, allowed):
     changes = {key: value}
-    if key.startswith("space."):
+    if key.startswith("space.") and key.count(".") == 2:
         section = key.rpartition(".")[0]
         changes = {f"{section}.low": 1, f"{section}.high": 1, **changes}
     path = study_file(changes)
@@ -117,6 +130,29 @@ def test_a_wrong_entry_is_named_with_its_key_its_value_and_what_is_allowed(study
     assert key in message
     assert repr(shown) in message
     assert allowed in message.replace(repr(shown), "", 1).replace(key, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objectives": ["flops", "flops"]}, "objectives: every objective once"),
+        ({"objectives": ["accuracy"]}, "at least 2 items"),
+        ({"objectives": ["flops", "macs", "accuracy", "latency", "macro_f1"]}, "at most 4 items"),
+        ({"constraints": [{"metric": "speed", "at_most": 1}]}, "constraints.0.metric: there is no metric 'speed'"),
+        ({"constraints": [{"metric": "flops", "at_best": 1}]}, "allowed here are metric, at_least, at_most"),
+        ({"constraints": [{"metric": "latency"}]}, "latency needs either at_least or at_most"),
+        ({"constraints": [{"metric": "latency", "at_least": 1, "at_most": 2}]}, "needs either at_least or at_most"),
+        ({"sampler": "grid"}, "sampler grid needs levels"),
+        ({"space": {"region_strategy": ["grid", "grid"]}}, "region_strategy: every choice once"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(study_file, changes, said):
+    assert said in message_of(study_file(changes))
+
+
+def test_a_grid_may_have_levels_of_energies_or_of_budgets(study_file):
+    for rule in ({"energy": {"low": 0.5, "high": 0.9, "levels": 3}}, {"budget": {"low": 2, "high": 8, "levels": 3}}):
+        assert StudyConfig.from_file(study_file({"sampler": "grid", "space": rule})).sampler == "grid"
 
 
 def test_a_range_whose_low_end_is_above_its_high_end_is_refused_with_both(study_file):
@@ -237,6 +273,9 @@ def test_overrides_are_checked_like_the_file(study_file):
     [
         {"trials": 99},
         {"timeout": 5.0},
+        {"patience": 5},
+        {"sampler": "random"},
+        {"start": [{"regions": 1, "clusters": 1, "energy": 0.9}]},
         {"storage": "sqlite:///other.db"},
         {"data__path": Path("/elsewhere")},
         {"model__checkpoint": Path("/elsewhere.pt")},

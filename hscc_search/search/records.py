@@ -187,7 +187,7 @@ def remove_study(storage: str, name: str) -> None:
     active = [trial for trial in study.get_trials(deepcopy=False) if at_work(trial)]
     if active:
         workers = len({worker_of(trial) for trial in active})
-        raise StudyError(f"study {name} has {workers} workers at work: stop them first")
+        raise StudyError(f"study {name} has {workers} worker{'s'[: workers > 1]} at work: stop first what works on it")
     optuna.delete_study(study_name=name, storage=opened)
 
 

@@ -193,7 +193,7 @@ def test_a_study_with_a_worker_at_work_is_not_removed(own):
     study = find_study(storage, "bounded")
     mine = create_trial(state=TrialState.RUNNING, system_attrs=presence.signature())
     trial = storage.create_new_trial(study._study_id, mine)
-    with pytest.raises(StudyError, match="1 workers? at work"):
+    with pytest.raises(StudyError, match="study bounded has 1 worker at work"):
         remove_study(own, "bounded")
     (row,) = list_studies(own)
     assert (row.running, row.workers, row.waiting) == (1, 1, 0)

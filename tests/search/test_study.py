@@ -1,3 +1,4 @@
+import itertools
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import numpy as np
 import optuna
 import pytest
 
-from hscc_search.errors import HsccError, StorageError, StudyError
+from hscc_search.errors import ConfigError, HsccError, StorageError, StudyError
 from hscc_search.search.records import list_studies, read_study
 from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage, open_storage
@@ -198,3 +199,49 @@ def test_ten_lines_of_python(digits):
     study = hscc.run_study(config)
     assert [point.trial for point in study.front]
     assert hscc.select("knee", study.points, study.objectives, study.labels, study.classes) in study.points
+
+
+def test_a_grid_over_stages_is_searched_for_macro_f1_and_one_recall(digits):
+    """Two gains and no cost, energies by stage on levels, and no more trials than the grid has."""
+    config = digits(
+        trials=50,
+        training__epochs=1,
+        compression__calibration_images=64,
+        objectives=["macro_f1", "recall:3"],
+        constraints=[{"metric": "megabytes", "at_most": 0.35}],
+        sampler="grid",
+        space={
+            "per": "stage",
+            "regions": {"low": 1, "high": 1},
+            "clusters": {"low": 1, "high": 1},
+            "energy": {"low": 0.7, "high": 0.99, "levels": 2},
+        },
+        start=[
+            {f"{name}@stage{stage}": 1 for name in ("regions", "clusters") for stage in (1, 2)}
+            | {f"energy@stage{stage}": 0.99 for stage in (1, 2, 3)}
+        ],
+    )
+    study = run_study(config)
+    assert [one.metric for one in study.objectives if one.maximise] == ["macro_f1", "recall:3"]
+    energies = [tuple(point.settings[f"energy@stage{stage}"] for stage in (1, 2, 3)) for point in study.points]
+    assert energies[0] == (0.99, 0.99, 0.99)
+    assert sorted(energies) == sorted(itertools.product((0.7, 0.99), repeat=3))
+    assert len({point["flops"] for point in study.points}) == 8
+    assert 0 < sum(point.feasible for point in study.points) < 8
+    best = {one.metric: max(point[one.metric] for point in study.points if point.feasible) for one in study.objectives}
+    assert study.front[-1]["macro_f1"] == best["macro_f1"]
+    assert study.front[0]["recall:3"] == best["recall:3"]
+    assert all(point.feasible and point["megabytes"] <= 0.35 for point in study.front)
+    assert 0 < study.hypervolume < 1
+    # A second run finds every sample tried.
+    assert run_study(config).points == study.points
+
+
+def test_a_recall_of_no_class_and_a_wrong_start_make_no_study(digits, tmp_path):
+    for changes, said in (
+        ({"objectives": ["flops", "recall:ten"]}, "there is no class 'ten'"),
+        ({"start": [{"regions": 1, "clusters": 1, "energy": 0.1}]}, "energy 0.1 is not in the study's space"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run_study(digits(trials=1, **changes))
+    assert list(tmp_path.iterdir()) == []

@@ -15,13 +15,16 @@ from hscc_search.search.study import run_study, work_on
 from hscc_search.storage import existing_storage
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+both = pytest.mark.parametrize("small", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
 def small(request, digits):
-    """A digits study that trains and calibrates quickly, in either kind of database."""
+    """A digits study that trains and calibrates quickly; in SQLite, unless a test asks for both kinds of database."""
 
     def make(**overrides):
         config = digits(training__epochs=2, compression__calibration_images=64, **overrides)
-        if request.param == "postgresql":
+        if getattr(request, "param", "sqlite") == "postgresql":
             config = config.model_copy(update={"storage": request.getfixturevalue("database")})
         return config
 
@@ -37,6 +40,7 @@ def samples(trials):
     return [tuple(sorted(trial.params.items())) for trial in trials]
 
 
+@both
 def test_eight_workers_finish_exactly_what_is_asked(small):
     config = small(
         trials=24,
@@ -122,19 +126,20 @@ def test_an_interrupted_worker_hands_its_trial_back(small, how):
     assert states.count(TrialState.WAITING) <= 1
 
 
+@both
 def test_a_crew_replaces_who_dies_and_ends_together(small):
     config = small(trials=1)
     run_study(config, "cpu")
-    run_study(config.model_copy(update={"trials": 60, "timeout": 1e-6}), "cpu")
+    run_study(config.model_copy(update={"trials": 40, "timeout": 1e-6}), "cpu")
     process = start_worker(config, "--workers", "2")
     wait_for(lambda: any(at_work(trial) for trial in trials_of(config)))
     victim = next(trial for trial in trials_of(config) if at_work(trial))
     os.kill(int(victim.system_attrs["hscc:worker"].split(":")[1]), signal.SIGKILL)
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
-    assert b"60 trials finished" in stdout
+    assert b"40 trials finished" in stdout
     trials = trials_of(config)
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 60
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 40
     again = trials[victim.number]
     assert again.system_attrs["hscc:attempt"] <= 2
     assert again.params == victim.params
