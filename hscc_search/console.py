@@ -78,7 +78,8 @@ def front_table(study: "Study") -> Table:
         padding=(0, 1),
     )
     for column in columns(study):
-        table.add_column(column, justify="right", overflow="fold")
+        # Room is scarce: two short lines of a head leave some for numbers, which are not to be broken.
+        table.add_column(column.replace(" ", "\n", 1), justify="right", overflow="fold")
     styles = {"dense": "red", "knee": "bold", "close": "dim"}
     last = None
     for row in rows(study, most_close=_CLOSE):

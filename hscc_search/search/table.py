@@ -28,7 +28,8 @@ def columns(study: Study) -> tuple[str, ...]:
     """The table's head."""
     extra = [title(metric) for metric in _extra(study)]
     costs = ("GMACs", "GFLOPs", "fewer FLOPs", "parameters")
-    return ("trial", *_settings(study), *costs, *extra, "accuracy", "macro F1", "on front")
+    settings = [name.replace("_", " ") for name in _settings(study)]
+    return ("trial", *settings, *costs, *extra, "accuracy", "macro F1", "on front")
 
 
 def rows(study: Study, most_close: int | None = None) -> list[Row]:

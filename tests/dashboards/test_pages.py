@@ -40,9 +40,8 @@ def address(study):
 
 def test_the_figure_shows_every_trial_once(study):
     info = front_info(study)
-    assert sorted(point.trial for point in (*info.members, *info.close, *info.others, *info.infeasible)) == list(
-        range(8)
-    )
+    shown = (*info.members, *info.close, *info.others, *info.infeasible)
+    assert sorted(point.trial for point in shown) == list(range(8))
     assert list(info.members) == study.front
     figure = draw_front(info)
     drawn = {trace.name: list(zip(trace.x, trace.y, strict=True)) for trace in figure.data}

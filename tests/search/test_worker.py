@@ -14,7 +14,6 @@ from hscc_search.search.records import find_study, read_study
 from hscc_search.search.study import run_study, work_on
 from hscc_search.storage import existing_storage
 
-
 both = pytest.mark.parametrize("small", ["sqlite", "postgresql"], indirect=True)
 
 
