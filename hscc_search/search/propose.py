@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import moocore
 import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -134,7 +135,7 @@ def _at(distribution: Any, share: float) -> Any:
     assert isinstance(distribution, FloatDistribution)
     low, high = distribution.low, distribution.high
     value = low * (high / low) ** share if distribution.log else low + share * (high - low)
-    return min(max(value, low), high)
+    return min(max(float(value), low), high)
 
 
 def _filling(space: Space, number: int) -> Sample:
@@ -179,15 +180,7 @@ def _front(objectives: Sequence[Objective], measured: Sequence[Tried]) -> list[T
         return []
     signs = np.array([-1.0 if objective.maximise else 1.0 for objective in objectives])
     values = np.array([one.values for one in kept]) * signs
-    alive = np.arange(len(kept))
-    at = 0
-    while at < len(alive):  # Kung's loop: each survivor strikes out what it beats
-        here = values[alive[at]]
-        stays = (values[alive] < here).any(axis=1)
-        stays[at] = True
-        at = int(stays[:at].sum()) + 1
-        alive = alive[stays]
-    return [kept[index] for index in alive]
+    return [kept[row] for row in np.flatnonzero(moocore.is_nondominated(values))]
 
 
 def _window(objectives: Sequence[Objective], tried: Sequence[Tried]) -> list[Tried]:

@@ -73,6 +73,8 @@ class Space:
         """The values that energies or budgets may have; None where all between do."""
         span: EnergyRange | BudgetRange | None = self.config.space.budget or self.config.space.energy
         assert span is not None
+        if span.low == span.high:
+            return np.array([span.low])
         if span.levels is None:
             return None
         spaced = np.geomspace if isinstance(span, BudgetRange) else np.linspace
