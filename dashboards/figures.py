@@ -12,6 +12,7 @@ from hscc_search.search.records import Study
 
 INK, FAINT, ACCENT, DENSE = "#1f2933", "#9aa5b1", "#0b7285", "#c92a2a"
 _BARS = "rgba(11, 114, 133, 0.4)"
+_COSTS = ("flops", "macs", "parameters", "megabytes", "latency")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def draw_front(info: FrontInfo) -> go.Figure:
     figure = go.Figure()
     marks = {"color": FAINT, "size": 7, "opacity": 0.6}
     if info.infeasible:
-        crosses = {**marks, "symbol": "x-thin-open"}
+        crosses = {**marks, "size": 8, "symbol": "x-thin-open", "opacity": 1, "line": {"width": 1.5}}
         figure.add_trace(
             _scatter(info, info.infeasible, "does not keep the constraints", mode="markers", marker=crosses)
         )
@@ -150,8 +151,8 @@ def draw_front(info: FrontInfo) -> go.Figure:
                 info.members,
                 "front (± 1 standard error)" if info.plane else "front",
                 mode="lines+markers" if info.plane else "markers",
-                # Between two trials nothing was measured: what is reached is the worse quality.
-                line={"color": ACCENT, "shape": "hv", "width": 1.5},
+                # Between two trials nothing was measured: what is reached is the worse of the two.
+                line={"color": ACCENT, "shape": "hv" if info.x in _COSTS else "vh", "width": 1.5},
                 # A member that other images might not put there is paler.
                 marker={
                     "color": ACCENT,
@@ -247,12 +248,12 @@ def _metric_axis(metric: str, values: list[float]) -> dict[str, Any]:
         "macs": "GMACs per image (1 multiply-add = 1 MAC)",
         "parameters": "million parameters",
     }
-    if metric in ("flops", "macs", "parameters", "megabytes", "latency"):
+    if metric in _COSTS:
         ticks = _log_ticks(values)
         texts = [f"{tick:g}" for tick in ticks]
         name = f"{names.get(metric, title(metric))}, logarithmic"
         return {"title": name, "type": "log", "tickvals": ticks, "ticktext": texts}
-    return {"title": f"{title(metric)}, validation part", "tickformat": ".0%"}
+    return {"title": f"{title(metric)}, validation part", "tickformat": ".3~p"}
 
 
 def _hover(info: FrontInfo, point: Point) -> str:

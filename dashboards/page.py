@@ -8,6 +8,7 @@ from plotly.offline import get_plotlyjs
 
 from dashboards.figures import draw_front, draw_growth, draw_layers, front_info, growth_info, layers_info
 from hscc_search.files import written_whole
+from hscc_search.search.objectives import title, violations
 from hscc_search.search.records import Listed, Study
 from hscc_search.search.table import columns, front_line, rows
 
@@ -45,6 +46,8 @@ def front_page(study: Study, script_url: str | None) -> str:
         script_url=script_url,
         script_text="" if script_url else get_plotlyjs(),
         config=study.config,
+        aims=[f"{'high' if one.maximise else 'low'} {title(one.metric)}" for one in study.objectives],
+        bounds=list(violations(study.config, study.dense.metrics)),
         classes=study.classes,
         finished=len(study.points),
         wanted=study.config.trials,

@@ -76,6 +76,7 @@ def front_table(study: "Study") -> Table:
         title=f"{study.config.name}: front of {len(study.points)} trials, accuracy on the validation part",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
+        collapse_padding=True,
     )
     for column in columns(study):
         # Room is scarce: two short lines of a head leave some for numbers, which are not to be broken.

@@ -1,17 +1,23 @@
+import io
 import json
 import re
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
+from wsgiref.util import setup_testing_defaults
 
 import browser
 import pytest
 from playwright.sync_api import sync_playwright
+from rich.console import Console
 
 from dashboards.figures import draw_front, front_info, layers_info
+from dashboards.live import application
 from dashboards.page import write_page
 from hscc_search.config import StudyConfig
+from hscc_search.console import front_table
 from hscc_search.search.study import run_study
 
 
@@ -107,7 +113,86 @@ def test_an_unknown_study_is_not_found(address):
 
 
 def test_names_are_escaped(study, tmp_path):
-    from dataclasses import replace
-
     write_page(replace(study, classes=("<script>alert(1)</script>", "b")), tmp_path / "page.html")
     assert "<script>alert(1)</script>" not in (tmp_path / "page.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory):
+    """A study with constraints that some trials keep and others do not."""
+    folder = tmp_path_factory.mktemp("bounded")
+    config = StudyConfig.from_file(
+        "digits",
+        trials=6,
+        storage=f"sqlite:///{folder}/studies.db",
+        training__epochs=2,
+        compression__calibration_images=64,
+        constraints=[{"metric": "accuracy", "at_least": 0.75}],
+        start=[{"regions": 1, "clusters": 1, "energy": energy} for energy in (0.7, 0.95, 0.998)],
+    )
+    return run_study(config)
+
+
+def test_trials_that_keep_no_constraint_are_crosses_apart_from_the_front(bounded):
+    poor = [point for point in bounded.points if point["accuracy"] < 0.75]
+    assert poor
+    info = front_info(bounded)
+    assert list(info.infeasible) == poor
+    drawn = {trace.name: trace for trace in draw_front(info).data}
+    crosses = drawn["does not keep the constraints"]
+    assert list(zip(crosses.x, crosses.y, strict=True)) == [(point["flops"] / 1e9, point["accuracy"]) for point in poor]
+    assert all("violates accuracy >= 0.75 by" in text for text in crosses.text)
+    assert "violates" not in "".join(drawn["front (± 1 standard error)"].text)
+
+
+@pytest.mark.parametrize("objectives", [("flops", "accuracy"), ("macro_f1", "recall:3"), ("parameters", "latency")])
+def test_the_line_of_a_front_promises_no_more_than_its_trials_reach(bounded, objectives):
+    """Between two members it lies on the worse value of both objectives."""
+    points = tuple(replace(one, metrics={**one.metrics, "latency": 1 / one["flops"]}) for one in bounded.points)
+    dense = replace(bounded.dense, metrics={**bounded.dense.metrics, "latency": 1e-3})
+    config = bounded.config.model_copy(update={"objectives": objectives})
+    info = front_info(replace(bounded, config=config, points=points, dense=dense))
+    assert {info.x, info.y} == set(objectives)
+    (line,) = [trace for trace in draw_front(info).data if trace.mode == "lines+markers"]
+    assert line.line.shape == {"macro_f1": "vh"}.get(info.x, "hv")
+
+
+@pytest.mark.parametrize("kept", ["some feasible", "none feasible", "none finished"])
+def test_a_page_says_what_was_looked_for_and_what_is_so(bounded, page, tmp_path, kept):
+    points = tuple(replace(one, constraints={"accuracy >= 0.75": 0.5}) for one in bounded.points)
+    changed = {"some feasible": bounded.points, "none feasible": points, "none finished": ()}[kept]
+    write_page(replace(bounded, points=changed), tmp_path / "front.html")
+    errors = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto((tmp_path / "front.html").as_uri())
+    page.wait_for_selector(".scatterlayer .trace")
+    assert errors == []
+    told = page.inner_text("body")
+    assert "Looked for: low FLOPs, high accuracy. To be kept: accuracy >= 0.75." in told
+    assert ("no trial keeps the constraints: trial" in told) == (kept == "none feasible")
+    assert ("no trial is finished yet" in told) == (kept == "none finished")
+    assert ("(knee)" in told) == (kept == "some feasible")
+    if kept == "none feasible":
+        assert page.locator("table tr").count() == 2
+
+
+def test_a_table_of_many_columns_fits_and_breaks_no_number(bounded):
+    settings = {"region_strategy": "coactivation", "budget": 3.25}
+    points = tuple(replace(one, settings={**one.settings, **settings}) for one in bounded.points)
+    console = Console(width=140, file=io.StringIO(), emoji=False)
+    console.print(front_table(replace(bounded, points=points)))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 140
+    for point in (bounded.dense, *bounded.front):
+        assert any(f"{point['accuracy']:.4f} ± {point.errors['accuracy']:.4f}" in line for line in lines)
+
+
+def test_optuna_dashboard_agrees_on_what_is_feasible(bounded):
+    environment = {"PATH_INFO": "/api/studies/1", "QUERY_STRING": "after=0"}
+    setup_testing_defaults(environment)
+    answer = b"".join(application(bounded.config.storage)(environment, lambda *answered: None))
+    trials = json.loads(answer)["trials"]
+    assert len(trials) == len(bounded.points)
+    feasible = {trial["number"] for trial in trials if all(size <= 0 for size in trial["constraints"])}
+    assert all(trial["constraints"] for trial in trials)
+    assert feasible == {point.trial for point in bounded.points if point.feasible}
