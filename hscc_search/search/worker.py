@@ -186,7 +186,7 @@ def _dismiss(crew: Sequence[BaseProcess]) -> None:
     for process in crew:
         if process.is_alive() and process.pid is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGINT)
+                os.kill(process.pid, signal.SIGTERM)
     for process in crew:
         process.join(_DISMISSAL_SECONDS)
         if process.is_alive():
@@ -205,6 +205,8 @@ def _context() -> SpawnContext | ForkServerContext:
 
 def _join_and_work(join: Join, threads: int, messages: Connection) -> None:
     """What each process does."""
+    # Behind a shell's & Ctrl-C is ignored, and so it would be here; this ends a process whatever it inherited.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = multiprocessing.parent_process()
     assert parent is not None
     keep_freed_memory()

@@ -166,7 +166,7 @@ def test_a_stopped_run_loses_no_finished_trial_and_goes_on(digits, tmp_path, how
 
 
 def test_a_storage_that_goes_away_ends_the_run_in_one_line(digits, tmp_path, monkeypatch):
-    from hscc_search.search import ledger
+    from hscc_search import storage
     from hscc_search.search.objective import Bench
 
     measure = Bench.measure
@@ -178,7 +178,7 @@ def test_a_storage_that_goes_away_ends_the_run_in_one_line(digits, tmp_path, mon
         return measured
 
     run_study(digits(trials=1))
-    monkeypatch.setattr(ledger, "PATIENCE_SECONDS", 1)  # it is waited for
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1)  # it is waited for
     monkeypatch.setattr(Bench, "measure", measure_and_lose)
     with pytest.raises(StorageError, match="lost the storage"):
         run_study(digits(trials=3))
