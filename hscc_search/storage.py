@@ -1,6 +1,7 @@
 """Where studies are kept: any database that Optuna's RDB storage speaks to, or Optuna's proxy in front of one."""
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +49,11 @@ def open_storage(url: str) -> BaseStorage:
                 connection.execute("PRAGMA journal_mode=WAL")
             finally:
                 connection.close()
-        return RDBStorage(url, engine_kwargs=options)
+        try:
+            return RDBStorage(url, engine_kwargs=options)
+        except (DBAPIError, StorageInternalError, RuntimeError):
+            time.sleep(1)  # another process may be making the tables at this moment
+            return RDBStorage(url, engine_kwargs=options)
 
 
 def find_storage(url: str) -> BaseStorage | None:
