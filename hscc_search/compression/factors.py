@@ -40,8 +40,6 @@ class Predictor:
         variances: the r eigenvalues of T, descending.
         gap: (S - T) Q, float64 (C, r): how y - y^ varies with the principal coordinates.
         gain: (S - T) Q (T + ridge)^-1, float64 (C, r), so that M = I + gain Q^T.
-        mean_dense: mean of y, float64 (C,).
-        mean_delivered: mean of y^, float64 (C,).
         samples: n.
     """
 
@@ -49,8 +47,6 @@ class Predictor:
     variances: torch.Tensor
     gap: torch.Tensor
     gain: torch.Tensor
-    mean_dense: torch.Tensor
-    mean_delivered: torch.Tensor
     samples: int
 
     def apply(self, weight: torch.Tensor) -> torch.Tensor:
@@ -79,9 +75,8 @@ def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
         delivered: y^ of the same images and positions, float (n, C).
     """
     count = len(dense)
-    mean_dense, mean_delivered = dense.mean(dim=0), delivered.mean(dim=0)
-    centred = delivered - mean_delivered
-    gap = (dense - mean_dense) - centred
+    dense, centred = dense - dense.mean(dim=0), delivered - delivered.mean(dim=0)
+    gap = dense - centred
     if count < dense.shape[1]:
         values, vectors = torch.linalg.eigh((centred @ centred.T).double() / count)
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
@@ -101,8 +96,6 @@ def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
         gap=gap_axes,
         gain=gap_axes / (values + _ridge(values, count)),
         samples=count,
-        mean_dense=mean_dense.double(),
-        mean_delivered=mean_delivered.double(),
     )
 
 

@@ -10,6 +10,7 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,15 +19,17 @@ from hscc_search.compression.calibration import Calibration
 from hscc_search.compression.factors import balanced, factorise, fit_predictor, refine, refit
 from hscc_search.compression.folding import Fold, apply_folds
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
-from hscc_search.compression.lattice import responses_on
+from hscc_search.compression.lattice import answers_at, responses_on
 from hscc_search.compression.layers import Blueprint, build, parts
-from hscc_search.compression.partition import Partition
+from hscc_search.compression.partition import Block, Partition
 from hscc_search.compression.records import LayerRecord
 from hscc_search.compression.setting import Setting
 
 _BATCH = 64
 # So many samples per output channel, in the smallest region, and so many images are enough to fit a layer.
 _SAMPLES, _IMAGES = 64, 512
+# A low rank needs so many more of the axes that the dense responses of a fully connected layer span.
+_MORE_AXES = 300
 
 
 @dataclass(frozen=True)
@@ -200,57 +203,130 @@ def fit_layer(layer: nn.Module, x: torch.Tensor, record: LayerRecord, allotment:
         The module that takes the layer's place.
     """
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    module = build(layer, allotment.blueprint).to(device=x.device, dtype=layer.weight.dtype)
+    if record.wide:
+        _fit_wide(layer, record, x, allotment, module)
+        return module.eval()
     stride = _stride(len(x), allotment.partition)
     x, responses = x[::stride], record.responses[:, ::stride]
     delivered = torch.cat([responses_on(layer, part, record.lattice) for part in _batches(x)], dim=1)
-    module = build(layer, allotment.blueprint).to(device=x.device, dtype=layer.weight.dtype)
-    weight = layer.weight.detach().flatten(1)
-    bias = torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach()
+    weight, bias = _weights(layer)
     everything = zip(allotment.partition.blocks, allotment.ranks, parts(module), strict=True)
     for group, (row, ranks_of_row, targets) in enumerate(everything):
         share = x.chunk(record.groups, dim=1)[group] if record.groups > 1 else x
         covariance = input_covariance(share) if any(ranks and ranks.inputs for ranks in ranks_of_row) else None
         for block, ranks, target in zip(row, ranks_of_row, targets, strict=True):
-            # Relative to their mean, so that weights keep the size that training is used to.
-            effects = (block.effects / block.effects.mean()).to(x.device)
+            effects = _relative(block).to(x.device)
             scale = effects.to(delivered.dtype)
             positions = block.positions.to(x.device)
             dense = responses[block.positions][:, :, block.channels].to(x.device).flatten(0, 1) * scale
             there = delivered[positions][:, :, block.channels].flatten(0, 1) * scale
             predictor = fit_predictor(dense, there)
+            own, own_bias = weight[block.channels], bias[block.channels].double() * effects
             if ranks is None:
-                filters = predictor.apply(weight[block.channels].double() * effects[:, None])
-                without_bias = (predictor.mean_delivered - bias[block.channels].double() * effects)[:, None]
-                offset = predictor.mean_dense - predictor.apply(without_bias)[:, 0]
+                filters = predictor.apply(own.double() * effects[:, None])
+                mean = there.mean(dim=0).double() - own_bias
+                offset = dense.mean(dim=0).double() - predictor.apply(mean[:, None])[:, 0]
                 _set(target, filters / effects[:, None], offset / effects)
                 continue
-            assert isinstance(target, nn.Sequential)
-            first, last = target
             factors = factorise(predictor, block.clusters, ranks.clusters)
             # In the weights' own precision: a fully connected layer in float64 would fill hundreds of megabytes.
-            basis = (factors.basis * effects).to(weight.dtype) @ weight[block.channels]
+            basis = (factors.basis * effects).to(weight.dtype) @ own
             recombination = factors.recombination
             if ranks.inputs is None:
-                shift = factors.basis @ (bias[block.channels].double() * effects)
-                coordinates = there @ factors.basis.T.to(there.dtype) - shift.to(there.dtype)
-                offset = predictor.mean_dense - recombination @ (factors.basis @ predictor.mean_delivered - shift)
+                coordinates = there @ factors.basis.T.to(there.dtype) - (factors.basis @ own_bias).to(there.dtype)
+                offset = _offset(dense, coordinates, recombination)
             else:
-                assert isinstance(first, nn.Sequential)
+                assert isinstance(target, nn.Sequential)
+                assert isinstance(target[0], nn.Sequential)
+                assert isinstance(layer, nn.Conv2d)
                 assert covariance is not None
-                encoder, first = first
+                encoder = target[0][0]
                 basis = _encode(encoder, layer, basis, recombination, covariance, record)
-                coordinates = torch.cat(
-                    [responses_on(layer, encoder(part), record.lattice, basis) for part in _batches(share)], dim=1
-                )
-                coordinates = coordinates[positions].flatten(0, 1)
+                answers = [
+                    answers_at(layer, part, record.lattice, block.positions, encoder, basis) for part in _batches(share)
+                ]
+                coordinates = torch.cat(answers, dim=1).flatten(0, 1)
                 recombination, offset = refit(dense, coordinates, recombination)
-            if record.bounds is not None:
-                low, high = (bound * scale for bound in record.bounds)
-                recombination, offset = refine(dense, coordinates, recombination, offset, low, high)
-            filters, recombination = balanced(basis.flatten(1), recombination / effects[:, None])
-            _set(first, filters)
-            _set(last, recombination, offset / effects)
+            _set_factors(target, record, basis, recombination, offset, effects, dense, coordinates)
     return module.eval()
+
+
+def _fit_wide(
+    layer: nn.Conv2d | nn.Linear, record: LayerRecord, x: torch.Tensor, allotment: Allotment, module: nn.Module
+) -> None:
+    """The same for a fully connected layer with fewer calibration images than outputs.
+
+    The dense responses to them span few axes, and a low rank needs the first of these only. What the layer answers
+    along those is a fraction of the work of all that it answers, and takes the place of its channels here.
+    """
+    block, ranks, target = allotment.partition.blocks[0][0], allotment.ranks[0][0], parts(module)[0][0]
+    weight, _ = _weights(layer)
+    effects = _relative(block).to(x.device)
+    dense = record.responses[0].to(x.device) * effects.to(x.dtype)
+    count = None if ranks is None else ranks.total + _MORE_AXES
+    axes, filters = record.axes[:, :count].to(x), record.filters[:count].to(x)
+    there = x @ filters.T
+    predictor = fit_predictor(dense @ axes, there)
+    if ranks is None:
+        better = weight * effects[:, None] + axes.double() @ (predictor.apply(filters.double()) - filters)
+        offset = dense.mean(dim=0).double() - better @ x.mean(dim=0).double()
+        _set(target, better / effects[:, None], offset / effects)
+        return
+    factors = factorise(predictor, np.zeros(len(filters), np.int64), ranks.clusters)
+    to_basis = factors.basis.to(x.dtype)
+    recombination, coordinates = axes.double() @ factors.recombination, there @ to_basis.T
+    offset = _offset(dense, coordinates, recombination)
+    _set_factors(target, record, to_basis @ filters, recombination, offset, effects, dense, coordinates)
+
+
+def _weights(layer: nn.Conv2d | nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
+    weight = layer.weight.detach().flatten(1)
+    return weight, torch.zeros_like(weight[:, 0]) if layer.bias is None else layer.bias.detach()
+
+
+def _relative(block: Block) -> torch.Tensor:
+    """A block's effects relative to their mean, so that weights keep the size that training is used to."""
+    return block.effects / block.effects.mean()
+
+
+def _offset(dense: torch.Tensor, coordinates: torch.Tensor, recombination: torch.Tensor) -> torch.Tensor:
+    """The bias with which a recombination of coordinates has the mean of the dense responses."""
+    return dense.mean(dim=0).double() - recombination @ coordinates.mean(dim=0).double()
+
+
+def _set_factors(
+    target: nn.Module,
+    record: LayerRecord,
+    basis: torch.Tensor,
+    recombination: torch.Tensor,
+    offset: torch.Tensor,
+    effects: torch.Tensor,
+    dense: torch.Tensor,
+    coordinates: torch.Tensor,
+) -> None:
+    """Refine a region's factors for the activation behind the layer, and set them.
+
+    Args:
+        target: holds the basis filters (behind an encoder, which is set) and the recombination.
+        record: of the layer.
+        basis: filters, (K, ...).
+        recombination: of weighted responses, float64 (C, K).
+        offset: its bias, float64 (C,).
+        effects: weights of the responses, (C,).
+        dense: weighted, (n, C).
+        coordinates: what the basis filters answer, (n, K).
+    """
+    assert isinstance(target, nn.Sequential)
+    first, last = target
+    if isinstance(first, nn.Sequential):
+        _, first = first
+    if record.bounds is not None:
+        low, high = (bound * effects.to(dense.dtype) for bound in record.bounds)
+        recombination, offset = refine(dense, coordinates, recombination, offset, low, high)
+    filters, recombination = balanced(basis.flatten(1), recombination / effects[:, None])
+    _set(first, filters)
+    _set(last, recombination, offset / effects)
 
 
 def _stride(images: int, partition: Partition) -> int:

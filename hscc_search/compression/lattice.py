@@ -41,16 +41,13 @@ def choose_lattice(height: int, width: int, positions: int = POSITIONS) -> Latti
     return Lattice(height, width, (min(height, width) - 1) % step // 2, step)
 
 
-def responses_on(
-    layer: nn.Module, x: torch.Tensor, lattice: Lattice, filters: torch.Tensor | None = None
-) -> torch.Tensor:
+def responses_on(layer: nn.Module, x: torch.Tensor, lattice: Lattice) -> torch.Tensor:
     """A layer's responses at the positions of a lattice alone: a convolution with a longer stride.
 
     Args:
         layer: the dense layer.
         x: its input, float (images, Cin, height, width), (images, features) or (images, height, width, features).
         lattice: of its output map.
-        filters: float (K, Cin, height, width), in place of a convolution's own and without a bias; one group.
 
     Returns:
         float (positions, images, Cout).
@@ -61,14 +58,52 @@ def responses_on(
         rows = slice(lattice.start, None, lattice.step)
         return layer(x[:, rows, rows]).flatten(1, 2).transpose(0, 1)  # type: ignore[no-any-return]
     assert isinstance(layer, nn.Conv2d)
-    left, right, top, bottom = conv_padding(layer)
-    first = [lattice.start * stride for stride in layer.stride]
-    # Negative padding crops: the first kept position moves to the corner.
-    x = functional.pad(x, (left - first[1], right, top - first[0], bottom))
     stride = [lattice.step * stride for stride in layer.stride]
-    if filters is not None:
-        return positions_first(functional.conv2d(x, filters, None, stride, 0, layer.dilation))
+    x = _seen(layer, x, *lattice.indices)
     return positions_first(functional.conv2d(x, layer.weight, layer.bias, stride, 0, layer.dilation, layer.groups))
+
+
+def answers_at(
+    layer: nn.Conv2d,
+    x: torch.Tensor,
+    lattice: Lattice,
+    positions: torch.Tensor,
+    encoder: nn.Module,
+    filters: torch.Tensor,
+) -> torch.Tensor:
+    """What basis filters behind an encoder answer in one region, from no more of the input than the region sees.
+
+    Args:
+        layer: the dense layer.
+        x: input of one of its groups, float (images, Cin, height, width).
+        lattice: of its output map.
+        positions: of the region, ascending indices of the lattice's positions.
+        encoder: brings the input to r channels; zeros it leaves as they are.
+        filters: float (K, r, height, width), without a bias.
+
+    Returns:
+        float (len(positions), images, K).
+    """
+    rows, columns = (place.flatten()[positions.cpu()] for place in torch.meshgrid(*lattice.indices, indexing="ij"))
+    x = _seen(layer, x, rows, columns)
+    stride = [lattice.step * stride for stride in layer.stride]
+    maps = functional.conv2d(encoder(x), filters, None, stride, 0, layer.dilation)
+    down, right = ((places - places.min()) // lattice.step for places in (rows, columns))
+    return positions_first(maps)[(down * maps.shape[3] + right).to(maps.device)]
+
+
+def _seen(layer: nn.Conv2d, x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """What a convolution sees of its input, padding and all, from the first to the last of some rows and columns."""
+    left, _, top, _ = conv_padding(layer)
+    padding: list[int] = []
+    for axis, places, before in ((1, columns, left), (0, rows, top)):
+        first, last = (int(place) * layer.stride[axis] - before for place in (places.min(), places.max()))
+        end = last + layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        size = x.shape[2 + axis]
+        padding += [max(0, min(end, 0) - first), max(0, end - max(first, size))]
+        start = min(max(first, 0), size)
+        x = x.narrow(2 + axis, start, max(0, min(end, size) - start))
+    return functional.pad(x, padding)
 
 
 def positions_first(maps: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from hscc_search.compression import channels, regions
-from hscc_search.compression.records import LayerRecord
+from hscc_search.compression.records import LayerRecord, region_effects
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,7 @@ def divide(record: LayerRecord, division: Division) -> Partition:
             clusters = channels.cluster_labels(
                 division.cluster_strategy, samples, 1 if record.fully_connected else division.clusters, division.seed
             )
-            effects = record.effects[chosen][:, part].double().square().mean(dim=0).sqrt()
-            # A channel without any effect on these images still counts a little, for the sake of others.
-            effects = effects + 1e-3 * effects.mean() + 1e-12 * record.effects.mean()
+            effects = region_effects(record.effects, chosen, part)
             row.append(Block(chosen, area, part, effects, clusters, _spectra(samples, effects, clusters)))
         blocks.append(tuple(row))
     return Partition(labels, tuple(blocks))

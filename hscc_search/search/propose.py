@@ -101,7 +101,7 @@ def _drawn(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried]
         return Proposal(space.snapped(_uniform(space, random.Random(seed))))
     if kind == "auto":
         # Everything that began counts, so that workers that begin together do not all fill the space from its start.
-        count = len(tried) - len(space.config.start)
+        count = max(0, len(tried) - len(space.config.start))
         if count < _FILLING:
             return Proposal(space.snapped(_filling(space, count + attempt)))
         measured = [one for one in tried if one.values is not None]
@@ -164,7 +164,7 @@ def _varied(space: Space, objectives: Sequence[Objective], measured: Sequence[Tr
             spread = 0.05
             low, high = distribution.low, distribution.high
             share = (
-                np.log(sample[name] / low) / np.log(high / low)
+                np.log(sample[name] / low) / (np.log(high / low) or 1)
                 if distribution.log
                 else (sample[name] - low) / ((high - low) or 1)
             )

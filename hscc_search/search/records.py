@@ -2,7 +2,9 @@
 
 import base64
 import json
+import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -10,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import text
 
 from hscc_search.config import StudyConfig
@@ -19,7 +22,7 @@ from hscc_search.errors import StorageError, StudyError
 from hscc_search.search import hypervolume
 from hscc_search.search.confidence import Confidence, confidence
 from hscc_search.search.front import front
-from hscc_search.search.objectives import objectives_of
+from hscc_search.search.objectives import objectives_of, title
 from hscc_search.search.points import Objective, Point
 from hscc_search.search.presence import at_work, worker_of
 from hscc_search.storage import existing_storage, open_storage
@@ -53,7 +56,7 @@ class Study:
     dense: Point
     dense_details: dict[str, Any]
     classes: tuple[str, ...]
-    labels: np.ndarray
+    labels: np.ndarray = field(compare=False, repr=False)
     fingerprint: str
     versions: dict[str, str]
     points: tuple[Point, ...]
@@ -127,7 +130,7 @@ def read_study(storage: str | BaseStorage, name: str) -> Study:
     opened = existing_storage(storage) if isinstance(storage, str) else storage
     study = find_study(opened, name)
     if study is None:
-        raise _unknown(opened, name)
+        raise unknown_study(opened, name)
     return study_as_it_stands(study, opened)
 
 
@@ -150,24 +153,25 @@ def list_studies(storage: str | BaseStorage) -> list[Listed]:
     listing = []
     for name in optuna.get_all_study_names(opened):
         study = optuna.load_study(study_name=name, storage=opened)
-        trials = study.get_trials(deepcopy=False)
-        states = [trial.state for trial in trials]
-        starts = [trial.datetime_start for trial in trials if trial.datetime_start]
-        active = [trial for trial in trials if at_work(trial)]
+        # Optuna's own objects only for the trials that are not over: there may be ten thousand of the others.
+        counts = Counter(state for _, state, _, _ in _outcomes(study, opened))
+        running = opened.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.RUNNING,))
+        active = [trial for trial in running if at_work(trial)]
         record = study.user_attrs.get(RECORD)
         known = record is not None and record["version"] == RECORD_VERSION
-        reached = study_as_it_stands(study, opened).hypervolume if known and TrialState.COMPLETE in states else None
+        reached = study_as_it_stands(study, opened).hypervolume if known and counts[TrialState.COMPLETE] else None
+        started = _trial(opened, study._study_id, 0).datetime_start if counts else None
         listing.append(
             Listed(
                 name=name,
-                finished=states.count(TrialState.COMPLETE),
-                failed=states.count(TrialState.FAIL),
+                finished=counts[TrialState.COMPLETE],
+                failed=counts[TrialState.FAIL],
                 running=len(active),
-                waiting=states.count(TrialState.WAITING) + states.count(TrialState.RUNNING) - len(active),
+                waiting=counts[TrialState.WAITING] + counts[TrialState.RUNNING] - len(active),
                 wanted=record["config"]["trials"] if record else None,
                 workers=len({worker_of(trial) for trial in active}),
                 hypervolume=reached,
-                started=min(starts).isoformat(timespec="seconds") if starts else None,
+                started=started.isoformat(timespec="seconds") if started else None,
             )
         )
     return listing
@@ -183,7 +187,7 @@ def remove_study(storage: str, name: str) -> None:
     opened = existing_storage(storage)
     study = find_study(opened, name)
     if study is None:
-        raise _unknown(opened, name)
+        raise unknown_study(opened, name)
     active = [trial for trial in study.get_trials(deepcopy=False) if at_work(trial)]
     if active:
         workers = len({worker_of(trial) for trial in active})
@@ -204,7 +208,7 @@ def copy_study(storage: str, name: str, to_name: str, to_storage: str | None = N
     source = existing_storage(storage)
     study = find_study(source, name)
     if study is None:
-        raise _unknown(source, name)
+        raise unknown_study(source, name)
     record = record_of(study)
     if record is None:
         raise StorageError(f"study {name!r} was not started yet: there is nothing to copy")
@@ -216,13 +220,19 @@ def copy_study(storage: str, name: str, to_name: str, to_storage: str | None = N
     try:
         trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
         copied.add_trials(trials)
-        if study.metric_names:
-            copied.set_metric_names(study.metric_names)
+        name_metrics(copied, config)
         copied.set_user_attr(RECORD, {**record, "config": {**config.stored(), "storage": record["config"]["storage"]}})
     except BaseException:  # a study without its record would stand in the way of the next attempt
         optuna.delete_study(study_name=to_name, storage=target)
         raise
     return len(trials)
+
+
+def name_metrics(study: optuna.Study, config: StudyConfig) -> None:
+    """Have Optuna and its dashboard call the objectives by their names."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names([title(one.metric) for one in objectives_of(config)])
 
 
 def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
@@ -295,7 +305,7 @@ def _read(study: optuna.Study, storage: BaseStorage, record: Mapping[str, Any]) 
         versions=record["versions"],
         points=tuple(points),
         failures=failures,
-        plan_of=partial(_plan, study),
+        plan_of=partial(_plan, storage, study._study_id),
     )
 
 
@@ -324,13 +334,17 @@ def _outcomes(
             yield number, TrialState[state], json.loads(measured or "null"), json.loads(failure or "null")
 
 
-def _plan(study: optuna.Study, number: int) -> "tuple[LayerPlan, ...]":
+def _plan(storage: BaseStorage, study: int, number: int) -> "tuple[LayerPlan, ...]":
     from hscc_search.compression.hscc import LayerPlan
 
-    stored = study.get_trials(deepcopy=False)[number].user_attrs["plan"]
-    return tuple(LayerPlan.from_stored(layer) for layer in stored)
+    return tuple(LayerPlan.from_stored(layer) for layer in _trial(storage, study, number).user_attrs["plan"])
 
 
-def _unknown(storage: BaseStorage, name: str) -> StorageError:
+def _trial(storage: BaseStorage, study: int, number: int) -> FrozenTrial:
+    return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study, number))
+
+
+def unknown_study(storage: BaseStorage, name: str) -> StorageError:
+    """What is wrong where a storage has no study of that name."""
     known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
     return StorageError(f"no study {name!r} in this storage: it holds {known}")

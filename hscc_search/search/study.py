@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 import optuna
 import torch
-from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -23,18 +22,20 @@ from hscc_search.evaluation.cost import measure_cost
 from hscc_search.progress import Report, silent
 from hscc_search.search.ledger import Ledger
 from hscc_search.search.objective import Bench, calibration_images, make_bench, metrics_of
-from hscc_search.search.objectives import check_classes, objectives_of, title
+from hscc_search.search.objectives import check_classes, objectives_of
 from hscc_search.search.records import (
     RECORD,
     RECORD_VERSION,
     Study,
     find_study,
+    name_metrics,
     packed,
     read_study,
     record_of,
     stored_config,
+    unknown_study,
 )
-from hscc_search.search.space import space_of
+from hscc_search.search.space import Space, space_of
 from hscc_search.search.worker import work, work_together
 from hscc_search.storage import comes_from_storage, existing_storage, find_storage, open_storage, shown
 from hscc_search.training import dense_network
@@ -123,14 +124,14 @@ def start_study(config: StudyConfig, device: str = "auto", report: Report = sile
             )
         if study is not None and _finished(study) >= config.trials:
             return None
-    dataset, bench = _prepare(config, record, device, report)
+    dataset, bench, space = _prepare(config, record, device, report)
     with _lost_in_one_line(config.storage):
+        storage = storage or open_storage(config.storage)
         if study is None or record is None:
-            study, record = _create(config, dataset, bench)
+            study = _create(config, dataset, bench, storage)
         else:  # harmless fields follow the last run: how many trials are wanted, where the images lie
-            record = {**record, "config": _to_store(config)}
-            study.set_user_attr(RECORD, record)
-    return _ready(config, study, bench)
+            study.set_user_attr(RECORD, {**record, "config": _to_store(config)})
+    return Ledger(study, storage, space), bench
 
 
 def join_study(
@@ -159,10 +160,10 @@ def join_study(
     Raises:
         HsccError: there is no such study, or its images or its dense network are not to be had here.
     """
-    study = find_study(existing_storage(storage), name)
+    opened = existing_storage(storage)
+    study = find_study(opened, name)
     if study is None:
-        read_study(storage, name)  # says which ones there are
-    assert study is not None
+        raise unknown_study(opened, name)
     record = record_of(study)
     if record is None:
         raise StorageError(f"study {name!r} was not started yet: `hscc-search run` does")
@@ -170,8 +171,8 @@ def join_study(
     config = config.model_copy(update={"storage": storage, "timeout": timeout})
     if _finished(study) >= config.trials:
         return None
-    _, bench = _prepare(config, record, device, report)
-    return _ready(config, study, bench)
+    _, bench, space = _prepare(config, record, device, report)
+    return Ledger(study, opened, space), bench
 
 
 def train_dense(
@@ -199,8 +200,8 @@ def load_dense(
 
 def _prepare(
     config: StudyConfig, record: Mapping[str, Any] | None, device: str, report: Report
-) -> tuple[Dataset, Bench]:
-    """Images, dense network and calibration of a study: those it was started with."""
+) -> tuple[Dataset, Bench, Space]:
+    """Images, dense network and calibration of a study, those it was started with, and what it samples."""
     place = models.choose_device(device)
     dataset = load_dataset(config.data, report)
     if record is not None and record["fingerprint"] != dataset.fingerprint:
@@ -221,18 +222,10 @@ def _prepare(
     space = space_of(config, bench.calibration)
     for sample in config.start:
         space.checked(sample)
-    return dataset, bench
+    return dataset, bench, space
 
 
-def _ready(config: StudyConfig, study: optuna.Study, bench: Bench) -> tuple[Ledger, Bench]:
-    # Opened anew, since whoever found the study may have done so before it was there.
-    storage = existing_storage(config.storage)
-    opened = find_study(storage, study.study_name)
-    assert opened is not None
-    return Ledger(opened, storage, space_of(config, bench.calibration)), bench
-
-
-def _create(config: StudyConfig, dataset: Dataset, bench: Bench) -> tuple[optuna.Study, dict[str, Any]]:
+def _create(config: StudyConfig, dataset: Dataset, bench: Bench, storage: BaseStorage) -> optuna.Study:
     cost = measure_cost(bench.network, config.data.image_size)
     quality, predictions = bench.quality(bench.network)
     metrics, errors = metrics_of(cost, quality, dataset.classes, bench.dense_latency)
@@ -254,15 +247,11 @@ def _create(config: StudyConfig, dataset: Dataset, bench: Bench) -> tuple[optuna
             "weights": models.weights_digest(bench.network),
         },
     }
-    storage = open_storage(config.storage)
-    objectives = objectives_of(config)
-    directions = [StudyDirection.MAXIMIZE if one.maximise else StudyDirection.MINIMIZE for one in objectives]
+    directions = [StudyDirection.MAXIMIZE if one.maximise else StudyDirection.MINIMIZE for one in objectives_of(config)]
     study = optuna.create_study(study_name=config.name, storage=storage, directions=directions, load_if_exists=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        study.set_metric_names([title(one.metric) for one in objectives])
+    name_metrics(study, config)
     study.set_user_attr(RECORD, record)
-    return study, record
+    return study
 
 
 def _finished(study: optuna.Study) -> int:

@@ -192,6 +192,35 @@ def test_a_linear_layer_of_low_rank_is_factored_exactly():
     torch.testing.assert_close(module(others), layer(others), rtol=1e-3, atol=1e-3)
 
 
+def test_a_linear_layer_with_more_outputs_than_images_is_factored_exactly():
+    torch.manual_seed(0)
+    layer = nn.Linear(40, 90)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(90, 6) @ torch.randn(6, 40))
+    images = torch.randn(50, 40)
+    damaged = 0.5 * images + 1
+    module, allotment = fitted(layer, images, Setting(4, 3, 1 - 1e-6), damaged)
+    assert sum(allotment.blueprint.ranks[0]) >= 6
+    expected = layer(images)
+    assert (module(damaged) - expected).norm() < 0.02 * expected.norm()
+    assert (layer(damaged) - expected).norm() > 0.3 * expected.norm()
+    others = torch.randn(20, 40)
+    assert (module(0.5 * others + 1) - layer(others)).norm() < 0.05 * layer(others).norm()
+
+
+def test_few_axes_of_many_are_enough_for_a_low_rank(monkeypatch):
+    torch.manual_seed(0)
+    layer = nn.Linear(200, 300)
+    images = torch.randn(150, 200) * torch.logspace(0, -2, 200)
+    damaged = images + 0.02 * torch.randn(150, 200)
+    errors = {}
+    for more in (10, 300):
+        monkeypatch.setattr(hscc, "_MORE_AXES", more)
+        module, _ = fitted(layer, images, Setting(1, 1, 0.9), damaged)
+        errors[more] = (module(damaged) - layer(images)).norm()
+    assert errors[10] < 1.05 * errors[300]
+
+
 def test_a_linear_layer_on_maps_is_factored_exactly():
     torch.manual_seed(0)
     layer = nn.Linear(40, 30)

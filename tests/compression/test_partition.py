@@ -37,6 +37,7 @@ def record_of(height, width, outputs, images, seed, groups=1, scale=1.0):
         macs=height * width * outputs * 9,
         groups=groups,
         fully_connected=False,
+        wide=False,
         bounds=None,
         file=file,
     )

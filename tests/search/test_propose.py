@@ -238,3 +238,12 @@ def test_nsga2_knows_its_generations_again():
     tried = search(one, 45)
     generations = {value for trial in tried for name, value in trial.attributes.items() if name.endswith("generation")}
     assert generations == {0, 1, 2}
+
+
+def test_a_start_sample_given_twice_is_tried_once():
+    sample = {"regions": 1, "clusters": 1, "energy": 0.9}
+    one = Space(StudyConfig.from_file("digits", start=[sample, sample, sample]), {})
+    first = propose(one, PLANE, [], 0)
+    assert first.sample == sample
+    second = propose(one, PLANE, [Tried(first.sample, (1.0, 0.5))], 1)
+    assert second.sample != sample

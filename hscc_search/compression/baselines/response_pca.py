@@ -130,8 +130,8 @@ def rebuild_layer(
     predicted = (predictor.axes + predictor.gain) * predictor.variances.sqrt()
     axes = leading_axes(predicted, rank)
     basis = axes.T @ predictor.apply(layer.weight.detach().flatten(1).double())
-    without_bias = predictor.mean_delivered - (0 if layer.bias is None else layer.bias.detach().double())
-    offset = predictor.mean_dense - axes @ (axes.T @ predictor.apply(without_bias[:, None]))[:, 0]
+    without_bias = delivered.mean(dim=0).double() - (0 if layer.bias is None else layer.bias.detach().double())
+    offset = dense.mean(dim=0).double() - axes @ (axes.T @ predictor.apply(without_bias[:, None]))[:, 0]
     return low_rank_pair(layer, basis, axes, offset)
 
 
