@@ -3,7 +3,7 @@
 A trial is RUNNING from the moment it is created, with its sample already in it; its worker says every few seconds that
 it is alive. A trial whose worker died, or was interrupted, becomes WAITING, and the next worker takes it. All that is
 needed of a storage is what Optuna's interface offers, so that its gRPC proxy serves as well; databases are locked in
-addition while a trial is created. A storage that goes away is waited for.
+addition while a trial is created, so that workers seldom come second. A storage that goes away is waited for.
 """
 
 import threading
@@ -14,23 +14,18 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import optuna
-from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import text
 
 from hscc_search.search.presence import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, gone, signature
 from hscc_search.search.propose import Proposal, Tried
 from hscc_search.search.records import Study, study_as_it_stands
 from hscc_search.search.space import Space
-from hscc_search.storage import comes_from_storage, patiently
+from hscc_search.storage import comes_from_storage, lockable, locked, patiently
 
 # A trial that takes its worker down with it is not tried a third time.
 _ATTEMPTS = 2
-
-# PostgreSQL's locks are numbers that all who use a server share: "hscc" and the study's.
-_LOCKS = 0x68736363_00000000
 
 _ATTEMPT, _SAMPLER = "hscc:attempt", "hscc:sampler"
 
@@ -104,11 +99,6 @@ class Ledger:
                 if self.space.key(proposal.sample) in {self.space.key(trial.params) for trial in since[len(trials) :]}:
                     continue
                 return self._checked(self._create(proposal), wanted)
-
-    @_patient
-    def beat(self, trial: FrozenTrial) -> None:
-        """Say that the worker of a trial is alive."""
-        self._storage.set_trial_system_attr(trial._trial_id, ALIVE, time.time())
 
     @_patient
     def finish(
@@ -213,9 +203,11 @@ class Ledger:
         return self._storage.get_trial(self._storage.create_new_trial(self.study._study_id, template))
 
     def _checked(self, mine: FrozenTrial, wanted: int) -> FrozenTrial | None:
-        """Without a lock two workers may create a trial at once: the one with the lower number stays."""
-        if isinstance(self._storage, RDBStorage):
-            return mine
+        """Of two workers that create a trial at once the one with the lower number stays.
+
+        That happens where there is no lock, and where the server that held it went away: Optuna waits for a server,
+        and creates the trial when it is back.
+        """
         before = [trial for trial in self.study.get_trials(deepcopy=False) if trial.number < mine.number]
         same = self.space.key(mine.params) in {self.space.key(trial.params) for trial in before}
         if same or _alive(before) >= wanted:
@@ -223,22 +215,9 @@ class Ledger:
             return None
         return mine
 
-    def _lock(self) -> AbstractContextManager[object]:
-        """Held while a trial is created. It goes with the process that holds it, whatever kills it."""
-        if not isinstance(self._storage, RDBStorage):
-            return nullcontext()
-        url = self._storage.engine.url
-        if url.get_backend_name() == "sqlite":
-            return FileLock(f"{url.database}.lock")
-        return self._advisory_lock() if url.get_backend_name() == "postgresql" else nullcontext()
-
-    @contextmanager
-    def _advisory_lock(self) -> Iterator[None]:
-        assert isinstance(self._storage, RDBStorage)
-        with self._storage.engine.begin() as connection:
-            key = _LOCKS + self.study._study_id
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
-            yield
+    def _lock(self) -> AbstractContextManager[None]:
+        """Held while a trial is created or changes hands; a proxy's storage has none."""
+        return locked(self._storage, self.study._study_id) if lockable(self._storage) else nullcontext()
 
     def _lost(self, trial: FrozenTrial) -> bool:
         if trial.state != TrialState.RUNNING or at_work(trial):

@@ -185,6 +185,31 @@ def test_workers_that_claim_at_once_take_exactly_what_is_wanted(open_ledger, url
         assert left == []
 
 
+@pytest.mark.parametrize("other_is_quicker", [True, False])
+def test_a_lock_that_went_with_the_server_lets_no_sample_in_twice(database, postgresql, monkeypatch, other_is_quicker):
+    optuna.create_study(study_name="one", storage=open_storage(database), directions=["minimize", "maximize"])
+    ledger, other = opened(database), opened(database)
+
+    def create(proposal):
+        monkeypatch.undo()
+        postgresql.psql("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory';")
+        if other_is_quicker:
+            assert other.claim(5, choose_few).number == 0
+        return ledger._create(proposal)
+
+    monkeypatch.setattr(ledger, "_create", create)
+    trial = ledger.claim(5, choose_few)
+    trials = ledger.trials()
+    if other_is_quicker:
+        assert trial is None
+        assert [one.state for one in trials] == [TrialState.RUNNING, TrialState.FAIL]
+        assert trials[1].user_attrs["failure"] == "another worker was quicker"
+        assert SPACE.key(ledger.claim(5, choose_few).params) != SPACE.key(trials[0].params)
+    else:
+        assert [one.number for one in trials] == [trial.number]
+        assert at_work(trials[0])
+
+
 def test_a_database_that_is_away_for_a_while_is_waited_for(tmp_path):
     url = f"sqlite:///{tmp_path}/studies.db"
     optuna.create_study(study_name="one", storage=open_storage(url), directions=["minimize", "maximize"])
