@@ -21,6 +21,8 @@ from hscc_search.errors import CompressionError
 # A layer below this share of the network's multiply-adds is not worth an approximation.
 TINY_SHARE = 1e-4
 
+_WHOLE = Division("none", 1, "none", 1, seed=0)
+
 # Input ranks that are tried for one block, evenly spaced; multiples as total ranks are.
 _INPUT_RANKS = 16
 # What dropping input directions loses counts this much more: the fit behind makes up for less of it.
@@ -136,7 +138,7 @@ def allot(calibration: Calibration, setting: Setting) -> dict[str, Allotment]:
         rows = tuple(tuple(here[start : start + count]) for start in range(0, len(here), count))
         if all(ranks is None for ranks in here) and count > 1:
             # Dense filters of its own for each region would cost time and gain little.
-            divided = _partition(calibration, record, Division("none", 1, "none", 1, setting.seed))
+            divided = _partition(calibration, record, _WHOLE)
             rows = tuple((None,) for _ in divided.blocks)
         places_here = _places(calibration, record, divided)
         ranks_here = [ranks for row in rows for ranks in row]
@@ -160,6 +162,8 @@ def compressible(calibration: Calibration) -> list[LayerRecord]:
 
 
 def _partition(calibration: Calibration, record: LayerRecord, division: Division) -> Partition:
+    if record.fully_connected:  # all divisions come to the same there
+        division = _WHOLE
     return calibration.remember((record.name, division), lambda: divide(record, division))
 
 

@@ -278,6 +278,12 @@ def test_a_layer_is_divided_once_for_all_rank_rules(residual):
     assert allot(residual, Setting(4, 2, energy=0.5, seed=1))["mix"].partition is not divided[0]
 
 
+def test_a_fully_connected_layer_is_divided_once_for_all_divisions(digits_cnn):
+    name = next(record.name for record in digits_cnn.records if record.fully_connected)
+    found = [allot(digits_cnn, Setting(*counts, energy=0.5))[name].partition for counts in ((4, 2), (1, 1), (2, 3))]
+    assert all(one is found[0] for one in found)
+
+
 class Halves(nn.Module):
     """Two convolutions over maps whose left and right halves are about different things, or about the same."""
 
