@@ -1,7 +1,6 @@
 """Studies as they stand in a storage: read, listed, copied and removed. Nothing here needs torch."""
 
 import base64
-import json
 import warnings
 import zlib
 from collections import Counter
@@ -15,6 +14,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from pydantic_core import from_json
 from sqlalchemy import text
 
 from hscc_search.config import StudyConfig
@@ -331,7 +331,7 @@ def _outcomes(
     )
     with storage.engine.connect() as connection:
         for number, state, measured, failure in connection.execute(query, {"study": study._study_id}):
-            yield number, TrialState[state], json.loads(measured or "null"), json.loads(failure or "null")
+            yield number, TrialState[state], from_json(measured or "null"), from_json(failure or "null")
 
 
 def _plan(storage: BaseStorage, study: int, number: int) -> "tuple[LayerPlan, ...]":
