@@ -105,7 +105,9 @@ def lockable(storage: BaseStorage) -> bool:
 
 
 def locked(storage: BaseStorage, number: int) -> AbstractContextManager[None]:
-    """Hold a lock that one process at a time can have. It goes with the process, whatever kills it, and with the server.
+    """Hold a lock that one process at a time can have. It goes with the process, whatever kills it.
+
+    A server that goes away takes the lock along, and nobody is told.
 
     Args:
         storage: SQLite or PostgreSQL.

@@ -98,7 +98,9 @@ class Ledger:
                     continue
                 if self.space.key(proposal.sample) in {self.space.key(trial.params) for trial in since[len(trials) :]}:
                     continue
-                return self._checked(self._create(proposal), wanted)
+                mine = self._create(proposal)
+                if self._came_first(mine, wanted):
+                    return mine
 
     @_patient
     def finish(
@@ -202,8 +204,8 @@ class Ledger:
         )
         return self._storage.get_trial(self._storage.create_new_trial(self.study._study_id, template))
 
-    def _checked(self, mine: FrozenTrial, wanted: int) -> FrozenTrial | None:
-        """Of two workers that create a trial at once the one with the lower number stays.
+    def _came_first(self, mine: FrozenTrial, wanted: int) -> bool:
+        """Of two workers that create a trial at once the one with the lower number keeps it.
 
         That happens where there is no lock, and where the server that held it went away: Optuna waits for a server,
         and creates the trial when it is back.
@@ -212,8 +214,8 @@ class Ledger:
         same = self.space.key(mine.params) in {self.space.key(trial.params) for trial in before}
         if same or _alive(before) >= wanted:
             self.fail(mine, "another worker was quicker")
-            return None
-        return mine
+            return False
+        return True
 
     def _lock(self) -> AbstractContextManager[None]:
         """Held while a trial is created or changes hands; a proxy's storage has none."""
