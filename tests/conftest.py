@@ -5,9 +5,12 @@ import sys
 import uuid
 from pathlib import Path
 
+# Many small computations: waiting for a second thread costs more than it brings, the more on a busy machine. Before
+# torch is imported, so that it holds here and in all processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from hscc_search.config import StudyConfig
@@ -27,7 +30,7 @@ def cli():
             cwd=cwd,
             capture_output=True,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            env={**os.environ, **(env or {})},
             timeout=600,
             check=False,
         )
@@ -71,12 +74,6 @@ def image_folder(tmp_path):
         return tmp_path / name
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Many small computations: waiting for a second thread costs more than it brings, the more on a busy machine."""
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

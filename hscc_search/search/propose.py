@@ -81,7 +81,8 @@ def propose(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried
             return Proposal(sample, _drawn(space, objectives, tried, seed, 0).attributes if bred else {})
     if config.sampler == "grid":
         return _from_grid(space, taken, seed=config.seed)
-    for attempt in range(_REDRAWS):
+    # GP answers slowly, and the same whatever the seed.
+    for attempt in range(1 if config.sampler == "gp" else _REDRAWS):
         proposal = _drawn(space, objectives, tried, seed, attempt)
         if fresh(proposal.sample):
             return proposal

@@ -501,7 +501,6 @@ def test_what_a_killed_process_left_is_removed_after_a_day(cache):
 
 
 def race(start, results):
-    torch.set_num_threads(1)
     network = seeded(lambda: DigitsCNN(5, SIDE))
     start.wait(300)
     weights = weights_of(calibrate(network, smooth_images(24), batch_size=4, keep=True))

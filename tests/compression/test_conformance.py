@@ -174,7 +174,6 @@ class Case:
 
 @pytest.fixture(scope="module", params=LIGHT, ids=lambda zoo: zoo.name)
 def case(request):
-    torch.set_num_threads(1)
     zoo = request.param
     dense = settle(built(zoo), zoo.side)
     calibration = calibrate(dense, smooth_images(16, side=zoo.side))
