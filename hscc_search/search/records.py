@@ -128,10 +128,7 @@ def read_study(storage: str | BaseStorage, name: str) -> Study:
         StudyError: the study is not one of this version of hscc-search.
     """
     opened = existing_storage(storage) if isinstance(storage, str) else storage
-    study = find_study(opened, name)
-    if study is None:
-        raise unknown_study(opened, name)
-    return study_as_it_stands(study, opened)
+    return study_as_it_stands(known_study(opened, name), opened)
 
 
 def study_as_it_stands(study: optuna.Study, storage: BaseStorage) -> Study:
@@ -185,9 +182,7 @@ def remove_study(storage: str, name: str) -> None:
         StudyError: workers are at it.
     """
     opened = existing_storage(storage)
-    study = find_study(opened, name)
-    if study is None:
-        raise unknown_study(opened, name)
+    study = known_study(opened, name)
     active = [trial for trial in study.get_trials(deepcopy=False) if at_work(trial)]
     if active:
         workers = len({worker_of(trial) for trial in active})
@@ -206,9 +201,7 @@ def copy_study(storage: str, name: str, to_name: str, to_storage: str | None = N
         StudyError: the study is not one of this version of hscc-search.
     """
     source = existing_storage(storage)
-    study = find_study(source, name)
-    if study is None:
-        raise unknown_study(source, name)
+    study = known_study(source, name)
     record = record_of(study)
     if record is None:
         raise StorageError(f"study {name!r} was not started yet: there is nothing to copy")
@@ -233,6 +226,19 @@ def name_metrics(study: optuna.Study, config: StudyConfig) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([title(one.metric) for one in objectives_of(config)])
+
+
+def known_study(storage: BaseStorage, name: str) -> optuna.Study:
+    """A study as Optuna has it.
+
+    Raises:
+        StorageError: there is none of that name; it says which ones there are.
+    """
+    study = find_study(storage, name)
+    if study is None:
+        known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
+        raise StorageError(f"no study {name!r} in this storage: it holds {known}")
+    return study
 
 
 def find_study(storage: BaseStorage, name: str) -> optuna.Study | None:
@@ -342,9 +348,3 @@ def _plan(storage: BaseStorage, study: int, number: int) -> "tuple[LayerPlan, ..
 
 def _trial(storage: BaseStorage, study: int, number: int) -> FrozenTrial:
     return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study, number))
-
-
-def unknown_study(storage: BaseStorage, name: str) -> StorageError:
-    """What is wrong where a storage has no study of that name."""
-    known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
-    return StorageError(f"no study {name!r} in this storage: it holds {known}")

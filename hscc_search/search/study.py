@@ -28,12 +28,12 @@ from hscc_search.search.records import (
     RECORD_VERSION,
     Study,
     find_study,
+    known_study,
     name_metrics,
     packed,
     read_study,
     record_of,
     stored_config,
-    unknown_study,
 )
 from hscc_search.search.space import Space, space_of
 from hscc_search.search.worker import work, work_together
@@ -161,9 +161,7 @@ def join_study(
         HsccError: there is no such study, or its images or its dense network are not to be had here.
     """
     opened = existing_storage(storage)
-    study = find_study(opened, name)
-    if study is None:
-        raise unknown_study(opened, name)
+    study = known_study(opened, name)
     record = record_of(study)
     if record is None:
         raise StorageError(f"study {name!r} was not started yet: `hscc-search run` does")
