@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from hscc_search.search.presence import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, gone, signature
 from hscc_search.search.propose import Proposal, Tried
 from hscc_search.search.records import Study, study_as_it_stands
-from hscc_search.search.space import Space
+from hscc_search.search.space import Sample, Space
 from hscc_search.storage import comes_from_storage, lockable, locked, patiently
 
 # A trial that takes its worker down with it is not tried a third time.
@@ -93,14 +93,14 @@ class Ledger:
             if proposal is None:
                 return None
             with self._lock():
-                since = self.trials()
-                if _alive(since) >= wanted:
-                    continue
-                if self.space.key(proposal.sample) in {self.space.key(trial.params) for trial in since[len(trials) :]}:
+                if not self._left(proposal.sample, self.trials(), len(trials), wanted):
                     continue
                 mine = self._create(proposal)
-                if self._came_first(mine, wanted):
+                # Where there is no lock, or the server that held it went away (for which Optuna waits, and then
+                # creates the trial), two workers may have created one at once: the lower number keeps it.
+                if self._left(proposal.sample, self.trials()[: mine.number], len(trials), wanted):
                     return mine
+                self.fail(mine, "another worker was quicker")
 
     @_patient
     def finish(
@@ -204,18 +204,10 @@ class Ledger:
         )
         return self._storage.get_trial(self._storage.create_new_trial(self.study._study_id, template))
 
-    def _came_first(self, mine: FrozenTrial, wanted: int) -> bool:
-        """Of two workers that create a trial at once the one with the lower number keeps it.
-
-        That happens where there is no lock, and where the server that held it went away: Optuna waits for a server,
-        and creates the trial when it is back.
-        """
-        before = [trial for trial in self.study.get_trials(deepcopy=False) if trial.number < mine.number]
-        same = self.space.key(mine.params) in {self.space.key(trial.params) for trial in before}
-        if same or _alive(before) >= wanted:
-            self.fail(mine, "another worker was quicker")
-            return False
-        return True
+    def _left(self, sample: Sample, trials: Sequence[FrozenTrial], known: int, wanted: int) -> bool:
+        """Whether a trial is still wanted, and a sample not taken by one that came after those that were known."""
+        taken = {self.space.key(trial.params) for trial in trials[known:]}
+        return _alive(trials) < wanted and self.space.key(sample) not in taken
 
     def _lock(self) -> AbstractContextManager[None]:
         """Held while a trial is created or changes hands; a proxy's storage has none."""
