@@ -33,7 +33,7 @@ study: $(VENV)/.installed
 	@echo "next: $(BIN)/hscc-search dashboard --storage sqlite:///$(STUDY)/studies.db"
 
 test: $(VENV)/.installed-for-tests
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .

@@ -16,7 +16,13 @@ from PIL import Image
 from hscc_search.config import StudyConfig
 
 ROOT = Path(__file__).parent.parent
+# Files with few tests of minutes each: what several processes share out should not end with one of them.
+LONG = ("test_chaos.py", "test_install.py", "test_mri.py", "test_readme.py", "test_worker.py", "test_study.py")
 MRI = Path(os.environ.get("BRAIN_TUMOR_MRI", ROOT.parent / "shared" / "data" / "brain_tumor_mri"))
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session")
