@@ -13,22 +13,25 @@ from hscc_search.search.records import list_studies, read_study
 from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage, open_storage
 
+# Trials that take a moment.
+SMALL = {"training__epochs": 2, "compression__calibration_images": 64}
+
 
 def values(study):
     return [(point.trial, point.settings, point["flops"], point["accuracy"]) for point in study.points]
 
 
 def test_same_seed_gives_the_same_trials(digits, tmp_path):
-    first = run_study(digits(trials=12))
-    second = run_study(digits(trials=12).model_copy(update={"storage": f"sqlite:///{tmp_path}/other.db"}))
+    first = run_study(digits(trials=12, **SMALL))
+    second = run_study(digits(trials=12, **SMALL).model_copy(update={"storage": f"sqlite:///{tmp_path}/other.db"}))
     assert len(first.points) == 12
     assert values(first) == values(second)
     assert [first.plan_of(trial) for trial in range(12)] == [second.plan_of(trial) for trial in range(12)]
 
 
 def test_another_seed_gives_other_trials(digits, tmp_path):
-    first = run_study(digits(trials=4)).points
-    other = run_study(digits(trials=4, seed=1, training__epochs=1, name="other")).points
+    first = run_study(digits(trials=4, **SMALL)).points
+    other = run_study(digits(trials=4, seed=1, name="other", **SMALL)).points
     # Whatever the seed, a study begins with the ends of its space.
     assert [point.settings for point in other[:2]] == [point.settings for point in first[:2]]
     assert [point.settings["energy"] for point in first[:2]] == [0.7, 0.998]
@@ -36,10 +39,10 @@ def test_another_seed_gives_other_trials(digits, tmp_path):
 
 
 def test_going_on_gives_what_an_unbroken_run_gives(digits, tmp_path):
-    unbroken = run_study(digits(trials=14))
+    unbroken = run_study(digits(trials=14, **SMALL))
     elsewhere = f"sqlite:///{tmp_path}/other.db"
     for trials in (5, 11, 14):
-        study = run_study(digits(trials=trials).model_copy(update={"storage": elsewhere}))
+        study = run_study(digits(trials=trials, **SMALL).model_copy(update={"storage": elsewhere}))
         assert len(study.points) == trials
         assert read_study(elsewhere, "digits").config.trials == trials
     assert values(study) == values(unbroken)
