@@ -67,7 +67,7 @@ def storm(config, disturbances):
             process.join()
 
 
-def check(config):
+def check(config, *reasons):
     storage = existing_storage(config.storage)
     trials = find_study(storage, config.name).get_trials(deepcopy=False)
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.FAIL}
@@ -77,7 +77,7 @@ def check(config):
     assert len({json.dumps(trial.params, sort_keys=True) for trial in complete}) == TRIALS
     for trial in trials:
         if trial.state == TrialState.FAIL:
-            assert trial.user_attrs["failure"] in ("its worker died, 2 times", "another worker was quicker")
+            assert trial.user_attrs["failure"] in ("its worker died, 2 times", *reasons)
         else:
             metrics = trial.user_attrs["measured"]["metrics"]
             assert trial.values == [metrics["flops"], metrics["accuracy"]]
@@ -111,6 +111,6 @@ def test_postgresql_survives_killed_workers_and_restarts(digits, tmp_path_factor
             server.start()
 
         storm(config, {15: partial(restart, 3), 35: partial(restart, 30)})
-        check(config)
+        check(config, "another worker was quicker")  # a lock goes with its server
     finally:
         server.cleanup()
