@@ -16,7 +16,7 @@ from torch import nn
 from hscc_search.compression.activation import Bounds, activation_bounds
 from hscc_search.compression.folding import Fold, absorb, fold_batch_norms
 from hscc_search.compression.lattice import choose_lattice, positions_first
-from hscc_search.compression.records import DAMAGE, Inputs, Kept, LayerRecord, key, read, write, write_span
+from hscc_search.compression.records import DAMAGE, Inputs, Kept, LayerRecord, key, read, write
 from hscc_search.errors import CompressionError
 from hscc_search.files import cache_folder, folder_written_whole, remove_abandoned, remove_unused, used
 from hscc_search.progress import Progress, Report, silent
@@ -229,7 +229,6 @@ class _Keeper:
         """Write responses to the file, and add up activations."""
         maps = self._maps(output)
         if self.seen == 0:
-            self.wide = output.dim() == 2 and self.images < output.shape[1]
             self.lattice = choose_lattice(*maps.shape[2:])
             self.profiles = torch.zeros(maps.shape[1:], dtype=torch.float64, device=maps.device)
             shape = (self.lattice.positions, self.images, maps.shape[1])
@@ -265,9 +264,6 @@ class _Keeper:
         effects = (self.squares / self.seen).sqrt().float()
         if not effects.sum() > 0:  # the loss depends on nothing here: all count alike
             effects = torch.ones_like(effects)
-        if self.wide:
-            responses = torch.from_numpy(self.written[0]).to(effects.device)
-            write_span(self.file, responses, effects, self.layer.weight.detach())
         return LayerRecord(
             name=self.name,
             lattice=self.lattice,
@@ -277,7 +273,6 @@ class _Keeper:
             macs=macs,
             groups=getattr(self.layer, "groups", 1),
             fully_connected=isinstance(self.layer, nn.Linear),
-            wide=self.wide,
             bounds=bounds,
             file=self.file,
         )

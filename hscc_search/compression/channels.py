@@ -94,7 +94,7 @@ def correlation(samples: torch.Tensor) -> torch.Tensor:
     covariance = (centred.T @ centred).double().cpu()
     deviation = covariance.diagonal().clamp(min=0).sqrt()
     # Below float32's resolution of the values themselves a deviation is rounding.
-    floor = 1e-6 * samples.double().abs().amax(dim=0).cpu() * len(samples) ** 0.5
+    floor = 1e-6 * samples.abs().amax(dim=0).double().cpu() * len(samples) ** 0.5
     scale = torch.where(deviation > floor, 1 / deviation, torch.zeros_like(deviation))
     return covariance * scale[:, None] * scale[None, :]
 

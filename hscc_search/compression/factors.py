@@ -1,27 +1,25 @@
-"""Rank-adaptive factors of one layer in one region, fitted to what the dense network answered.
+"""The linear algebra of fitting a layer's factors to what the dense network answered.
 
 Notation, with C output channels and n samples: y is the dense network's response, y^ = W x^ + b the response of the
 same layer to the input that the partly compressed network delivers, T = cov(y^), S = cov(y, y^). Responses come
-weighted by the channels' effects on the loss, so that variance is lost where it matters least.
+weighted by the channels' effects on the loss, so that variance is lost where it matters least. A basis A of K axes
+gives the coordinates z = A y^, a recombination P brings them back.
 
-1. M = I + (S - T)(T + ridge)^-1 predicts y from y^. The ridge shrinks towards the identity, so that M is exactly I
-   where nothing was compressed before, and stays near it in directions that too few samples describe: it is the mean
-   eigenvalue of T times dimensions / samples. A fully connected layer with as many dimensions as samples would
-   otherwise learn the calibration images by heart.
-2. For each cluster c, U_c are the first k_c principal axes of the rows of M y^ that belong to c.
-3. Basis A = [U_c^T M_c] over the clusters, recombination P = U + (S - U A T) A^T (A T A^T + ridge)^-1: least
-   squares over all channels, shrunk towards the clusters' own axes U.
-4. Where an activation behind the layer clips responses, P and the bias are refined for what it lets through.
-
-Everything is expressed in the r <= min(n, C) principal coordinates of y^, so that a fully connected layer with
-thousands of outputs never needs a C x C matrix.
+1. :func:`fit_predictor`: M = I + (S - T)(T + ridge)^-1 predicts y from y^. The ridge shrinks towards the identity, so
+   that M is exactly I where nothing was compressed before, and stays near it in directions that too few samples
+   describe: it is the mean eigenvalue of T times dimensions / samples. A fully connected layer with as many dimensions
+   as samples would otherwise learn the calibration images by heart.
+2. :func:`factorise`: A = U^T M with U the first principal axes of M y^, reduced-rank regression, and the P that goes
+   with it.
+3. :func:`refit`: P = U + (cov(y, z) - U cov(z)) (cov(z) + ridge)^-1, least squares shrunk towards U.
+4. :func:`refine`: where an activation behind the layer clips responses, P and the bias are refined for what it lets
+   through.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+from torch.nn import functional
 
 # Relative to the mean eigenvalue of the matrix that it is added to; the least that is taken.
 RIDGE = 1e-3
@@ -99,57 +97,48 @@ def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
     )
 
 
-def factorise(predictor: Predictor, clusters: np.ndarray, ranks: Sequence[int]) -> Factors:
-    """Steps 2 and 3.
+def factorise(predictor: Predictor, rank: int) -> Factors:
+    """Step 2.
 
     Args:
         predictor: from :func:`fit_predictor`.
-        clusters: int64 (C,), the cluster of each channel, labels from 0 on.
-        ranks: k_c for each cluster, together at least 1; a rank beyond what the responses
-            fill gets empty filters.
+        rank: K, at least 1; beyond what the responses fill the filters are empty.
     """
     # F F^T = M T M^T
     spread = (predictor.axes + predictor.gain) * predictor.variances.sqrt()
-    columns = []
-    for cluster, rank in enumerate(ranks):
-        members = torch.from_numpy(np.flatnonzero(clusters == cluster)).to(spread.device)
-        found, _ = principal_axes(spread[members], rank)
-        block = torch.zeros(len(spread), rank, dtype=spread.dtype, device=spread.device)
-        block[members, : found.shape[1]] = found
-        columns.append(block)
-    axes = torch.cat(columns, dim=1)
+    found, _ = principal_axes(spread, rank)
+    axes = functional.pad(found, (0, rank - found.shape[1]))
     basis = axes.T + (axes.T @ predictor.gain) @ predictor.axes.T
     inner = basis @ predictor.axes
-    inner_covariance = (inner * predictor.variances) @ inner.T
+    covariance = (inner * predictor.variances) @ inner.T
     cross = (predictor.axes * predictor.variances + predictor.gap) @ inner.T
-    identity = torch.eye(len(inner), dtype=inner.dtype, device=inner.device)
-    ridge = _ridge(inner_covariance.diagonal(), predictor.samples) * identity
-    correction = torch.linalg.solve(inner_covariance + ridge, (cross - axes @ inner_covariance).T).T
-    return Factors(basis=basis, recombination=axes + correction)
+    return Factors(basis, axes + (cross - axes @ covariance) @ _inverse(covariance, predictor.samples))
 
 
 def refit(
     dense: torch.Tensor, coordinates: torch.Tensor, recombination: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit a recombination anew to what basis filters deliver once they were changed.
+    """Step 3: fit a recombination to what the basis filters answer.
 
     Args:
         dense: y, float (n, C).
         coordinates: z, what the basis filters answer, float (n, K).
-        recombination: P from before, float64 (C, K), towards which the least squares are shrunk.
+        recombination: U, float (C, K), towards which the least squares are shrunk.
 
     Returns:
-        P, float64 (C, K), and the bias, float64 (C,), so that P z + bias predicts y.
+        P, float (C, K), and the bias, float (C,), so that P z + bias predicts y.
     """
     count = len(dense)
-    mean_dense, mean = dense.mean(dim=0), coordinates.mean(dim=0)
-    centred = coordinates - mean
-    covariance = (centred.T @ centred).double() / count
-    cross = ((dense - mean_dense).T @ centred).double() / count
-    ridge = _ridge(covariance.diagonal(), count) * torch.eye(len(covariance)).to(covariance)
-    correction = torch.linalg.solve(covariance + ridge, (cross - recombination @ covariance).T).T
-    fitted = recombination + correction
-    return fitted, mean_dense.double() - fitted @ mean.double()
+    centred = coordinates - coordinates.mean(dim=0)
+    covariance = centred.T @ centred / count
+    left = dense.T @ centred / count - recombination @ covariance
+    fitted = recombination + left @ _inverse(covariance, count)
+    return fitted, offset_of(dense, coordinates, fitted)
+
+
+def offset_of(dense: torch.Tensor, coordinates: torch.Tensor, recombination: torch.Tensor) -> torch.Tensor:
+    """The bias, float (C,), with which a recombination of coordinates has the mean of the dense responses."""
+    return dense.mean(dim=0) - recombination @ coordinates.mean(dim=0)
 
 
 def refine(
@@ -160,7 +149,7 @@ def refine(
     low: torch.Tensor,
     high: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Improve a recombination where an activation behind it lets values between two bounds through.
+    """Step 4: improve a recombination where an activation behind it lets values between two bounds through.
 
     With f the clipping activation, takes steps towards the least of the matching loss of f, the convex loss whose
     gradient is ``(f(P z + bias) - f(y)) z`` (Auer, Herbster and Warmuth 1996): f changes nothing by more than its
@@ -169,8 +158,8 @@ def refine(
     Args:
         dense: y, float (n, C).
         coordinates: z, what the basis filters answer, float (n, K).
-        recombination: P, float64 (C, K).
-        offset: bias, float64 (C,).
+        recombination: P, float (C, K).
+        offset: bias, float (C,).
         low: lower bound of each channel, float (C,).
         high: upper bound, float (C,).
 
@@ -181,17 +170,15 @@ def refine(
     # Each step looks at other samples, as long as they are many for the rank.
     strides = max(1, min(_REFINEMENTS, count // (_ENOUGH * rank)))
     centred = coordinates[::strides] - coordinates[::strides].mean(dim=0)
-    covariance = (centred.T @ centred).double() / len(centred)
-    ridge = _ridge(covariance.diagonal(), count) * torch.eye(rank).to(covariance)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance + ridge))
+    inverse = _STRETCH * _inverse(centred.T @ centred / len(centred), count)
     for step in range(_REFINEMENTS):
         seen = coordinates[step % strides :: strides]
-        left = torch.addmm(offset.to(seen.dtype), seen, recombination.T.to(seen.dtype)).clamp_(low, high)
-        left = dense[step % strides :: strides].clamp(low, high).sub_(left).mul_(_STRETCH)
-        mean, mean_left = seen.mean(dim=0), left.mean(dim=0)
-        change = (left.T @ (seen - mean)).double() / len(seen) @ inverse
+        mean = seen.mean(dim=0)
+        left = torch.addmm(offset, seen, recombination.T).clamp_(low, high)
+        left = dense[step % strides :: strides].clamp(low, high).sub_(left)
+        change = left.T @ ((seen - mean) @ inverse) / len(seen)
         recombination = recombination + change
-        offset = offset + mean_left.double() - change @ mean.double()
+        offset = offset + _STRETCH * left.mean(dim=0) - change @ mean
     return recombination, offset
 
 
@@ -227,6 +214,14 @@ def principal_axes(rows: torch.Tensor, count: int | None = None) -> tuple[torch.
     return rows @ vectors / values.sqrt(), values
 
 
+def _inverse(covariance: torch.Tensor, samples: int) -> torch.Tensor:
+    """(covariance + ridge)^-1, found in double precision."""
+    exact = covariance.double()
+    ridge = _ridge(exact.diagonal(), samples) * torch.eye(len(exact)).to(exact)
+    return torch.cholesky_inverse(torch.linalg.cholesky(exact + ridge)).to(covariance.dtype)
+
+
 def _ridge(values: torch.Tensor, samples: int) -> torch.Tensor:
     share = max(RIDGE, len(values) / samples)
-    return share * values.sum() / max(len(values), 1) + torch.finfo(values.dtype).tiny
+    # Its inverse is used with samples of single precision.
+    return share * values.sum() / max(len(values), 1) + 1e-30

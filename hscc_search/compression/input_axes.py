@@ -29,10 +29,10 @@ def input_metric(weight: torch.Tensor, effects: torch.Tensor, correlation: float
     Returns:
         N, float64 (Cin, Cin).
     """
-    weighted = weight.double().flatten(2) * effects.to(weight.device)[:, None, None]
+    weighted = weight.flatten(2) * effects.to(weight)[:, None, None]
     apart = weighted.movedim(1, 0).flatten(1)
     together = weighted.sum(dim=2).T
-    return (1 - correlation) * (apart @ apart.T) + correlation * (together @ together.T)
+    return (1 - correlation) * (apart @ apart.T).double() + correlation * (together @ together.T).double()
 
 
 def input_covariance(x: torch.Tensor) -> torch.Tensor:

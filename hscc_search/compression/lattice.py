@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from hscc_search.compression.layers import conv_padding
+from hscc_search.compression.regions import Piece
 
 # Positions of a map that are looked at, about: neighbours tell nearly the same.
 POSITIONS = 100
@@ -31,6 +32,29 @@ class Lattice:
     def indices(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows and columns that belong to the lattice."""
         return torch.arange(self.start, self.height, self.step), torch.arange(self.start, self.width, self.step)
+
+    def within(self, piece: Piece) -> torch.Tensor:
+        """The positions that lie in a rectangle of the map, ascending."""
+        rows, columns = self.indices
+        numbers = torch.arange(len(rows) * len(columns)).view(len(rows), len(columns))
+        rows, columns = ((rows >= piece.top) & (rows < piece.bottom)), (columns >= piece.left) & (columns < piece.right)
+        return numbers[rows][:, columns].flatten()
+
+    def taken(self, maps: torch.Tensor, piece: Piece) -> torch.Tensor:
+        """What is there in a rectangle of the map, at the positions :meth:`within` it.
+
+        Args:
+            maps: of the rectangle, (images, channels, height, width).
+            piece: the rectangle.
+
+        Returns:
+            A copy, (positions, images, channels).
+        """
+        down, right = (
+            (self.start - first) % self.step if first > self.start else self.start - first
+            for first in (piece.top, piece.left)
+        )
+        return positions_first(maps[:, :, down :: self.step, right :: self.step])
 
 
 def choose_lattice(height: int, width: int, positions: int = POSITIONS) -> Lattice:
@@ -61,35 +85,6 @@ def responses_on(layer: nn.Module, x: torch.Tensor, lattice: Lattice) -> torch.T
     stride = [lattice.step * stride for stride in layer.stride]
     x = _seen(layer, x, *lattice.indices)
     return positions_first(functional.conv2d(x, layer.weight, layer.bias, stride, 0, layer.dilation, layer.groups))
-
-
-def answers_at(
-    layer: nn.Conv2d,
-    x: torch.Tensor,
-    lattice: Lattice,
-    positions: torch.Tensor,
-    encoder: nn.Module,
-    filters: torch.Tensor,
-) -> torch.Tensor:
-    """What basis filters behind an encoder answer in one region, from no more of the input than the region sees.
-
-    Args:
-        layer: the dense layer.
-        x: input of one of its groups, float (images, Cin, height, width).
-        lattice: of its output map.
-        positions: of the region, ascending indices of the lattice's positions.
-        encoder: brings the input to r channels; zeros it leaves as they are.
-        filters: float (K, r, height, width), without a bias.
-
-    Returns:
-        float (len(positions), images, K).
-    """
-    rows, columns = (place.flatten()[positions.cpu()] for place in torch.meshgrid(*lattice.indices, indexing="ij"))
-    x = _seen(layer, x, rows, columns)
-    stride = [lattice.step * stride for stride in layer.stride]
-    maps = functional.conv2d(encoder(x), filters, None, stride, 0, layer.dilation)
-    down, right = ((places - places.min()) // lattice.step for places in (rows, columns))
-    return positions_first(maps)[(down * maps.shape[3] + right).to(maps.device)]
 
 
 def _seen(layer: nn.Conv2d, x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -79,20 +79,31 @@ class RegionConv2d(nn.Module):
         Raises:
             CompressionError: the input is of another size than the layer was made for.
         """
+        parts = zip(self.blueprint.pieces, self.cut(x), strict=True)
+        return self.join([self.regions[piece.region](part) for piece, part in parts])
+
+    def cut(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """What of the input each piece of the output map sees."""
         if any(self.padding):
             x = functional.pad(x, self.padding)
         if self.whole:
-            return self.regions[0](x)  # type: ignore[no-any-return]
+            return [x]
         size = tuple((x.shape[2 + axis] - self.kernel_reach[axis]) // self.stride[axis] + 1 for axis in (0, 1))
         if size != self.blueprint.output_size:
             raise CompressionError(f"regions belong to a map of {self.blueprint.output_size} positions, not {size}")
+        return [
+            x[:, :, self._inputs(piece.top, piece.bottom, 0), self._inputs(piece.left, piece.right, 1)]
+            for piece in self.blueprint.pieces
+        ]
+
+    def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The output map, of what is answered in each piece."""
+        if self.whole:
+            return parts[0]
         bands: dict[tuple[int, int], list[torch.Tensor]] = {}
-        for piece in self.blueprint.pieces:
-            rows = self._inputs(piece.top, piece.bottom, 0)
-            columns = self._inputs(piece.left, piece.right, 1)
-            part = self.regions[piece.region](x[:, :, rows, columns])
+        for piece, part in zip(self.blueprint.pieces, parts, strict=True):
             bands.setdefault((piece.top, piece.bottom), []).append(part)
-        return torch.cat([torch.cat(parts, dim=3) for parts in bands.values()], dim=2)
+        return torch.cat([torch.cat(band, dim=3) for band in bands.values()], dim=2)
 
     def _inputs(self, first: int, last: int, axis: int) -> slice:
         stride = self.stride[axis]

@@ -4,6 +4,7 @@ All of it comes from the dense network's responses alone, so it is the same for 
 found once per division of a layer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,11 @@ import torch
 from torch.nn import functional
 
 from hscc_search.compression import channels, regions
+from hscc_search.compression.factors import principal_axes
 from hscc_search.compression.records import LayerRecord, region_effects
+
+# So many images are enough to know how a map's channels vary.
+_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Block:
         effects: float64 (C,): root mean square gradient of the loss by each channel's response in this region.
         clusters: int64 (C,), the cluster of each channel.
         eigenvalues: for each cluster those of the covariance of its responses times ``effects``, descending.
+        axes: for each cluster the axes that belong to them, float32 (members, axes): fewer than members where there
+            are fewer samples.
     """
 
     positions: torch.Tensor
@@ -59,6 +66,25 @@ class Block:
     effects: torch.Tensor
     clusters: np.ndarray
     eigenvalues: tuple[torch.Tensor, ...]
+    axes: tuple[torch.Tensor, ...]
+
+    def basis(self, ranks: Sequence[int]) -> torch.Tensor:
+        """The leading axes of each cluster, side by side.
+
+        Args:
+            ranks: of each cluster; beyond the axes that it has they are 0.
+
+        Returns:
+            float32 (C, sum of ranks).
+        """
+        found = self.axes[0].new_zeros(len(self.clusters), sum(ranks))
+        first = 0
+        for cluster, (axes, rank) in enumerate(zip(self.axes, ranks, strict=True)):
+            members = torch.from_numpy(np.flatnonzero(self.clusters == cluster))
+            kept = axes[:, :rank]
+            found[members, first : first + kept.shape[1]] = kept
+            first += rank
+        return found
 
 
 @dataclass(frozen=True)
@@ -82,6 +108,8 @@ def divide(record: LayerRecord, division: Division) -> Partition:
     one cluster's axes serve all of them.
     """
     lattice, responses = record.lattice, record.responses
+    if not record.fully_connected:
+        responses = responses[:, :: max(1, responses.shape[1] // _IMAGES)]
     strategy = "none" if record.fully_connected else division.region_strategy
     labels = regions.label_map(strategy, record.profiles.numpy(), division.regions, division.seed)
     rows, columns = (indices.numpy() for indices in lattice.indices)
@@ -101,24 +129,34 @@ def divide(record: LayerRecord, division: Division) -> Partition:
                 division.cluster_strategy, samples, 1 if record.fully_connected else division.clusters, division.seed
             )
             effects = region_effects(record.effects, chosen, part)
-            row.append(Block(chosen, area, part, effects, clusters, _spectra(samples, effects, clusters)))
+            row.append(Block(chosen, area, part, effects, clusters, *_spectra(samples, effects, clusters)))
         blocks.append(tuple(row))
     return Partition(labels, tuple(blocks))
 
 
-def _spectra(samples: torch.Tensor, effects: torch.Tensor, clusters: np.ndarray) -> tuple[torch.Tensor, ...]:
+def _spectra(
+    samples: torch.Tensor, effects: torch.Tensor, clusters: np.ndarray
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """The eigenvalues and the axes of :class:`Block`."""
     count = len(samples)
     centred = samples - samples.mean(dim=0)
     members = [torch.from_numpy(np.flatnonzero(clusters == cluster)) for cluster in range(int(clusters.max()) + 1)]
     if count < centred.shape[1]:
-        weighted = centred * effects.to(centred.dtype)
-        matrices = [(weighted[:, chosen] @ weighted[:, chosen].T).double() / count for chosen in members]
+        weighted = (centred * effects.to(centred.dtype)).T.double() / count**0.5
+        found = [principal_axes(weighted[chosen]) for chosen in members]
     else:
         covariance = (centred.T @ centred).double() / count * effects[:, None] * effects
-        matrices = [covariance[chosen][:, chosen] for chosen in members]
-    spectra = [torch.linalg.eigvalsh(matrix).flip(0).clamp(min=0) for matrix in matrices]
-    padded = [
-        functional.pad(values, (0, len(chosen)))[: len(chosen)] for values, chosen in zip(spectra, members, strict=True)
+        found = [_eigen(covariance[chosen][:, chosen]) for chosen in members]
+    spectra = [
+        functional.pad(values, (0, len(chosen)))[: len(chosen)]
+        for (_, values), chosen in zip(found, members, strict=True)
     ]
     # Eigenvalues at the level of float32 rounding belong to no direction.
-    return tuple(values * (values > 1e-9 * values.sum()) for values in padded)
+    return tuple(values * (values > 1e-9 * values.sum()) for values in spectra), tuple(
+        axes.float() for axes, _ in found
+    )
+
+
+def _eigen(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    values, axes = torch.linalg.eigh(covariance)
+    return axes.flip(1), values.flip(0).clamp(min=0)

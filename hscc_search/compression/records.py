@@ -6,10 +6,8 @@
     statistics.npz     effects, profiles and input statistics of all layers
     images.npy         the calibration images
     0.npy, 1.npy, ...  the responses of each layer
-    0.axes.npy, ...    the axes that they span, where a fully connected layer has more outputs than there are images
-    0.filters.npy, ... and what answers along them
 
-Responses, axes, filters and images are mapped when they are read, so that all processes of a machine share one copy in
+Responses and images are mapped when they are read, so that all processes of a machine share one copy in
 its page cache.
 """
 
@@ -26,12 +24,11 @@ import torch
 from torch import nn
 
 from hscc_search.compression.activation import Bounds
-from hscc_search.compression.factors import principal_axes
 from hscc_search.compression.folding import Fold
 from hscc_search.compression.lattice import Lattice
 
 # Raise it whenever what is kept changes, in form or in content.
-_VERSION = 2
+_VERSION = 3
 _TREE, _STATISTICS, _IMAGES = "calibration.json", "statistics.npz", "images.npy"
 # What reading a damaged folder raises.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
@@ -66,7 +63,6 @@ class LayerRecord:
         macs: multiply-adds of the dense layer per image.
         groups: of the convolution; 1 for a fully connected layer.
         fully_connected: whether the layer is one.
-        wide: whether it has more outputs than there are images, so that :attr:`axes` and :attr:`filters` are kept.
         bounds: between which the activation behind the layer lets responses through, (0, inf) for ReLU; None where
             there is no such activation, or where others see the responses as well.
         file: holds y before the activation, float32 (positions, images, Cout).
@@ -80,7 +76,6 @@ class LayerRecord:
     macs: int
     groups: int
     fully_connected: bool
-    wide: bool
     bounds: Bounds | None
     file: Path
 
@@ -88,16 +83,6 @@ class LayerRecord:
     def responses(self) -> torch.Tensor:
         """The dense responses, float32 (positions, images, Cout), mapped from the file: read what is needed."""
         return torch.from_numpy(np.load(self.file, mmap_mode="c"))
-
-    @property
-    def axes(self) -> torch.Tensor:
-        """Principal axes of the responses of a wide layer, weighted by their effects, float32 (Cout, axes)."""
-        return torch.from_numpy(np.load(self.file.with_suffix(".axes.npy"), mmap_mode="c"))
-
-    @property
-    def filters(self) -> torch.Tensor:
-        """What answers to the input with the weighted response along each axis, no bias, float32 (axes, Cin)."""
-        return torch.from_numpy(np.load(self.file.with_suffix(".filters.npy"), mmap_mode="c"))
 
 
 @dataclass(frozen=True)
@@ -123,24 +108,6 @@ def region_effects(effects: torch.Tensor, positions: Any = slice(None), channels
     """
     found: torch.Tensor = effects[positions][:, channels].double().square().mean(dim=0).sqrt()
     return found + 1e-3 * found.mean() + 1e-12 * effects.mean()
-
-
-def write_span(file: Path, responses: torch.Tensor, effects: torch.Tensor, weight: torch.Tensor) -> None:
-    """Write what :attr:`LayerRecord.axes` and :attr:`LayerRecord.filters` read.
-
-    Args:
-        file: of the layer's responses.
-        responses: of a wide layer, float (images, Cout).
-        effects: of these, float (1, Cout).
-        weight: of the layer, float (Cout, Cin).
-    """
-    # The same weights as those of the layer's one region when it is fitted, or an intact input would not stay intact.
-    counts = region_effects(effects)
-    counts = counts / counts.mean()
-    weighted = responses * counts.to(responses.dtype)
-    axes, _ = principal_axes((weighted - weighted.mean(dim=0)).T.double())
-    for name, values in (("axes", axes), ("filters", (axes * counts[:, None]).T.to(weight.dtype) @ weight)):
-        np.save(file.with_suffix(f".{name}.npy"), values.float().numpy(force=True))
 
 
 def key(network: nn.Module, images: torch.Tensor, batch_size: int) -> str:
@@ -208,7 +175,6 @@ def _stored(record: LayerRecord) -> dict[str, Any]:
         "macs": record.macs,
         "groups": record.groups,
         "fully_connected": record.fully_connected,
-        "wide": record.wide,
         "bounds": record.bounds,
         "file": record.file.name,
     }
@@ -231,7 +197,6 @@ def _record(
         macs=stored["macs"],
         groups=stored["groups"],
         fully_connected=stored["fully_connected"],
-        wide=stored["wide"],
         bounds=bounds and tuple(bounds),
         file=folder / stored["file"],
     )

@@ -13,8 +13,9 @@ from torch import nn
 
 from hscc_search.compression.allotment import Ranks, allot
 from hscc_search.compression.calibration import MOST_GROUPS, calibrate
+from hscc_search.compression.fitting import fit_layer
 from hscc_search.compression.folding import Fold
-from hscc_search.compression.hscc import compress, fit_layer
+from hscc_search.compression.hscc import compress
 from hscc_search.compression.lattice import responses_on
 from hscc_search.compression.records import key
 from hscc_search.compression.setting import Setting
@@ -341,7 +342,7 @@ def test_errors_go_where_the_loss_does_not_look():
     calibration = calibrate(network, images)
     allotment = allot(calibration, Setting(energy=0.5))["0"]
     with torch.no_grad():
-        module = fit_layer(network[0], images, calibration.records[0], allotment)
+        module, _ = fit_layer(calibration, "0", allotment, images)
         error = (module(images) - network[0](images)).square().mean(dim=(0, 2, 3))
     assert allotment.ranks == ((Ranks((1,)),),)
     assert error[1] < 0.01 * error[0]

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hscc_search.compression import factors
-from hscc_search.compression.factors import factorise, fit_predictor, principal_axes, refine
+from hscc_search.compression.factors import factorise, fit_predictor, principal_axes, refine, refit
 from hscc_search.compression.ranks import rank_for_energy
 
 seeds = st.integers(0, 2**32 - 1)
@@ -25,15 +25,6 @@ def responses(seed, count, channels):
     dense = normal(seed, count, channels) @ normal(seed + 1, channels, channels) + 3 * normal(seed + 2, channels)
     delivered = dense @ (torch.eye(channels) + 0.2 * normal(seed + 3, channels, channels))
     return dense, delivered + 0.3 * normal(seed + 4, count, channels) - 1
-
-
-def random_clusters(seed, channels, clusters):
-    labels = np.random.default_rng(seed).integers(0, clusters, channels)
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
-
-
-def one_cluster(channels):
-    return np.zeros(channels, np.int64)
 
 
 def approximated(dense, found, delivered):
@@ -56,16 +47,8 @@ def covariance(samples):
     return centred.T @ centred / len(samples)
 
 
-def ranks_for(dense, labels, energy):
-    """Of each cluster, by the variance of its own responses."""
-    return [
-        rank_for_energy(torch.linalg.eigvalsh(covariance(dense[:, labels == cluster])).flip(0), energy)
-        for cluster in range(labels.max() + 1)
-    ]
-
-
-def all_of(labels):
-    return np.bincount(labels).tolist()
+def rank_for(dense, energy):
+    return rank_for_energy(torch.linalg.eigvalsh(covariance(dense)).flip(0), energy)
 
 
 @contextmanager
@@ -96,10 +79,9 @@ def test_few_samples_and_many_samples_take_ways_that_agree(channels, spare, seed
     assert few.axes.shape[1] == channels
     torch.testing.assert_close(few.variances, many.variances, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(matrix(few)[:channels, :channels], matrix(many), rtol=1e-6, atol=1e-6)
-    clusters = one_cluster(channels)
-    ranks = [max(1, channels // 2)]
-    expected = approximated(dense, factorise(many, clusters, ranks), delivered)
-    found = factorise(few, one_cluster(channels + silent.shape[1]), ranks)
+    rank = max(1, channels // 2)
+    expected = approximated(dense, factorise(many, rank), delivered)
+    found = factorise(few, rank)
     padded = approximated(torch.cat([dense, silent], dim=1), found, torch.cat([delivered, silent], dim=1))
     torch.testing.assert_close(padded[:, :channels], expected, rtol=1e-5, atol=1e-5)
     assert padded[:, channels:].abs().max() < 1e-6
@@ -148,52 +130,29 @@ def test_noise_is_not_learnt_by_heart(channels):
             assert error_on_others() > 2 * untouched
 
 
-@given(count=st.integers(2, 40), channels=channel_counts, clusters=st.integers(1, 4), seed=seeds)
+@given(count=st.integers(2, 40), channels=channel_counts, seed=seeds)
 @settings(max_examples=80, deadline=None)
-def test_full_rank_reproduces_the_response_whatever_the_clusters(count, channels, clusters, seed):
+def test_full_rank_reproduces_the_response(count, channels, seed):
     dense, _ = responses(seed, count, channels)
-    predictor = fit_predictor(dense, dense)
-    labels = random_clusters(seed, channels, clusters)
-    found = factorise(predictor, labels, all_of(labels))
+    found = factorise(fit_predictor(dense, dense), channels)
     torch.testing.assert_close(approximated(dense, found, dense), dense, rtol=1e-5, atol=1e-5)
 
 
-@given(channels=channel_counts, clusters=st.integers(1, 4), energy=energies, seed=seeds)
+@given(channels=channel_counts, data=st.data(), seed=seeds)
 @settings(max_examples=60, deadline=None)
-def test_without_ridge_the_recombination_is_least_squares(channels, clusters, energy, seed):
+def test_without_ridge_the_recombination_is_least_squares(channels, data, seed):
     dense, delivered = responses(seed, 80, channels)
-    labels = random_clusters(seed, channels, clusters)
     with without_ridge():
-        predictor = fit_predictor(dense, delivered)
-        found = factorise(predictor, labels, ranks_for(dense, labels, energy))
+        found = factorise(fit_predictor(dense, delivered), data.draw(st.integers(1, channels)))
     expected = least_squares(delivered @ found.basis.T, dense)
     torch.testing.assert_close(found.recombination, expected, rtol=1e-5, atol=1e-5)
-
-
-@given(channels=channel_counts, clusters=st.integers(1, 4), data=st.data(), seed=seeds)
-@settings(max_examples=60, deadline=None)
-def test_each_cluster_gets_the_leading_axes_of_its_own_responses(channels, clusters, data, seed):
-    dense, _ = responses(seed, 60, channels)
-    labels = random_clusters(seed, channels, clusters)
-    ranks = [data.draw(st.integers(0, count)) for count in all_of(labels)]
-    found = factorise(fit_predictor(dense, dense), labels, ranks)
-    assert found.basis.shape == (sum(ranks), channels)
-    assert found.recombination.shape == (channels, sum(ranks))
-    for cluster, filters in enumerate(found.basis.split(ranks)):
-        assert not filters[:, labels != cluster].any()
-        own = filters[:, labels == cluster]
-        torch.testing.assert_close(own @ own.T, torch.eye(len(own), dtype=torch.float64))
-        within = covariance(dense[:, labels == cluster])
-        values = torch.linalg.eigvalsh(within).flip(0)[: len(own)]
-        torch.testing.assert_close((own @ within @ own.T).trace(), values.sum(), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("count", [3, 40], ids=["few samples", "many samples"])
 def test_a_rank_beyond_what_the_responses_fill_gets_empty_filters(count):
     dense = normal(3, count, 8)
     dense[:, 4:] = 1.0
-    predictor = fit_predictor(dense, dense)
-    found = factorise(predictor, np.repeat([0, 1], 4), [4, 2])
+    found = factorise(fit_predictor(dense, dense), 6)
     assert found.basis.shape == (6, 8)
     assert found.recombination.isfinite().all()
     torch.testing.assert_close(approximated(dense, found, dense), dense)
@@ -214,12 +173,11 @@ def test_principal_axes_are_those_of_the_rows(count, channels, seed):
 @settings(max_examples=80, deadline=None)
 def test_one_cluster_loses_the_dropped_variance_and_no_more(count, channels, energy, seed):
     dense, _ = responses(seed, count, channels)
-    predictor = fit_predictor(dense, dense)
-    ranks = ranks_for(dense, one_cluster(channels), energy)
-    found = factorise(predictor, one_cluster(channels), ranks)
+    rank = rank_for(dense, energy)
+    found = factorise(fit_predictor(dense, dense), rank)
     error = (approximated(dense, found, dense) - dense).square().sum() / count
     values = torch.linalg.eigvalsh(covariance(dense)).flip(0)
-    dropped = values[ranks[0] :].clamp(min=0).sum()
+    dropped = values[rank:].clamp(min=0).sum()
     torch.testing.assert_close(error, dropped, rtol=1e-6, atol=1e-9 * float(values.sum()))
 
 
@@ -227,15 +185,14 @@ def test_one_cluster_loses_the_dropped_variance_and_no_more(count, channels, ene
 @settings(max_examples=60, deadline=None)
 def test_without_ridge_a_damaged_input_is_answered_as_well_as_that_rank_can(channels, energy, seed):
     dense, delivered = responses(seed, 80, channels)
-    ranks = ranks_for(dense, one_cluster(channels), energy)
+    rank = rank_for(dense, energy)
     with without_ridge():
-        predictor = fit_predictor(dense, delivered)
-        found = factorise(predictor, one_cluster(channels), ranks)
+        found = factorise(fit_predictor(dense, delivered), rank)
     error = (approximated(dense, found, delivered) - dense).square().sum() / len(dense)
     # Reduced-rank regression: the optimum keeps the leading axes of the predicted response.
     M = least_squares(delivered, dense)
     predicted = torch.linalg.eigvalsh(M @ covariance(delivered) @ M.T).flip(0)
-    optimum = covariance(dense).trace() - predicted[: ranks[0]].sum()
+    optimum = covariance(dense).trace() - predicted[:rank].sum()
     torch.testing.assert_close(error, optimum, rtol=1e-5, atol=1e-7)
 
 
@@ -247,7 +204,7 @@ def test_the_error_does_not_rise_with_the_rank(channels, damaged, seed):
     predictor = fit_predictor(dense, delivered)
     errors = []
     for rank in range(1, channels + 1):
-        found = factorise(predictor, one_cluster(channels), [rank])
+        found = factorise(predictor, rank)
         errors.append((approximated(dense, found, delivered) - dense).square().mean())
     # The ridge alone may cost a part in a thousand.
     slack = 1e-3 * dense.var() if damaged else 1e-9
@@ -255,34 +212,54 @@ def test_the_error_does_not_rise_with_the_rank(channels, damaged, seed):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40], ids=lambda count: f"{count} samples")
-@pytest.mark.parametrize("ranks", [[1], [1, 0, 0], [0, 2, 1]], ids=str)
-def test_a_constant_response_is_exact_at_any_rank(count, ranks):
+@pytest.mark.parametrize("rank", [1, 3])
+def test_a_constant_response_is_exact_at_any_rank(count, rank):
     channels = 6
     dense = torch.arange(channels, dtype=torch.float64).expand(count, channels) - 2.5
     delivered = dense + 1
-    predictor = fit_predictor(dense, delivered)
-    found = factorise(predictor, np.arange(channels) % len(ranks), ranks)
-    assert len(found.basis) == sum(ranks)
+    found = factorise(fit_predictor(dense, delivered), rank)
+    assert len(found.basis) == rank
     assert torch.equal(approximated(dense, found, delivered), dense)
-
-
-@pytest.mark.parametrize("count", [4, 40], ids=["few samples", "many samples"])
-def test_a_cluster_that_never_changes_needs_no_filter(count):
-    dense = normal(0, count, 6)
-    dense[:, 3:] = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
-    predictor = fit_predictor(dense, dense)
-    found = factorise(predictor, np.array([0, 0, 0, 1, 1, 1]), [3, 0])
-    torch.testing.assert_close(approximated(dense, found, dense), dense)
 
 
 @pytest.mark.parametrize("count", [4, 40], ids=["few samples", "many samples"])
 def test_an_input_that_lost_all_variance_is_answered_by_the_mean(count):
     dense = normal(1, count, 6)
     delivered = torch.ones(count, 6, dtype=torch.float64)
-    predictor = fit_predictor(dense, delivered)
-    found = factorise(predictor, one_cluster(6), [3])
+    found = factorise(fit_predictor(dense, delivered), 3)
     expected = dense.mean(dim=0).expand(count, 6)
     torch.testing.assert_close(approximated(dense, found, delivered), expected)
+
+
+# Recombinations
+
+
+@given(channels=channel_counts, rank=st.integers(1, 8), count=st.integers(3, 300), seed=seeds)
+@settings(max_examples=60, deadline=None)
+def test_refitting_is_ridge_regression_towards_what_there_was(channels, rank, count, seed):
+    dense, _ = responses(seed, count, channels)
+    coordinates, start = normal(seed + 5, count, rank) + 1, normal(seed + 6, channels, rank)
+    found, offset = refit(dense, coordinates, start)
+    both = covariance(torch.cat([dense, coordinates], dim=1))
+    cross, within = both[:channels, channels:], both[channels:, channels:]
+    ridge = max(factors.RIDGE, rank / count) * within.trace() / rank * torch.eye(rank, dtype=torch.float64)
+    expected = (cross + start @ ridge) @ torch.linalg.inv(within + ridge)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(coordinates.mean(dim=0) @ found.T + offset, dense.mean(dim=0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 5])
+def test_coordinates_that_never_change_leave_a_recombination_as_it_was(dtype, count):
+    dense, start = normal(0, count, 4).to(dtype), normal(1, 4, 2).to(dtype)
+    coordinates = torch.full((count, 2), 3.0, dtype=dtype)
+    found, offset = refit(dense, coordinates, start)
+    assert torch.equal(found, start)
+    low, high = torch.full((4,), -9.0, dtype=dtype), torch.full((4,), 9.0, dtype=dtype)
+    refined, offset = refine(dense, coordinates, found, offset, low, high)
+    assert torch.equal(refined, start)
+    found = coordinates @ refined.T + offset
+    torch.testing.assert_close(found, dense.mean(dim=0).expand(count, 4))
 
 
 # Behind a clipping activation

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hscc_search.compression.lattice import POSITIONS, answers_at, choose_lattice, positions_first, responses_on
+from hscc_search.compression.lattice import POSITIONS, choose_lattice, positions_first, responses_on
+from hscc_search.compression.regions import Piece
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
@@ -57,22 +59,29 @@ def test_responses_on_a_lattice_are_those_of_the_full_convolution(convolution, l
     torch.testing.assert_close(responses_on(layer, x, lattice), expected, rtol=1e-5, atol=1e-5)
 
 
-@given(convolution=convolutions(40), limit=st.integers(1, 200), seed=st.integers(0, 99), data=st.data())
-@settings(max_examples=150, deadline=None)
-def test_answers_in_a_region_are_those_of_the_full_convolution(convolution, limit, seed, data):
-    layer, x = convolution
-    torch.manual_seed(seed)
-    x = x[:, : x.shape[1] // layer.groups]
-    encoder = nn.Conv2d(x.shape[1], 2, 1, bias=False).requires_grad_(False)
-    basis = nn.Conv2d(2, 3, layer.kernel_size, layer.stride, layer.padding, layer.dilation, bias=False)
-    full = basis.requires_grad_(False)(encoder(x))
-    lattice = choose_lattice(*full.shape[2:], limit)
-    chosen = data.draw(st.sets(st.integers(0, lattice.positions - 1), min_size=1))
-    positions = torch.tensor(sorted(chosen))
+@given(
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    limit=st.integers(1, 60),
+    breaks=st.tuples(*[st.sets(st.integers(1, 19), max_size=3)] * 2),
+)
+@settings(max_examples=100, deadline=None)
+def test_rectangles_share_out_the_lattice_and_what_is_there(height, width, limit, breaks):
+    lattice = choose_lattice(height, width, limit)
+    maps = torch.arange(2 * 3 * height * width).view(2, 3, height, width)
     rows, columns = lattice.indices
-    expected = full[:, :, rows][:, :, :, columns].flatten(2).permute(2, 0, 1)[positions]
-    found = answers_at(layer, x, lattice, positions, encoder, basis.weight)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    expected = maps[:, :, rows][:, :, :, columns].flatten(2).permute(2, 0, 1)
+    seen = []
+    edges = [
+        [0, *sorted(edge for edge in own if edge < end), end] for own, end in zip(breaks, (height, width), strict=True)
+    ]
+    for top, bottom in itertools.pairwise(edges[0]):
+        for left, right in itertools.pairwise(edges[1]):
+            piece = Piece(top, bottom, left, right, 0)
+            positions = lattice.within(piece)
+            assert torch.equal(lattice.taken(maps[:, :, top:bottom, left:right], piece), expected[positions])
+            seen += positions.tolist()
+    assert sorted(seen) == list(range(lattice.positions))
 
 
 def test_responses_of_a_linear_layer_are_one_position():

@@ -37,7 +37,6 @@ def record_of(height, width, outputs, images, seed, groups=1, scale=1.0):
         macs=height * width * outputs * 9,
         groups=groups,
         fully_connected=False,
-        wide=False,
         bounds=None,
         file=file,
     )
@@ -111,6 +110,28 @@ def test_spectra_are_those_of_the_weighted_covariance(images, outputs, division,
             np.testing.assert_allclose(values.numpy(), expected, rtol=1e-3, atol=2e-5 * total + 1e-12 * scale**2)
             assert (values[:-1] >= values[1:]).all()
             assert (values >= 0).all()
+
+
+@given(
+    images=st.integers(1, 12), outputs=st.integers(1, 12), division=divisions, seed=st.integers(0, 999), data=st.data()
+)
+@settings(max_examples=100, deadline=None)
+def test_a_basis_is_made_of_the_leading_axes_of_each_cluster(images, outputs, division, seed, data):
+    record = record_of(2, 3, outputs, images, seed)
+    for block in divide(record, division).blocks[0]:
+        ranks = [data.draw(st.integers(0, len(values))) for values in block.eigenvalues]
+        basis = block.basis(ranks)
+        assert basis.shape == (outputs, sum(ranks))
+        samples = record.responses[block.positions].flatten(0, 1).double() * block.effects
+        covariance = torch.from_numpy(np.cov(samples.numpy(), rowvar=False, bias=True).reshape(outputs, outputs))
+        for cluster, axes in enumerate(basis.double().split(ranks, dim=1)):
+            assert not axes[block.clusters != cluster].any()
+            own = axes[:, axes.any(dim=0)]
+            values = block.eigenvalues[cluster]
+            torch.testing.assert_close(own.T @ own, torch.eye(own.shape[1]).double(), rtol=1e-5, atol=1e-5)
+            kept = (own.T @ covariance @ own).trace()
+            expected = values[: ranks[cluster]].sum()
+            torch.testing.assert_close(kept, expected, rtol=1e-3, atol=1e-4 * float(covariance.trace()) + 1e-9)
 
 
 @given(images=st.integers(2, 5), seed=st.integers(0, 99))

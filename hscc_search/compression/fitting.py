@@ -1,0 +1,317 @@
+"""Factors of one layer, fitted to what the dense network answered from what the layers before it deliver.
+
+The basis filters come first, and from the dense responses: they answer along the leading axes of each cluster
+(:class:`hscc_search.compression.partition.Block`). They are run on what is delivered, as the compressed layer will do
+anyway, and the recombination is fitted to what they answer: least squares towards the dense responses
+(:func:`hscc_search.compression.factors.refit`), then steps that know of the activation behind the layer
+(:func:`hscc_search.compression.factors.refine`). The same answers, recombined, are the layer's output. So a fit costs
+little more than the compressed layer's own forward pass, and never one of the dense layer.
+
+A fully connected layer has one sample per image, and its first axes are fitted to what is delivered as well: a few
+more than its rank are looked at, and the rank goes to those of which most can be said
+(:func:`hscc_search.compression.factors.fit_predictor`).
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hscc_search.compression.allotment import Allotment, Ranks
+from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.factors import balanced, factorise, fit_predictor, offset_of, refine, refit
+from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
+from hscc_search.compression.layers import GroupedRegionConv2d, RegionConv2d, build, parts
+from hscc_search.compression.partition import Block
+from hscc_search.compression.records import LayerRecord
+from hscc_search.compression.regions import Piece
+
+_BATCH = 64
+# So many more axes than its rank are looked at in a fully connected layer.
+_MORE_AXES = 100
+_COVARIANCE_IMAGES = 160
+
+
+def fit_layer(
+    calibration: Calibration, name: str, allotment: Allotment, x: torch.Tensor, images: torch.Tensor | None = None
+) -> tuple[nn.Module, torch.Tensor]:
+    """Compress one layer.
+
+    Args:
+        calibration: of the dense network.
+        name: of the layer, Conv2d or Linear.
+        allotment: where it is divided, and the ranks.
+        x: its input in the partly compressed network.
+        images: which of the calibration images ``x`` belongs to, int64; all of them by default.
+
+    Returns:
+        The module that takes the layer's place, and what it answers to ``x``.
+    """
+    layer, record = calibration.network.get_submodule(name), calibration.record(name)
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    images = torch.arange(len(x)) if images is None else images
+    module = build(layer, allotment.blueprint).to(device=x.device, dtype=layer.weight.dtype).eval()
+    if isinstance(layer, nn.Linear) and x.dim() == 2:
+        block, ranks = allotment.partition.blocks[0][0], allotment.ranks[0][0]
+        if ranks is None:
+            return module, _fit_dense_vectors(layer, x, record, block, images, module)
+        filters = calibration.remember(("filters", name), lambda: _axis_filters(layer, block))
+        return module, _fit_vectors(x, record, block, ranks, images, filters, module)
+    groups = list(module.groups) if isinstance(module, GroupedRegionConv2d) else [module]
+    shares = x.chunk(record.groups, dim=1) if record.groups > 1 else [x]
+    everything = zip(groups, shares, allotment.partition.blocks, allotment.ranks, strict=True)
+    answers = [_fit_maps(layer, record, allotment.blueprint.pieces, images, *group) for group in everything]
+    return module, answers[0] if len(answers) == 1 else torch.cat(answers, dim=1)
+
+
+def _axis_filters(layer: nn.Linear, block: Block) -> torch.Tensor:
+    """What answers along each axis of a layer's dense responses, float (axes, Cin), without a bias."""
+    axes = block.axes[0].to(layer.weight) * _relative(block, layer.weight)[:, None]
+    return axes.T @ layer.weight.detach()
+
+
+def _fit_dense_vectors(
+    layer: nn.Linear, x: torch.Tensor, record: LayerRecord, block: Block, images: torch.Tensor, module: nn.Module
+) -> torch.Tensor:
+    """Make up for the layers before in a fully connected layer that stays dense, and answer what it is given."""
+    effects = _relative(block, x)
+    dense = _dense(record, block, block.positions, images, effects)
+    weight = layer.weight.detach()
+    there = (x @ weight.T) * effects
+    recombination = torch.eye(len(weight)).to(weight)
+    if len(dense) < len(weight):  # too few samples to learn more from them than the mean
+        offset = offset_of(dense, there, recombination)
+    else:
+        recombination, offset = refit(dense, there, recombination)
+        weight = recombination @ (weight * effects[:, None]) / effects[:, None]
+    _set(module, weight, offset / effects)
+    return module(x)  # type: ignore[no-any-return]
+
+
+def _fit_vectors(
+    x: torch.Tensor,
+    record: LayerRecord,
+    block: Block,
+    ranks: Ranks,
+    images: torch.Tensor,
+    filters: torch.Tensor,
+    module: nn.Module,
+) -> torch.Tensor:
+    """Fit a fully connected layer, and answer what it is given, (images, features)."""
+    effects = _relative(block, x)
+    dense = _dense(record, block, block.positions, images, effects)
+    filters = filters[: ranks.total + _MORE_AXES]
+    axes = block.axes[0][:, : len(filters)].to(x)
+    there = x @ filters.T
+    factors = factorise(fit_predictor(dense @ axes, there), ranks.total)
+    basis = factors.basis.to(x.dtype)
+    coordinates = there @ basis.T
+    recombination, offset = refit(dense, coordinates, axes @ factors.recombination.to(x.dtype))
+    if record.bounds is not None:
+        recombination, offset = refine(dense, coordinates, recombination, offset, *_bounds(record, effects))
+    recombination, offset = recombination / effects[:, None], offset / effects
+    assert isinstance(module, nn.Sequential)
+    _set_balanced(module[0], module[1], basis @ filters, recombination, offset)
+    return torch.addmm(offset, coordinates, recombination.T)
+
+
+@dataclass
+class _Stages:
+    """Where one region is in being fitted.
+
+    Attributes:
+        target: what the compressed layer holds for the region.
+        encoder: brings the input to fewer channels first, or leaves it as it is.
+        filters: the basis filters; a region that stays dense has its own filters for a basis.
+        last: the recombination with its bias.
+        axes: the recombination before it is fitted, float (C, K), of weighted responses.
+        effects: weights of the responses, float (C,).
+    """
+
+    target: nn.Module
+    encoder: nn.Module
+    filters: nn.Conv2d | nn.Linear
+    last: nn.Conv2d | nn.Linear
+    axes: torch.Tensor
+    effects: torch.Tensor
+
+    def coordinates(self, x: torch.Tensor) -> torch.Tensor:
+        """What the basis filters answer."""
+        return self.filters(self.encoder(x))  # type: ignore[no-any-return]
+
+
+def _fit_maps(
+    layer: nn.Conv2d | nn.Linear,
+    record: LayerRecord,
+    pieces: tuple[Piece, ...],
+    images: torch.Tensor,
+    module: nn.Module,
+    x: torch.Tensor,
+    row: tuple[Block, ...],
+    ranks_of_row: tuple[Ranks | None, ...],
+) -> torch.Tensor:
+    """Fit one group of a layer that answers with maps, or all of it, and answer what it is given."""
+    covariance = (
+        input_covariance(x[:: max(1, len(x) // _COVARIANCE_IMAGES)])
+        if any(ranks and ranks.inputs for ranks in ranks_of_row)
+        else None
+    )
+    stages = [
+        _begin(layer, record, block, ranks, target, covariance)
+        for block, ranks, target in zip(row, ranks_of_row, parts(module)[0], strict=True)
+    ]
+    divided = module if isinstance(module, RegionConv2d) else None
+    answers = []
+    for batch in x.split(_BATCH):
+        given = divided.cut(batch) if divided else [batch]
+        answers.append([stages[piece.region].coordinates(part) for piece, part in zip(pieces, given, strict=True)])
+    for region, (block, stage) in enumerate(zip(row, stages, strict=True)):
+        own = [at for at, piece in enumerate(pieces) if piece.region == region]
+        positions = torch.cat([record.lattice.within(pieces[at]) for at in own])
+        if len(positions):
+            there = [
+                torch.cat([record.lattice.taken(_maps(layer, batch[at]), pieces[at]) for batch in answers], dim=1)
+                for at in own
+            ]
+            dense = _dense(record, block, positions, images, stage.effects)
+            coordinates = torch.cat(there).flatten(0, 1)
+        else:  # the region lies between the lattice's positions: as if nothing had been compressed before
+            dense = _dense(record, block, block.positions, images, stage.effects)
+            bias = _bias(layer)[block.channels] * stage.effects
+            coordinates = (dense - bias) @ stage.axes
+        recombination, offset = refit(dense, coordinates, stage.axes)
+        if isinstance(stage.target, nn.Sequential) and record.bounds is not None:
+            recombination, offset = refine(dense, coordinates, recombination, offset, *_bounds(record, stage.effects))
+        _set(stage.last, recombination / stage.effects[:, None], offset / stage.effects)
+    joined = []
+    for batch in answers:
+        answered = [stages[piece.region].last(part) for piece, part in zip(pieces, batch, strict=True)]
+        batch.clear()  # the maps of all images are large
+        joined.append(divided.join(answered) if divided else answered[0])
+    for stage in stages:
+        _finish(stage)
+    return torch.cat(joined)
+
+
+def _begin(
+    layer: nn.Conv2d | nn.Linear,
+    record: LayerRecord,
+    block: Block,
+    ranks: Ranks | None,
+    target: nn.Module,
+    covariance: torch.Tensor | None,
+) -> _Stages:
+    """Set a region's basis filters."""
+    effects = _relative(block, layer.weight)
+    own = layer.weight.detach().flatten(1)[block.channels] * effects[:, None]
+    if ranks is None:
+        filters = copy.deepcopy(target)
+        assert isinstance(filters, (nn.Conv2d, nn.Linear))
+        filters.bias = None
+        _set(filters, own)
+        count = len(own)
+        square = nn.Conv2d(count, count, 1) if isinstance(layer, nn.Conv2d) else nn.Linear(count, count)
+        return _Stages(target, nn.Identity(), filters, square.to(own), torch.eye(count).to(own), effects)
+    assert isinstance(target, nn.Sequential)
+    axes = block.basis(ranks.clusters).to(own)
+    first, last = target
+    assert isinstance(last, (nn.Conv2d, nn.Linear))
+    if ranks.inputs is None:
+        assert isinstance(first, (nn.Conv2d, nn.Linear))
+        _set(first, axes.T @ own)
+        return _Stages(target, nn.Identity(), first, last, axes, effects)
+    assert isinstance(first, nn.Sequential)
+    assert isinstance(layer, nn.Conv2d)
+    assert covariance is not None
+    encoder, filters = first
+    assert isinstance(filters, nn.Conv2d)
+    _encode(encoder, filters, layer, axes.T @ own, axes, covariance, record)
+    return _Stages(target, encoder, filters, last, axes, effects)
+
+
+def _finish(stage: _Stages) -> None:
+    """Make both factors one where the region stays dense, and give them weights of the same size where not."""
+    filters, last = stage.filters.weight.flatten(1), stage.last.weight.flatten(1)
+    assert stage.last.bias is not None
+    if isinstance(stage.target, nn.Sequential):
+        _set_balanced(stage.filters, stage.last, filters, last, stage.last.bias)
+    else:
+        _set(stage.target, last.double() @ filters.double(), stage.last.bias)
+
+
+def _bounds(record: LayerRecord, effects: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the responses times ``effects``, each (C,)."""
+    assert record.bounds is not None
+    low, high = record.bounds
+    return low * effects, high * effects
+
+
+def _encode(
+    encoder: nn.Module,
+    core: nn.Module,
+    layer: nn.Conv2d,
+    basis: torch.Tensor,
+    axes: torch.Tensor,
+    covariance: torch.Tensor,
+    record: LayerRecord,
+) -> None:
+    """Set the convolution that brings a region's input to fewer channels, and the basis filters behind it.
+
+    Args:
+        encoder: that convolution.
+        core: the basis filters that see what it answers.
+        layer: the dense layer.
+        basis: the basis filters that see all channels, float (K, D).
+        axes: what recombines their answers, float (C, K).
+        covariance: of the channels that are delivered.
+        record: of the layer.
+    """
+    assert isinstance(encoder, nn.Conv2d)
+    assert record.inputs is not None
+    filters = basis.view(-1, *layer.weight.shape[1:]).double()
+    fitted = torch.einsum("ok,kchw->ochw", axes.double(), filters)
+    metric = input_metric(fitted, torch.ones_like(fitted[:, 0, 0, 0]), record.inputs.correlation)
+    kept, back = input_axes(metric, covariance, encoder.out_channels)
+    behind = torch.einsum("kchw,cr->rkhw", filters, back)
+    kept, flat = balanced(kept, behind.flatten(1).T)
+    _set(encoder, kept)
+    _set(core, flat.T.reshape(behind.shape).transpose(0, 1))
+
+
+def _dense(
+    record: LayerRecord, block: Block, positions: torch.Tensor, images: torch.Tensor, effects: torch.Tensor
+) -> torch.Tensor:
+    """Responses of the dense network at some positions to some images, times ``effects``, (n, C)."""
+    found = record.responses[positions[:, None], images][:, :, block.channels].flatten(0, 1)
+    return found.to(effects.device).mul_(effects)
+
+
+def _maps(layer: nn.Module, answers: torch.Tensor) -> torch.Tensor:
+    """Answers as (images, channels, height, width): a fully connected layer on maps has the channels last."""
+    return answers if isinstance(layer, nn.Conv2d) else answers.movedim(-1, 1)
+
+
+def _bias(layer: nn.Conv2d | nn.Linear) -> torch.Tensor:
+    return torch.zeros_like(layer.weight[:, 0].flatten(1)[:, 0]) if layer.bias is None else layer.bias.detach()
+
+
+def _relative(block: Block, like: torch.Tensor) -> torch.Tensor:
+    """A block's effects relative to their mean, so that weights keep the size that training is used to."""
+    return (block.effects / block.effects.mean()).to(like)
+
+
+def _set_balanced(
+    first: nn.Module, last: nn.Module, filters: torch.Tensor, recombination: torch.Tensor, bias: torch.Tensor
+) -> None:
+    filters, recombination = balanced(filters, recombination)
+    _set(first, filters)
+    _set(last, recombination, bias)
+
+
+def _set(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    layer.weight.copy_(weight.reshape(layer.weight.shape))
+    if bias is not None:
+        assert layer.bias is not None
+        layer.bias.copy_(bias)
