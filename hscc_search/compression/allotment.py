@@ -13,7 +13,7 @@ from hscc_search.compression.input_axes import input_metric
 from hscc_search.compression.layers import Blueprint, input_positions
 from hscc_search.compression.partition import Block, Division, Partition, divide
 from hscc_search.compression.ranks import largest_first, rank_for_energy
-from hscc_search.compression.records import LayerRecord
+from hscc_search.compression.records import LayerRecord, region_effects
 from hscc_search.compression.regions import pieces
 from hscc_search.compression.setting import Setting
 from hscc_search.errors import CompressionError
@@ -292,7 +292,12 @@ def _losses(calibration: Calibration, place: _Place, multiple: int) -> tuple[np.
     ranks = np.arange(multiple, min(place.outputs, -(-positive // multiple) * multiple) + 1, multiple)
     if place.record.inputs is None or place.channels < 2:
         return ranks, np.zeros_like(ranks), tails[ranks - 1]
-    input_spectrum = calibration.remember(("input spectrum", place.block), lambda: _input_spectrum(calibration, place))
+    channels = place.block.channels
+    input_spectrum = calibration.remember(
+        ("input spectrum", place.record.name, channels.start), lambda: _input_spectrum(calibration, place)
+    )
+    effects = region_effects(place.record.effects, channels=channels)
+    input_spectrum = input_spectrum * float(place.block.effects.square().sum() / effects.square().sum())
     input_tails = np.maximum(input_spectrum.sum() - np.cumsum(input_spectrum), 0) * area * _INPUT_WEIGHT
     step = -(-place.channels // (_INPUT_RANKS * multiple)) * multiple
     inputs = np.arange(step, place.channels, step)
@@ -309,9 +314,10 @@ def _input_spectrum(calibration: Calibration, place: _Place) -> np.ndarray:
     assert record.inputs is not None
     layer = calibration.network.get_submodule(record.name)
     assert isinstance(layer, nn.Conv2d)
-    metric = input_metric(layer.weight.detach()[block.channels], block.effects, record.inputs.correlation)
+    effects = region_effects(record.effects, channels=block.channels)
+    metric = input_metric(layer.weight.detach()[block.channels], effects, record.inputs.correlation)
     first = block.channels.start // place.outputs * place.channels
-    root = calibration.remember(("input root", record.name, first), lambda: _input_root(record, place.channels, first))
+    root = _input_root(record, place.channels, first)
     found: np.ndarray = torch.linalg.eigvalsh(root.T @ metric @ root).flip(0).clamp(min=0).cpu().numpy()
     return found
 

@@ -34,7 +34,7 @@ _COVARIANCE_IMAGES = 160
 
 
 def fit_layer(
-    calibration: Calibration, name: str, allotment: Allotment, x: torch.Tensor, images: torch.Tensor | None = None
+    calibration: Calibration, name: str, allotment: Allotment, x: torch.Tensor, step: int = 1
 ) -> tuple[nn.Module, torch.Tensor]:
     """Compress one layer.
 
@@ -42,26 +42,25 @@ def fit_layer(
         calibration: of the dense network.
         name: of the layer, Conv2d or Linear.
         allotment: where it is divided, and the ranks.
-        x: its input in the partly compressed network.
-        images: which of the calibration images ``x`` belongs to, int64; all of them by default.
+        x: its input in the partly compressed network, for every ``step``-th calibration image.
+        step: see above.
 
     Returns:
         The module that takes the layer's place, and what it answers to ``x``.
     """
     layer, record = calibration.network.get_submodule(name), calibration.record(name)
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    images = torch.arange(len(x)) if images is None else images
     module = build(layer, allotment.blueprint).to(device=x.device, dtype=layer.weight.dtype).eval()
     if isinstance(layer, nn.Linear) and x.dim() == 2:
         block, ranks = allotment.partition.blocks[0][0], allotment.ranks[0][0]
         if ranks is None:
-            return module, _fit_dense_vectors(layer, x, record, block, images, module)
+            return module, _fit_dense_vectors(layer, x, record, block, step, module)
         filters = calibration.remember(("filters", name), lambda: _axis_filters(layer, block))
-        return module, _fit_vectors(x, record, block, ranks, images, filters, module)
+        return module, _fit_vectors(x, record, block, ranks, step, filters, module)
     groups = list(module.groups) if isinstance(module, GroupedRegionConv2d) else [module]
     shares = x.chunk(record.groups, dim=1) if record.groups > 1 else [x]
     everything = zip(groups, shares, allotment.partition.blocks, allotment.ranks, strict=True)
-    answers = [_fit_maps(layer, record, allotment.blueprint.pieces, images, *group) for group in everything]
+    answers = [_fit_maps(layer, record, allotment.blueprint.pieces, step, *group) for group in everything]
     return module, answers[0] if len(answers) == 1 else torch.cat(answers, dim=1)
 
 
@@ -72,11 +71,11 @@ def _axis_filters(layer: nn.Linear, block: Block) -> torch.Tensor:
 
 
 def _fit_dense_vectors(
-    layer: nn.Linear, x: torch.Tensor, record: LayerRecord, block: Block, images: torch.Tensor, module: nn.Module
+    layer: nn.Linear, x: torch.Tensor, record: LayerRecord, block: Block, step: int, module: nn.Module
 ) -> torch.Tensor:
     """Make up for the layers before in a fully connected layer that stays dense, and answer what it is given."""
     effects = _relative(block, x)
-    dense = _dense(record, block, block.positions, images, effects)
+    dense = _dense(record, block, block.positions, step, effects)
     weight = layer.weight.detach()
     there = (x @ weight.T) * effects
     recombination = torch.eye(len(weight)).to(weight)
@@ -94,13 +93,13 @@ def _fit_vectors(
     record: LayerRecord,
     block: Block,
     ranks: Ranks,
-    images: torch.Tensor,
+    step: int,
     filters: torch.Tensor,
     module: nn.Module,
 ) -> torch.Tensor:
     """Fit a fully connected layer, and answer what it is given, (images, features)."""
     effects = _relative(block, x)
-    dense = _dense(record, block, block.positions, images, effects)
+    dense = _dense(record, block, block.positions, step, effects)
     filters = filters[: ranks.total + _MORE_AXES]
     axes = block.axes[0][:, : len(filters)].to(x)
     there = x @ filters.T
@@ -145,7 +144,7 @@ def _fit_maps(
     layer: nn.Conv2d | nn.Linear,
     record: LayerRecord,
     pieces: tuple[Piece, ...],
-    images: torch.Tensor,
+    step: int,
     module: nn.Module,
     x: torch.Tensor,
     row: tuple[Block, ...],
@@ -174,10 +173,10 @@ def _fit_maps(
                 torch.cat([record.lattice.taken(_maps(layer, batch[at]), pieces[at]) for batch in answers], dim=1)
                 for at in own
             ]
-            dense = _dense(record, block, positions, images, stage.effects)
+            dense = _dense(record, block, positions, step, stage.effects)
             coordinates = torch.cat(there).flatten(0, 1)
         else:  # the region lies between the lattice's positions: as if nothing had been compressed before
-            dense = _dense(record, block, block.positions, images, stage.effects)
+            dense = _dense(record, block, block.positions, step, stage.effects)
             bias = _bias(layer)[block.channels] * stage.effects
             coordinates = (dense - bias) @ stage.axes
         recombination, offset = refit(dense, coordinates, stage.axes)
@@ -280,10 +279,10 @@ def _encode(
 
 
 def _dense(
-    record: LayerRecord, block: Block, positions: torch.Tensor, images: torch.Tensor, effects: torch.Tensor
+    record: LayerRecord, block: Block, positions: torch.Tensor, step: int, effects: torch.Tensor
 ) -> torch.Tensor:
-    """Responses of the dense network at some positions to some images, times ``effects``, (n, C)."""
-    found = record.responses[positions[:, None], images][:, :, block.channels].flatten(0, 1)
+    """Responses of the dense network at some positions to every ``step``-th image, times ``effects``, (n, C)."""
+    found = record.responses[:, ::step][positions][:, :, block.channels].flatten(0, 1)
     return found.to(effects.device).mul_(effects)
 
 

@@ -20,8 +20,8 @@ from hscc_search.compression.folding import Fold, apply_folds
 from hscc_search.compression.layers import Blueprint, build
 from hscc_search.compression.setting import Setting
 
-# Of many calibration images this share is passed on from layer to layer, but no fewer than that many.
-_SHARE, _IMAGES = 0.625, 512
+# Of many calibration images every second is passed on from layer to layer, as long as so many are left.
+_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,14 @@ class Compressed:
 class _Pending(nn.Module):
     """Stands in a network for a layer that is compressed when the calibration images arrive."""
 
-    def __init__(self, calibration: Calibration, name: str, allotment: Allotment, images: torch.Tensor) -> None:
+    def __init__(self, calibration: Calibration, name: str, allotment: Allotment, step: int) -> None:
         super().__init__()
-        self.calibration, self.name, self.allotment, self.images = calibration, name, allotment, images
+        self.calibration, self.name, self.allotment, self.step = calibration, name, allotment, step
         self.layer = calibration.network.get_submodule(name)
         self.compressed: nn.Module | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.compressed, answers = fit_layer(self.calibration, self.name, self.allotment, x, self.images)
+        self.compressed, answers = fit_layer(self.calibration, self.name, self.allotment, x, self.step)
         return answers
 
 
@@ -141,11 +141,11 @@ def compress(calibration: Calibration, setting: Setting) -> Compressed:
     """
     network = calibration.network
     allotments = allot(calibration, setting)
-    images = _enough(len(calibration.images))
+    step = 2 if len(calibration.images) >= 2 * _IMAGES else 1
     # A layer that is replaced is not copied: the copy finds its stand-in.
-    pending = {name: _Pending(calibration, name, allotment, images) for name, allotment in allotments.items()}
+    pending = {name: _Pending(calibration, name, allotment, step) for name, allotment in allotments.items()}
     result = copy.deepcopy(network, {id(place.layer): place for place in pending.values()})
-    result(calibration.images[images.to(calibration.images.device)])
+    result(calibration.images[::step])
     for name, place in pending.items():
         assert place.compressed is not None
         result.set_submodule(name, place.compressed)
@@ -179,9 +179,3 @@ def rebuild(network: nn.Module, form: Form) -> None:
     apply_folds(network, form.folds)
     for name, blueprint in form.layers.items():
         network.set_submodule(name, build(network.get_submodule(name), blueprint))
-
-
-def _enough(images: int) -> torch.Tensor:
-    """Which calibration images are passed on, evenly spaced."""
-    count = min(images, max(_IMAGES, round(_SHARE * images)))
-    return torch.arange(count) * images // count
