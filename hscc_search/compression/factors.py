@@ -24,7 +24,7 @@ from torch.nn import functional
 # Relative to the mean eigenvalue of the matrix that it is added to; the least that is taken.
 RIDGE = 1e-3
 # Steps towards what an activation behind the layer lets through, and how much longer than a least squares fit they are.
-_REFINEMENTS, _STRETCH = 3, 1.8
+_REFINEMENTS, _STRETCH = 3, 1.5
 # So many samples for each basis filter are enough for one step.
 _ENOUGH = 64
 
