@@ -1,5 +1,6 @@
 """What rank each part of each layer gets, before anything is fitted."""
 
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,9 @@ from hscc_search.errors import CompressionError
 TINY_SHARE = 1e-4
 
 _WHOLE = Division("none", 1, "none", 1, seed=0)
+
+# Divided layers are remembered up to this size, the last used ones.
+_MEGABYTES = 1000
 
 # Input ranks that are tried for one block, evenly spaced; multiples as total ranks are.
 _INPUT_RANKS = 16
@@ -164,7 +168,12 @@ def compressible(calibration: Calibration) -> list[LayerRecord]:
 def _partition(calibration: Calibration, record: LayerRecord, division: Division) -> Partition:
     if record.fully_connected:  # all divisions come to the same there
         division = _WHOLE
-    return calibration.remember((record.name, division), lambda: divide(record, division))
+    kept: OrderedDict[tuple[str, Division], Partition] = calibration.remember("partitions", OrderedDict)
+    found = kept.pop((record.name, division), None) or divide(record, division)
+    kept[record.name, division] = found
+    while len(kept) > 1 and sum(partition.megabytes for partition in kept.values()) > _MEGABYTES:
+        kept.popitem(last=False)
+    return found
 
 
 def _places(calibration: Calibration, record: LayerRecord, divided: Partition) -> list[_Place]:

@@ -99,6 +99,11 @@ class Partition:
     labels: np.ndarray
     blocks: tuple[tuple[Block, ...], ...]
 
+    @property
+    def megabytes(self) -> float:
+        """What its axes take, in 10^6 bytes."""
+        return sum(axes.nbytes for row in self.blocks for block in row for axes in block.axes) / 1e6
+
 
 @torch.no_grad()
 def divide(record: LayerRecord, division: Division) -> Partition:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hscc_search.compression import channels, regions
+from hscc_search.compression import allotment, channels, regions
 from hscc_search.compression.allotment import TINY_SHARE, allot
 from hscc_search.compression.calibration import calibrate
 from hscc_search.compression.hscc import compress
@@ -282,6 +282,24 @@ def test_a_fully_connected_layer_is_divided_once_for_all_divisions(digits_cnn):
     name = next(record.name for record in digits_cnn.records if record.fully_connected)
     found = [allot(digits_cnn, Setting(*counts, energy=0.5))[name].partition for counts in ((4, 2), (1, 1), (2, 3))]
     assert all(one is found[0] for one in found)
+
+
+@pytest.mark.parametrize("megabytes", [0, 0.05, 1000])
+def test_divided_layers_are_remembered_up_to_a_size(residual, monkeypatch, megabytes):
+    monkeypatch.setattr(allotment, "_MEGABYTES", megabytes)
+    calibration = replace(residual, memory={})
+    settings_of = [Setting(regions, 2, budget=2) for regions in (1, 4, 9, 4, 1)]
+    found = [allot(calibration, setting) for setting in settings_of]
+    for setting, one in zip(settings_of, found, strict=True):
+        fresh = allot(replace(residual, memory={}), setting)
+        assert {name: own.ranks for name, own in one.items()} == {name: own.ranks for name, own in fresh.items()}
+    kept = calibration.memory["partitions"].values()
+    sizes = [sum(axes.nbytes for axes in block.axes) / 1e6 for one in kept for row in one.blocks for block in row]
+    assert len(kept) == 1 or sum(sizes) <= megabytes
+    if megabytes == 1000:  # each layer undivided and in both grids, but for those that are divided alike
+        assert len(kept) > 2 * len(found[0])
+        again = allot(calibration, settings_of[0])
+        assert all(own.partition is found[0][name].partition for name, own in again.items())
 
 
 class Halves(nn.Module):
