@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import pytest
 from PIL import Image
 
 from hscc_search.config import StudyConfig
+
+# A shell starts what is to run in the background with Ctrl-C ignored, and what tests start would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 # Files with few tests of minutes each: what several processes share out should not end with one of them.

@@ -386,8 +386,8 @@ def test_every_second_of_many_images_is_passed_on(monkeypatch, least, expected):
     monkeypatch.setattr(hscc, "_IMAGES", least)
     found = compress(calibration, Setting(energy=0.99))
     assert seen == [(expected, expected)]
-    # Each image is fitted to its own responses: nothing was compressed before, so little is lost.
-    assert distance(found.network, calibration.network, calibration.images) < 0.15
+    # Answers that were paired with the responses to other images would say next to nothing.
+    assert distance(found.network, calibration.network, calibration.images) < 0.6
 
 
 @pytest.mark.parametrize("count", [1, 2])
