@@ -24,7 +24,7 @@ from hscc_search.console import (
     studies_table,
 )
 from hscc_search.errors import DataError, HsccError
-from hscc_search.memory import keep_freed_memory
+from hscc_search.memory import keep_freed_memory, uncollected
 from hscc_search.progress import Progress, Report
 
 if TYPE_CHECKING:
@@ -296,6 +296,7 @@ def _show(study: "Study") -> None:
     type=click.Path(path_type=Path),
     help="Write the front as a page that needs nothing else.",
 )
+@uncollected()
 def front(study_name: str, storage: str, form: str, html: Path | None) -> None:
     """Show the front of STUDY_NAME, with the dense network beside it."""
     from hscc_search.search.records import read_study

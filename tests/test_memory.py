@@ -1,8 +1,11 @@
+import gc
 import mmap
 import subprocess
 import sys
 
 import pytest
+
+from hscc_search.memory import uncollected
 
 PROBE = """
 import resource, sys
@@ -30,3 +33,15 @@ def test_freed_memory_is_used_again_and_not_fetched_anew():
     pages = 10 * 100 * 2**20 // mmap.PAGESIZE
     assert fetched() > pages / 2
     assert fetched("keep") < pages / 100
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_again_afterwards_if_it_was_before(enabled):
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ValueError, match="once"), uncollected():
+            assert not gc.isenabled()
+            raise ValueError("once")
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
