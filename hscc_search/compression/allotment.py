@@ -305,8 +305,7 @@ def _losses(calibration: Calibration, place: _Place, multiple: int) -> tuple[np.
     input_spectrum = calibration.remember(
         ("input spectrum", place.record.name, channels.start), lambda: _input_spectrum(calibration, place)
     )
-    effects = region_effects(place.record.effects, channels=channels)
-    input_spectrum = input_spectrum * float(place.block.effects.square().sum() / effects.square().sum())
+    input_spectrum = input_spectrum * float(place.block.effects.square().sum())
     input_tails = np.maximum(input_spectrum.sum() - np.cumsum(input_spectrum), 0) * area * _INPUT_WEIGHT
     step = -(-place.channels // (_INPUT_RANKS * multiple)) * multiple
     inputs = np.arange(step, place.channels, step)
@@ -318,12 +317,16 @@ def _losses(calibration: Calibration, place: _Place, multiple: int) -> tuple[np.
 
 
 def _input_spectrum(calibration: Calibration, place: _Place) -> np.ndarray:
-    """Weighted variance of the responses along each axis of the input channels, descending, (Cin,)."""
+    """Weighted variance of the responses along each axis of the input channels, descending, (Cin,).
+
+    By the effects of the whole map, with a sum of squares of 1: those of a region hardly change more than its size.
+    """
     record, block = place.record, place.block
     assert record.inputs is not None
     layer = calibration.network.get_submodule(record.name)
     assert isinstance(layer, nn.Conv2d)
     effects = region_effects(record.effects, channels=block.channels)
+    effects = effects / effects.norm()
     metric = input_metric(layer.weight.detach()[block.channels], effects, record.inputs.correlation)
     first = block.channels.start // place.outputs * place.channels
     root = _input_root(record, place.channels, first)

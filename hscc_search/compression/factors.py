@@ -129,16 +129,12 @@ def refit(
         P, float (C, K), and the bias, float (C,), so that P z + bias predicts y.
     """
     count = len(dense)
-    centred = coordinates - coordinates.mean(dim=0)
+    mean = coordinates.mean(dim=0)
+    centred = coordinates - mean
     covariance = centred.T @ centred / count
     left = dense.T @ centred / count - recombination @ covariance
     fitted = recombination + left @ _inverse(covariance, count)
-    return fitted, offset_of(dense, coordinates, fitted)
-
-
-def offset_of(dense: torch.Tensor, coordinates: torch.Tensor, recombination: torch.Tensor) -> torch.Tensor:
-    """The bias, float (C,), with which a recombination of coordinates has the mean of the dense responses."""
-    return dense.mean(dim=0) - recombination @ coordinates.mean(dim=0)
+    return fitted, dense.mean(dim=0) - fitted @ mean
 
 
 def refine(

@@ -20,7 +20,7 @@ from torch import nn
 
 from hscc_search.compression.allotment import Allotment, Ranks
 from hscc_search.compression.calibration import Calibration
-from hscc_search.compression.factors import balanced, factorise, fit_predictor, offset_of, refine, refit
+from hscc_search.compression.factors import balanced, factorise, fit_predictor, refine, refit
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
 from hscc_search.compression.layers import GroupedRegionConv2d, RegionConv2d, build, parts
 from hscc_search.compression.partition import Block
@@ -30,6 +30,7 @@ from hscc_search.compression.regions import Piece
 _BATCH = 64
 # So many more axes than its rank are looked at in a fully connected layer.
 _MORE_AXES = 100
+# So many images tell how the channels of an input vary together.
 _COVARIANCE_IMAGES = 160
 
 
@@ -42,7 +43,8 @@ def fit_layer(
         calibration: of the dense network.
         name: of the layer, Conv2d or Linear.
         allotment: where it is divided, and the ranks.
-        x: its input in the partly compressed network, for every ``step``-th calibration image.
+        x: its input in the partly compressed network, for every ``step``-th calibration image: float (images, Cin,
+            height, width), (images, features) or (images, height, width, features).
         step: see above.
 
     Returns:
@@ -78,14 +80,13 @@ def _fit_dense_vectors(
     dense = _dense(record, block, block.positions, step, effects)
     weight = layer.weight.detach()
     there = (x @ weight.T) * effects
-    recombination = torch.eye(len(weight)).to(weight)
     if len(dense) < len(weight):  # too few samples to learn more from them than the mean
-        offset = offset_of(dense, there, recombination)
-    else:
-        recombination, offset = refit(dense, there, recombination)
-        weight = recombination @ (weight * effects[:, None]) / effects[:, None]
-    _set(module, weight, offset / effects)
-    return module(x)  # type: ignore[no-any-return]
+        offset = (dense - there).mean(dim=0)
+        _set(module, weight, offset / effects)
+        return (there + offset) / effects
+    recombination, offset = refit(dense, there, torch.eye(len(weight)).to(weight))
+    _set(module, recombination @ (weight * effects[:, None]) / effects[:, None], offset / effects)
+    return torch.addmm(offset, there, recombination.T) / effects
 
 
 def _fit_vectors(
@@ -263,7 +264,7 @@ def _encode(
         layer: the dense layer.
         basis: the basis filters that see all channels, float (K, D).
         axes: what recombines their answers, float (C, K).
-        covariance: of the channels that are delivered.
+        covariance: of the channels that are delivered, float64 (Cin, Cin).
         record: of the layer.
     """
     assert isinstance(encoder, nn.Conv2d)

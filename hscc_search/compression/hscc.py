@@ -136,6 +136,8 @@ class _Pending(nn.Module):
 def compress(calibration: Calibration, setting: Setting) -> Compressed:
     """Compress the network of a calibration with one setting. That network itself is not changed.
 
+    Of many calibration images every second is passed on; the statistics that ranks come from are of all.
+
     Raises:
         CompressionError: the budget is out of reach, or the setting's strategies do not fit.
     """

@@ -7,8 +7,8 @@
     images.npy         the calibration images
     0.npy, 1.npy, ...  the responses of each layer
 
-Responses and images are mapped when they are read, so that all processes of a machine share one copy in
-its page cache.
+Responses and images are mapped when they are read, so that all processes of a machine share one copy in its page
+cache.
 """
 
 import hashlib
