@@ -236,10 +236,9 @@ class StudyConfig(_Section):
     def _every_objective_once(self) -> "StudyConfig":
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives: every objective once, not {list(self.objectives)}")
-        if self.training.small_size is not None and self.training.small_size >= self.data.image_size:
-            raise ValueError(
-                f"training.small_size: {self.training.small_size} must be less than data.image_size {self.data.image_size}"
-            )
+        small, full = self.training.small_size, self.data.image_size
+        if small is not None and small >= full:
+            raise ValueError(f"training.small_size {small} must be less than data.image_size {full}")
         if self.sampler == "grid" and (self.space.energy or self.space.budget).levels is None:  # type: ignore[union-attr]
             raise ValueError("sampler grid needs levels: say how many in space.energy or space.budget")
         return self

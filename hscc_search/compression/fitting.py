@@ -22,7 +22,7 @@ from hscc_search.compression.allotment import Allotment, Ranks
 from hscc_search.compression.calibration import Calibration
 from hscc_search.compression.factors import balanced, factorise, fit_predictor, refine, refit
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
-from hscc_search.compression.layers import GroupedRegionConv2d, RegionConv2d, build, parts
+from hscc_search.compression.layers import GroupedRegionConv2d, Patch, RegionConv2d, build, parts
 from hscc_search.compression.partition import Block
 from hscc_search.compression.records import LayerRecord
 from hscc_search.compression.regions import Piece
@@ -136,9 +136,9 @@ class _Stages:
     axes: torch.Tensor
     effects: torch.Tensor
 
-    def coordinates(self, x: torch.Tensor) -> torch.Tensor:
+    def coordinates(self, patch: Patch) -> torch.Tensor:
         """What the basis filters answer."""
-        return self.filters(self.encoder(x))  # type: ignore[no-any-return]
+        return patch.filtered(self.encoder, self.filters)
 
 
 def _fit_maps(
@@ -164,8 +164,8 @@ def _fit_maps(
     divided = module if isinstance(module, RegionConv2d) else None
     answers = []
     for batch in x.split(_BATCH):
-        given = divided.cut(batch) if divided else [batch]
-        answers.append([stages[piece.region].coordinates(part) for piece, part in zip(pieces, given, strict=True)])
+        given = divided.cut(batch) if divided else [Patch(batch)]
+        answers.append([stages[piece.region].coordinates(patch) for piece, patch in zip(pieces, given, strict=True)])
     for region, (block, stage) in enumerate(zip(row, stages, strict=True)):
         own = [at for at, piece in enumerate(pieces) if piece.region == region]
         positions = torch.cat([record.lattice.within(pieces[at]) for at in own])

@@ -48,6 +48,27 @@ class Blueprint:
         return cls((height, width), ranks, tuple(Piece(**piece) for piece in tree["pieces"]), input_ranks)
 
 
+_NO_PADDING = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What the filters of one piece see of a layer's input.
+
+    Attributes:
+        x: float (images, Cin, height, width).
+        padding: zeros that the filters see left, right, above and below, as :func:`torch.nn.functional.pad` takes them.
+    """
+
+    x: torch.Tensor
+    padding: tuple[int, int, int, int] = _NO_PADDING
+
+    def filtered(self, encoder: nn.Module, filters: nn.Module) -> torch.Tensor:
+        """What basis filters answer. Zeros are added to the few channels that they see, not to all."""
+        x = encoder(self.x)
+        return filters(functional.pad(x, self.padding) if any(self.padding) else x)  # type: ignore[no-any-return]
+
+
 class RegionConv2d(nn.Module):
     """A convolution, or one group of it, with filters of its own for each region of its output map.
 
@@ -63,10 +84,10 @@ class RegionConv2d(nn.Module):
         self.whole = len(blueprint.pieces) == 1
         self.padding = conv_padding(layer)
         left, right, top, bottom = self.padding
-        # A region that is the whole map pads as it convolves, which saves a copy of the input.
+        # A region that is the whole map pads as it convolves, which saves a copy.
         own = (top, left) if self.whole and (left, top) == (right, bottom) else None
         if own is not None:
-            self.padding = (0, 0, 0, 0)
+            self.padding = _NO_PADDING
         ranks = blueprint.ranks[group]
         input_ranks = blueprint.input_ranks[group] if blueprint.input_ranks else (None,) * len(ranks)
         self.regions = nn.ModuleList(
@@ -79,22 +100,29 @@ class RegionConv2d(nn.Module):
         Raises:
             CompressionError: the input is of another size than the layer was made for.
         """
-        parts = zip(self.blueprint.pieces, self.cut(x), strict=True)
-        return self.join([self.regions[piece.region](part) for piece, part in parts])
+        answers = []
+        for piece, patch in zip(self.blueprint.pieces, self.cut(x), strict=True):
+            encoder, filters, recombination = stages(self.regions[piece.region])
+            answers.append(recombination(patch.filtered(encoder, filters)))
+        return self.join(answers)
 
-    def cut(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def cut(self, x: torch.Tensor) -> list[Patch]:
         """What of the input each piece of the output map sees."""
-        if any(self.padding):
-            x = functional.pad(x, self.padding)
         if self.whole:
-            return [x]
-        size = tuple((x.shape[2 + axis] - self.kernel_reach[axis]) // self.stride[axis] + 1 for axis in (0, 1))
+            return [Patch(x, self.padding)]
+        left, right, top, bottom = self.padding
+        height, width = x.shape[2:]
+        padded = (height + top + bottom, width + left + right)
+        size = tuple((padded[axis] - self.kernel_reach[axis]) // self.stride[axis] + 1 for axis in (0, 1))
         if size != self.blueprint.output_size:
             raise CompressionError(f"regions belong to a map of {self.blueprint.output_size} positions, not {size}")
-        return [
-            x[:, :, self._inputs(piece.top, piece.bottom, 0), self._inputs(piece.left, piece.right, 1)]
-            for piece in self.blueprint.pieces
-        ]
+        found = []
+        for piece in self.blueprint.pieces:
+            rows = _seen(piece.top, piece.bottom, self.stride[0], self.kernel_reach[0], top, height)
+            columns = _seen(piece.left, piece.right, self.stride[1], self.kernel_reach[1], left, width)
+            seen = x[:, :, rows.first : rows.last, columns.first : columns.last]
+            found.append(Patch(seen, (columns.before, columns.after, rows.before, rows.after)))
+        return found
 
     def join(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The output map, of what is answered in each piece."""
@@ -104,10 +132,6 @@ class RegionConv2d(nn.Module):
         for piece, part in zip(self.blueprint.pieces, parts, strict=True):
             bands.setdefault((piece.top, piece.bottom), []).append(part)
         return torch.cat([torch.cat(band, dim=3) for band in bands.values()], dim=2)
-
-    def _inputs(self, first: int, last: int, axis: int) -> slice:
-        stride = self.stride[axis]
-        return slice(first * stride, (last - 1) * stride + self.kernel_reach[axis])
 
 
 class GroupedRegionConv2d(nn.Module):
@@ -144,6 +168,20 @@ def parts(module: nn.Module) -> list[list[nn.Module]]:
     return [list(module.regions)] if isinstance(module, RegionConv2d) else [[module]]
 
 
+def stages(region: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """What brings a region's input to fewer channels, its basis filters, and its recombination.
+
+    Where there is none of the first or the last, it is the identity.
+    """
+    if not isinstance(region, nn.Sequential):
+        return nn.Identity(), region, nn.Identity()
+    basis, recombination = region
+    if not isinstance(basis, nn.Sequential):
+        return nn.Identity(), basis, recombination
+    encoder, filters = basis
+    return encoder, filters, recombination
+
+
 def input_positions(layer: nn.Conv2d, blueprint_pieces: Sequence[Piece], region: int, size: tuple[int, int]) -> int:
     """Input positions that :class:`RegionConv2d` gives to one region.
 
@@ -153,17 +191,44 @@ def input_positions(layer: nn.Conv2d, blueprint_pieces: Sequence[Piece], region:
         region: whose.
         size: height and width of the input map.
     """
-    left, right, top, bottom = conv_padding(layer)
     if len(blueprint_pieces) == 1:
-        even = (left, top) == (right, bottom)
-        return size[0] * size[1] if even else (size[0] + top + bottom) * (size[1] + left + right)
+        return size[0] * size[1]
+    left, _, top, _ = conv_padding(layer)
     reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    return sum(
-        ((piece.bottom - piece.top - 1) * layer.stride[0] + reach[0])
-        * ((piece.right - piece.left - 1) * layer.stride[1] + reach[1])
-        for piece in blueprint_pieces
-        if piece.region == region
-    )
+    positions = 0
+    for piece in blueprint_pieces:
+        if piece.region == region:
+            rows = _seen(piece.top, piece.bottom, layer.stride[0], reach[0], top, size[0])
+            columns = _seen(piece.left, piece.right, layer.stride[1], reach[1], left, size[1])
+            positions += (rows.last - rows.first) * (columns.last - columns.first)
+    return positions
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Inputs along one axis that some outputs see.
+
+    Attributes:
+        first: input.
+        last: behind the last input.
+        before: zeros in front of the first.
+        after: zeros behind the last.
+    """
+
+    first: int
+    last: int
+    before: int
+    after: int
+
+
+def _seen(first: int, last: int, stride: int, reach: int, padding: int, size: int) -> _Span:
+    """What outputs ``first`` up to ``last`` see of ``size`` inputs behind ``padding`` zeros."""
+    start = first * stride - padding
+    end = (last - 1) * stride + reach - padding
+    if end <= 0 or start >= size:  # nothing but padding: one input, which a negative zero takes away again
+        return _Span(0, 1, -1, end - start)
+    inner_first, inner_last = max(start, 0), min(end, size)
+    return _Span(inner_first, inner_last, inner_first - start, end - inner_last)
 
 
 def conv_padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hscc_search.errors import ExportError
+from hscc_search.export.rewrites import save_copies
 
 
 def write_onnx(module: nn.Module, image_size: int, path: Path) -> None:
@@ -39,6 +40,7 @@ def write_onnx(module: nn.Module, image_size: int, path: Path) -> None:
                 verbose=False,
             )
         assert program is not None
+        save_copies(program.model)
         program.save(path, external_data=False)
     except Exception as error:  # whatever the exporter meets in a user's network
         message = next((line for line in str(error).splitlines() if line.strip()), "no reason given")

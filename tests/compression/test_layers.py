@@ -24,9 +24,9 @@ def partitioned(draw):
     return layer, x, np.unique(raw, return_inverse=True)[1].reshape(raw.shape)
 
 
-def blueprint_of(labels, rank, groups):
-    row = (rank,) * (int(labels.max()) + 1)
-    return Blueprint(labels.shape, (row,) * groups, pieces(labels))
+def blueprint_of(labels, rank, groups, inputs=None):
+    count = int(labels.max()) + 1
+    return Blueprint(labels.shape, ((rank,) * count,) * groups, pieces(labels), ((inputs,) * count,) * groups)
 
 
 def group_of(layer, group):
@@ -35,6 +35,10 @@ def group_of(layer, group):
     result.weight.copy_(layer.weight[3 * group : 3 * group + 3])
     result.bias.copy_(layer.bias[3 * group : 3 * group + 3])
     return result
+
+
+def fewer_inputs(encoder, filters):
+    return torch.einsum("rehw,ei->rihw", filters.weight, encoder.weight[:, :, 0, 0])
 
 
 @given(case=partitioned())
@@ -49,21 +53,43 @@ def test_regions_of_the_same_dense_filters_are_the_plain_convolution(case):
     torch.testing.assert_close(regional(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-@given(case=partitioned(), rank=st.integers(1, 4))
+@given(case=partitioned(), rank=st.integers(1, 4), inputs=st.sampled_from([None, 1, 2]))
 @settings(max_examples=120, deadline=None)
 @torch.no_grad()
-def test_each_position_is_answered_by_the_filters_of_its_own_region(case, rank):
+def test_each_position_is_answered_by_the_filters_of_its_own_region(case, rank, inputs):
     layer, x, labels = case
-    regional = build(layer, blueprint_of(labels, rank, layer.groups))
+    regional = build(layer, blueprint_of(labels, rank, layer.groups, inputs))
     expected = torch.empty_like(layer(x))
     for group, row in enumerate(parts(regional)):
         share = slice(3 * group, 3 * group + 3)
         whole = group_of(layer, group)
         for label, (encode, decode) in enumerate(row):
-            whole.weight.copy_(torch.einsum("or,rihw->oihw", decode.weight[:, :, 0, 0], encode.weight))
+            weight = encode.weight if inputs is None else fewer_inputs(*encode)
+            whole.weight.copy_(torch.einsum("or,rihw->oihw", decode.weight[:, :, 0, 0], weight))
             whole.bias.copy_(decode.bias)
             mask = torch.from_numpy(labels == label)
             expected[:, share, mask] = whole(x[:, 2 * group : 2 * group + 2])[:, :, mask]
+    torch.testing.assert_close(regional(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [1, 2, 4])
+@pytest.mark.parametrize("kernel", [1, 2])
+@pytest.mark.parametrize("rank", [None, 2])
+@torch.no_grad()
+def test_pieces_that_see_nothing_but_padding_answer_like_the_plain_convolution(padding, kernel, rank):
+    layer = nn.Conv2d(2, 3, kernel, padding=padding)
+    x = torch.randn(2, 2, 3, 3)
+    expected = layer(x)
+    labels = np.arange(expected[0, 0].numel()).reshape(expected.shape[2:])  # each position for itself
+    regional = build(layer, blueprint_of(labels, rank, 1, rank))
+    for position, region in enumerate(regional.regions):
+        if rank is None:
+            region.load_state_dict(layer.state_dict())
+        else:
+            (encoder, filters), decode = region
+            own = torch.einsum("or,rihw->oihw", decode.weight[:, :, 0, 0], fewer_inputs(encoder, filters))
+            row, column = divmod(position, labels.shape[1])
+            expected[:, :, row, column] = nn.functional.conv2d(x, own, decode.bias, padding=padding)[:, :, row, column]
     torch.testing.assert_close(regional(x), expected, rtol=1e-5, atol=1e-5)
 
 
