@@ -22,7 +22,7 @@ from hscc_search.compression.allotment import Allotment, Ranks
 from hscc_search.compression.calibration import Calibration
 from hscc_search.compression.factors import balanced, factorise, fit_predictor, refine, refit
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
-from hscc_search.compression.layers import GroupedRegionConv2d, Patch, RegionConv2d, build, parts
+from hscc_search.compression.layers import GroupedRegionConv2d, Patch, RegionConv2d, build, parts, stages_of
 from hscc_search.compression.partition import Block
 from hscc_search.compression.records import LayerRecord
 from hscc_search.compression.regions import Piece
@@ -213,20 +213,16 @@ def _begin(
         count = len(own)
         square = nn.Conv2d(count, count, 1) if isinstance(layer, nn.Conv2d) else nn.Linear(count, count)
         return _Stages(target, nn.Identity(), filters, square.to(own), torch.eye(count).to(own), effects)
-    assert isinstance(target, nn.Sequential)
     axes = block.basis(ranks.clusters).to(own)
-    first, last = target
+    encoder, filters, last = stages_of(target)
+    assert isinstance(filters, (nn.Conv2d, nn.Linear))
     assert isinstance(last, (nn.Conv2d, nn.Linear))
     if ranks.inputs is None:
-        assert isinstance(first, (nn.Conv2d, nn.Linear))
-        _set(first, axes.T @ own)
-        return _Stages(target, nn.Identity(), first, last, axes, effects)
-    assert isinstance(first, nn.Sequential)
-    assert isinstance(layer, nn.Conv2d)
-    assert covariance is not None
-    encoder, filters = first
-    assert isinstance(filters, nn.Conv2d)
-    _encode(encoder, filters, layer, axes.T @ own, axes, covariance, record)
+        _set(filters, axes.T @ own)
+    else:
+        assert isinstance(layer, nn.Conv2d)
+        assert covariance is not None
+        _encode(encoder, filters, layer, axes.T @ own, axes, covariance, record)
     return _Stages(target, encoder, filters, last, axes, effects)
 
 

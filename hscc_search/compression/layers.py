@@ -102,7 +102,7 @@ class RegionConv2d(nn.Module):
         """
         answers = []
         for piece, patch in zip(self.blueprint.pieces, self.cut(x), strict=True):
-            encoder, filters, recombination = stages(self.regions[piece.region])
+            encoder, filters, recombination = stages_of(self.regions[piece.region])
             answers.append(recombination(patch.filtered(encoder, filters)))
         return self.join(answers)
 
@@ -168,7 +168,7 @@ def parts(module: nn.Module) -> list[list[nn.Module]]:
     return [list(module.regions)] if isinstance(module, RegionConv2d) else [[module]]
 
 
-def stages(region: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+def stages_of(region: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
     """What brings a region's input to fewer channels, its basis filters, and its recombination.
 
     Where there is none of the first or the last, it is the identity.
