@@ -63,9 +63,6 @@ class TrainingConfig(_Section):
     """How the dense network is trained: SGD with Nesterov momentum under a one-cycle schedule."""
 
     epochs: int = Field(45, ge=1)
-    small_size: int | None = Field(
-        None, ge=8, description="side of the images in the first three quarters of the epochs, in pixels: saves time"
-    )
     batch_size: int = Field(64, ge=2)
     learning_rate: float = Field(0.005, gt=0, description="the highest of the schedule")
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -236,9 +233,6 @@ class StudyConfig(_Section):
     def _every_objective_once(self) -> "StudyConfig":
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives: every objective once, not {list(self.objectives)}")
-        small, full = self.training.small_size, self.data.image_size
-        if small is not None and small >= full:
-            raise ValueError(f"training.small_size {small} must be less than data.image_size {full}")
         if self.sampler == "grid" and (self.space.energy or self.space.budget).levels is None:  # type: ignore[union-attr]
             raise ValueError("sampler grid needs levels: say how many in space.energy or space.budget")
         return self

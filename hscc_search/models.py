@@ -61,25 +61,16 @@ def build(name: str, classes: int, image_size: int, weights: str | None = None) 
         ModelError: there is no such network, function or weights, it fails to build, or it does not take such images.
     """
     network = _build(name, classes, image_size, weights).eval()
-    output = check_size(network, name, image_size)
+    try:
+        with torch.no_grad():
+            output = network(torch.zeros(1, 3, image_size, image_size))
+    except Exception as error:  # whatever a network raises
+        message = f"{name} cannot take images of {image_size} x {image_size} pixels: {_one_line(error)}"
+        raise ModelError(message) from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, classes):
         found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ModelError(f"{name} must return scores of shape (images, {classes}), not {found} for one image")
     return network
-
-
-def check_size(network: nn.Module, name: str, image_size: int) -> Any:
-    """What a network in evaluation mode answers to one black image of a size.
-
-    Raises:
-        ModelError: it does not take such images.
-    """
-    try:
-        with torch.no_grad():
-            return network(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:  # whatever a network raises
-        message = f"{name} cannot take images of {image_size} x {image_size} pixels: {_one_line(error)}"
-        raise ModelError(message) from error
 
 
 def _build(name: str, classes: int, image_size: int, weights: str | None) -> nn.Module:

@@ -22,8 +22,6 @@ from hscc_search.progress import Progress, Report, silent
 
 # Part of the cache key: raise it when the same configuration would train to other weights.
 _TRAINING_VERSION = 1
-# The share of the epochs that see small images, where these are wanted.
-_SMALL_SHARE = 0.75
 # The share of the steps of fine-tuning that the average of its weights reaches back.
 _AVERAGED_SHARE = 0.1
 
@@ -69,7 +67,7 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset) -> Path:
         "seed": config.seed,
         "model": config.model.model_dump(exclude={"checkpoint"}),
         "source": models.source_of_own(config.model.name),
-        "training": config.training.model_dump(exclude_none=True),
+        "training": config.training.model_dump(),
         "data": config.data.model_dump(exclude={"path"}),
         "fingerprint": dataset.fingerprint,
     }
@@ -86,16 +84,8 @@ def train(
     device: torch.device,
     report: Report = silent,
 ) -> None:
-    """Train on the train part and write the weights to ``path``, going on after the last finished epoch.
-
-    With a small size the first epochs see small images (progressive resizing, Howard 2018).
-
-    Raises:
-        ModelError: the network does not take small images.
-    """
+    """Train on the train part and write the weights to ``path``, going on after the last finished epoch."""
     settings = config.training
-    if settings.small_size is not None:
-        models.check_size(network, config.model.name, settings.small_size)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = _on_device(parts.train, device)
     optimizer = _optimizer(network, settings, settings.learning_rate)
@@ -111,8 +101,7 @@ def train(
         schedule.load_state_dict(state["schedule"])
         first = state["epochs"]
     for epoch in range(first, settings.epochs):
-        size = settings.small_size if epoch < int(settings.epochs * _SMALL_SHARE) else None
-        loss = _train_epoch(network, data, config, epoch, optimizer, schedule, size=size)
+        loss = _train_epoch(network, data, config, epoch, optimizer, schedule)
         with written_whole(unfinished) as temporary:
             torch.save(
                 {
@@ -233,9 +222,8 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     schedule: Any,
     teacher: Teacher | None = None,
-    size: int | None = None,
 ) -> float:
-    """One epoch, of images shrunk to ``size`` pixels if that is given; returns its mean loss.
+    """One epoch; returns its mean loss.
 
     It draws from a seed of its own, so that going on after a stop gives what an unbroken run would have given.
     """
@@ -249,10 +237,7 @@ def _train_epoch(
         order = torch.randperm(len(labels)).to(device)
         for step in range(_steps(config, data)):
             chosen = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            batch = normalised(images[chosen], config.data)
-            if size is not None:
-                batch = functional.interpolate(batch, size=(size, size), mode="bilinear", antialias=True)
-            batch = _augmented(batch, settings.flip, settings.affine)
+            batch = _augmented(normalised(images[chosen], config.data), settings.flip, settings.affine)
             share, other = 1.0, torch.arange(len(chosen), device=device)
             if settings.mixup > 0:
                 share = float(torch.distributions.Beta(settings.mixup, settings.mixup).sample())

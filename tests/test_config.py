@@ -142,7 +142,6 @@ def test_a_wrong_entry_is_named_with_its_key_its_value_and_what_is_allowed(study
         ({"constraints": [{"metric": "flops", "at_best": 1}]}, "allowed here are metric, at_least, at_most"),
         ({"constraints": [{"metric": "latency"}]}, "latency needs either at_least or at_most"),
         ({"constraints": [{"metric": "latency", "at_least": 1, "at_most": 2}]}, "needs either at_least or at_most"),
-        ({"training": {"small_size": 224}}, "training.small_size 224 must be less than data.image_size 224"),
         ({"sampler": "grid"}, "sampler grid needs levels"),
         ({"space": {"region_strategy": ["grid", "grid"]}}, "region_strategy: every choice once"),
     ],

@@ -1,6 +1,5 @@
 import copy
 import dataclasses
-import importlib
 
 import numpy as np
 import pytest
@@ -118,64 +117,6 @@ def test_training_teaches_the_digits_and_tells_how_it_goes(dataset, parts):
     assert f"validation accuracy {accuracy:.3f}" in steps[-1].note
 
 
-def recording(monkeypatch, tmp_path):
-    """A network that takes images of any size, and the sizes that it sees in training."""
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "any_size.py").write_text(
-        "from torch import nn\n\n\nclass Recording(nn.Sequential):\n    sizes = []\n\n"
-        "    def forward(self, x):\n        if self.training:\n            self.sizes.append(x.shape[-1])\n"
-        "        return super().forward(x)\n\n\n"
-        "def make(classes):\n    return Recording(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2),\n"
-        "                     nn.Flatten(), nn.Linear(64, classes))\n"
-    )
-    importlib.invalidate_caches()
-    return importlib.import_module("any_size").Recording.sizes
-
-
-def test_the_first_three_quarters_of_the_epochs_see_small_images(dataset, parts, tmp_path, monkeypatch):
-    sizes = recording(monkeypatch, tmp_path)
-    config = study(model__name="any_size:make", training__epochs=5, training__small_size=8)
-    network = build(config, 10)
-    train(network, config, parts, tmp_path / "unbroken.safetensors", CPU)
-    assert sizes == [8] * 3 * 8 + [16] * 2 * 8  # 256 images are 8 batches
-
-    sizes.clear()
-    with pytest.raises(PowerCutError):
-        dense_network(config, dataset, parts, CPU, cut_after(3, PowerCutError()))
-    resumed = dense_network(config, dataset, parts, CPU)
-    assert sizes == [8] * 3 * 8 + [16] * 2 * 8
-    assert weights_digest(resumed) == weights_digest(network)
-
-
-def test_small_images_are_shrunk_and_not_sampled(parts, tmp_path, monkeypatch):
-    config = study(
-        model__name="any_size:make",
-        training__epochs=2,
-        training__small_size=8,
-        training__flip=False,
-        training__affine=False,
-        training__mixup=0.0,
-    )
-    recording(monkeypatch, tmp_path)
-    network = build(config, 10)
-    seen = []
-    network.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()) if module.training else None)
-    stripes = np.zeros_like(np.array(parts.train.images))
-    stripes[..., ::2] = 255  # every second column: taken one by one, they would be all black or all white
-    striped = dataclasses.replace(parts, train=dataclasses.replace(parts.train, images=stripes))
-    train(network, config, striped, tmp_path / "small.safetensors", CPU)
-    small, full = seen[0], seen[-1]
-    assert small.shape[2:] == (8, 8)
-    assert full.abs().min() == 1  # white is 1 and black is -1
-    assert small[..., 1:-1].abs().max() < 0.01
-
-
-def test_a_network_that_takes_no_small_images_is_refused_before_it_is_trained(dataset, parts):
-    config = study(training__small_size=8)
-    with pytest.raises(ModelError, match="digits_cnn cannot take images of 8 x 8 pixels"):
-        dense_network(config, dataset, parts, CPU)
-
-
 def test_a_part_that_is_smaller_than_a_batch_trains_too(dataset, parts):
     few = dataclasses.replace(parts, train=parts.train.sample(20, 0))
     config = study(training__epochs=1)
@@ -190,7 +131,6 @@ def test_a_part_that_is_smaller_than_a_batch_trains_too(dataset, parts):
         {"training__epochs": 4},
         {"training__learning_rate": 0.1},
         {"training__mixup": 0.0},
-        {"training__small_size": 8},
         {"model__name": "squeezenet1_1"},
         {"model__weights": "DEFAULT"},
         {"data__image_size": 20},
