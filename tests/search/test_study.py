@@ -49,9 +49,9 @@ def test_going_on_gives_what_an_unbroken_run_gives(digits, tmp_path):
 
 
 def test_a_finished_study_does_nothing(digits):
-    run_study(digits(trials=3))
+    run_study(digits(trials=3, **SMALL))
     told = []
-    study = run_study(digits(trials=2), report=told.append)
+    study = run_study(digits(trials=2, **SMALL), report=told.append)
     assert len(study.points) == 3
     assert told == []
 
