@@ -1,6 +1,7 @@
 import csv
 import json
 import pickle
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from hscc_search.cli import main
 from hscc_search.config import StudyConfig, find_study_file
 from hscc_search.search.study import run_study
 
@@ -39,27 +41,35 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def refused(cli, finished, tmp_path):
-    """Run a command that must be refused: one line on the error stream, and everything is left as it was."""
+def refused(finished, tmp_path, monkeypatch, capfd):
+    """Run a command that must be refused: one line on the error stream, and everything is left as it was.
 
-    def call(*arguments, report=False, env=None):
+    In this process, which has imported torch and Optuna once for all of the many cases.
+    """
+    terminate = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments, report=False):
         before, stored_before = content(tmp_path), stored(finished / "studies.db")
-        done = cli(
-            *arguments,
-            cwd=tmp_path,
-            code=2,
-            env={"HSCC_CACHE": str(finished / "cache"), "COLUMNS": "40", **(env or {})},
-        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HSCC_CACHE", str(finished / "cache"))
+        monkeypatch.setenv("COLUMNS", "40")
+        monkeypatch.setattr(sys, "argv", ["hscc-search", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        stdout, stderr = capfd.readouterr()
+        assert ended.value.code == 2, stderr
         assert content(tmp_path) == before
         assert stored(finished / "studies.db") == stored_before
-        assert "Traceback" not in done.stderr
-        assert report or done.stdout == ""
-        lines = done.stderr.splitlines()
+        assert "Traceback" not in stderr
+        assert report or stdout == ""
+        lines = stderr.splitlines()
         assert lines[-1].startswith("error: ")
-        assert len(lines) == 1, f"more than the error:\n{done.stderr}"
+        assert len(lines) == 1, f"more than the error:\n{stderr}"
         return lines[0]
 
-    return call
+    yield call
+    signal.signal(signal.SIGTERM, terminate)
 
 
 def content(folder):
@@ -224,6 +234,10 @@ def test_bad_input_leaves_a_finished_study_as_it_is(refused, finished, tmp_path,
     group = 1 if arguments[0] == "studies" else len(arguments)  # there the option belongs to the group
     line = refused(*arguments[:group], *storage, *arguments[group:])
     assert [part for part in said if part not in line] == []
+
+
+def test_a_process_that_is_refused_ends_with_2(cli, tmp_path):
+    assert cli("run", "missing.yaml", cwd=tmp_path, code=2).stderr.startswith("error: no study file missing.yaml")
 
 
 def test_a_worker_of_a_finished_study_says_that_it_is_finished(cli, finished, tmp_path):
