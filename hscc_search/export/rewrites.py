@@ -19,8 +19,10 @@ def save_copies(model: ir.Model) -> None:
             joined = node.inputs[0]
             assert joined is not None
             _clip(graph, joined)
+            name = node.outputs[0].name
             node.outputs[0].replace_all_uses_with(joined, replace_graph_outputs=True)
             graph.remove(node, safe=True)
+            joined.name = name  # it may be the output of the graph
     RemoveUnusedNodesPass()(model)
 
 
@@ -32,8 +34,10 @@ def _cut_at_once(graph: ir.Graph, node: ir.Node) -> None:
         return
     known = [[ir.convenience.get_const_tensor(value) for value in cut.inputs[1:] if value] for cut in (before, node)]
     first, second = ([tensor.numpy() for tensor in tensors if tensor is not None] for tensors in known)
-    axes = 2
-    if len(first) < 4 or len(second) < 4 or set(first[axes]) & set(second[axes]):
+    if len(first) < 4 or len(second) < 4:
+        return
+    axes = [*first[2].tolist(), *second[2].tolist()]
+    if min(axes) < 0 or len(set(axes)) < len(axes):
         return
     node.replace_input_with(0, before.inputs[0])
     for place, bounds in enumerate(zip(first, second, strict=True), start=1):
