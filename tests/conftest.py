@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hscc_search.config import StudyConfig
@@ -27,6 +28,12 @@ MRI = Path(os.environ.get("BRAIN_TUMOR_MRI", ROOT.parent / "shared" / "data" / "
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Weights that nobody seeded are the same in each run, whatever ran before; fixtures of a module's own, too."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
