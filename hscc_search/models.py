@@ -259,6 +259,9 @@ def choose_device(name: str) -> torch.device:
         raise ModelError("no CUDA device is available: use --device cpu or --device auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        # Networks are compared with each other, so single precision is meant where it is asked for.
+        torch.backends.cudnn.allow_tf32 = False
     return torch.device(name)
 
 

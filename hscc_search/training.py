@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from hscc_search.progress import Progress, Report, silent
 
 # Part of the cache key: raise it when the same configuration would train to other weights.
 _TRAINING_VERSION = 1
+# Writing what an unfinished training has reached takes at most this share of the time.
+_WRITING_SHARE = 0.05
 # The share of the steps of fine-tuning that the average of its weights reaches back.
 _AVERAGED_SHARE = 0.1
 
@@ -84,7 +87,10 @@ def train(
     device: torch.device,
     report: Report = silent,
 ) -> None:
-    """Train on the train part and write the weights to ``path``, going on after the last finished epoch."""
+    """Train on the train part and write the weights to ``path``, going on after the last epoch that was written.
+
+    Each epoch is written; where it takes no longer than the writing, as on a GPU, one of several.
+    """
     settings = config.training
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = _on_device(parts.train, device)
@@ -100,18 +106,23 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         first = state["epochs"]
+    written, writing = time.monotonic(), 0.0
     for epoch in range(first, settings.epochs):
         loss = _train_epoch(network, data, config, epoch, optimizer, schedule)
-        with written_whole(unfinished) as temporary:
-            torch.save(
-                {
-                    "network": network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "epochs": epoch + 1,
-                },
-                temporary,
-            )
+        start = time.monotonic()
+        if (start - written) * _WRITING_SHARE >= writing:
+            with written_whole(unfinished) as temporary:
+                torch.save(
+                    {
+                        "network": network.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "schedule": schedule.state_dict(),
+                        "epochs": epoch + 1,
+                    },
+                    temporary,
+                )
+            written = time.monotonic()
+            writing = written - start
         right = predict(network, parts.validation, config.data, device).argmax(1) == parts.validation.labels
         note = f"loss {loss:.3f}, validation accuracy {right.mean():.3f}"
         report(Progress("training the dense network", epoch + 1, settings.epochs, note))
@@ -231,7 +242,7 @@ def _train_epoch(
     images, labels = data
     device = images.device
     network.train()
-    total = 0.0
+    total = torch.zeros((), device=device)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed * 100_003 + epoch)
         order = torch.randperm(len(labels)).to(device)
@@ -255,9 +266,9 @@ def _train_epoch(
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += float(loss.detach())
+            total += loss.detach()  # to read it would make the CPU wait for a GPU in each step
     network.eval()
-    return total / _steps(config, data)
+    return float(total) / _steps(config, data)
 
 
 def _augmented(batch: torch.Tensor, flip: bool, affine: bool) -> torch.Tensor:

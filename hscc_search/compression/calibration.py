@@ -162,7 +162,7 @@ def _pass(
         raise CompressionError("the network has no convolution or fully connected layer that can be compressed")
     batches = images.split(batch_size)
     keepers = {name: _Keeper(name, layers[name], folder / f"{at}.npy", images) for at, name in enumerate(names)}
-    generator = torch.Generator(images.device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     done = 0
     for batch in batches:
         _run(network, batch, keepers, generator)
@@ -199,7 +199,9 @@ def _run(
         output = network(batch.detach().requires_grad_()).float()
         # One row per decision: per image, or per position where a network returns maps.
         scores = output.transpose(1, -1).flatten(0, -2).log_softmax(dim=1)
-        drawn = torch.multinomial(scores.detach().exp().nan_to_num(0, 0, 0) + 1e-12, 1, generator=generator)
+        # Drawn on the CPU, so that all devices draw alike.
+        shares = scores.detach().exp().nan_to_num(0, 0, 0) + 1e-12
+        drawn = torch.multinomial(shares.cpu(), 1, generator=generator).to(scores.device)
         scores.gather(1, drawn).sum().backward()
     finally:
         for hook in hooks:

@@ -134,7 +134,8 @@ def divide(record: LayerRecord, division: Division) -> Partition:
                 division.cluster_strategy, samples, 1 if record.fully_connected else division.clusters, division.seed
             )
             effects = region_effects(record.effects, chosen, part)
-            row.append(Block(chosen, area, part, effects, clusters, *_spectra(samples, effects, clusters)))
+            spectra = _spectra(samples.to(effects.device), effects, clusters)
+            row.append(Block(chosen, area, part, effects, clusters, *spectra))
         blocks.append(tuple(row))
     return Partition(labels, tuple(blocks))
 
