@@ -1,8 +1,10 @@
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -111,14 +113,19 @@ def database(postgresql):
     return postgresql.get_uri(database=name)
 
 
-@pytest.fixture
-def proxy(tmp_path):
-    """The URL of Optuna's proxy in front of an SQLite database of its own."""
+@pytest.fixture(scope="session")
+def proxy(tmp_path_factory):
+    """The URL of Optuna's proxy in front of an SQLite database; tests leave no study behind."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "hscc_search.cli", "proxy", "--storage", f"sqlite:///{tmp_path}/proxied.db"]
-    process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    database = f"sqlite:///{tmp_path_factory.mktemp('proxied')}/studies.db"
+    command = [sys.executable, "-m", "hscc_search.cli", "proxy", "--storage", database, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.1)
     yield f"grpc://127.0.0.1:{port}"
     process.terminate()
     process.wait()

@@ -90,8 +90,13 @@ def check(config, *reasons):
     assert {trial.values[0] for trial in best} == {point["flops"] for point in study.front}
 
 
-def small(digits, **overrides):
-    return digits(training__epochs=2, compression__calibration_images=64, trials=TRIALS, sampler="random", **overrides)
+def small(digits):
+    space = {
+        "regions": {"low": 1, "high": 4},
+        "clusters": {"low": 1, "high": 2},
+        "energy": {"low": 0.7, "high": 0.998},
+    }
+    return digits(training__epochs=2, compression__calibration_images=64, trials=TRIALS, sampler="random", space=space)
 
 
 def test_sqlite_survives_killed_workers(digits):

@@ -50,7 +50,7 @@ def test_from_a_study_file_to_a_folder_that_runs(cli, mri, study_file):
 
 
 def test_the_shipped_study_reads_the_set(mri):
-    config = StudyConfig.from_file("brain_tumor_alexnet", data__path=mri)
+    config = StudyConfig.from_file("brain_tumor_alexnet", data__path=mri, data__image_size=16)
     dataset = load_dataset(config.data)
     assert dict(zip(dataset.classes, np.bincount(dataset.labels).tolist(), strict=True)) == {
         "glioma_tumor": 926,

@@ -61,8 +61,8 @@ def test_commands_for_many_machines_run(cli, folder, database):
         assert first.poll() is None
         time.sleep(0.2)
     cli(*shlex.split(worker)[1:], cwd=there, env=environment)
-    assert "30 trials finished, 30 wanted" in first.communicate()[0]
-    assert re.search(r"digits +30 +30 +0 +0 +0 +0", cli(*shlex.split(studies)[1:], cwd=there, env=environment).stdout)
+    assert "20 trials finished, 20 wanted" in first.communicate()[0]
+    assert re.search(r"digits +20 +20 +0 +0 +0 +0", cli(*shlex.split(studies)[1:], cwd=there, env=environment).stdout)
 
 
 def listed(url):

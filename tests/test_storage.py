@@ -147,7 +147,7 @@ def open_when_all_are_there(url, start, failures):
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_several_processes_may_make_a_database_at_once(kind, request, tmp_path):
     url = f"sqlite:///{tmp_path}/studies.db" if kind == "sqlite" else request.getfixturevalue("database")
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     start, failures = context.Barrier(4), context.Queue()
     crew = [context.Process(target=open_when_all_are_there, args=(url, start, failures)) for _ in range(4)]
     for process in crew:

@@ -28,6 +28,7 @@ class Zoo:
     """A network, the side of its images, and what is to become of it.
 
     Attributes:
+        clusters: how channels are grouped; k-means over the channels of many layers takes most of the time.
         norms: how many batch norms it has.
         kept: a pattern of the names of those that follow no convolution, None if there are none.
         depthwise: how many depthwise convolutions it has.
@@ -37,6 +38,7 @@ class Zoo:
     name: str
     side: int
     norms: int = 0
+    clusters: str = "contiguous"
     kept: str | None = None
     depthwise: int = 0
     outside: int = 0
@@ -47,12 +49,12 @@ class Zoo:
 SERIES = sum(49 * (128 << stage) * (16 >> stage) ** 2 for stage in range(4))
 
 LIGHT = [
-    Zoo("alexnet", 64),
-    Zoo("resnet18", 64, norms=20),
+    Zoo("alexnet", 64, clusters="coactivation"),
+    Zoo("resnet18", 64, norms=20, clusters="coactivation"),
     Zoo("resnet50", 32, norms=53),
     # Its batch norms come before the convolutions: those after a concatenation stay.
     Zoo("densenet121", 32, norms=121, kept=r"norm1|norm5|transition\d\.norm"),
-    Zoo("mobilenet_v2", 64, norms=52, depthwise=17),
+    Zoo("mobilenet_v2", 64, norms=52, depthwise=17, clusters="coactivation"),
     Zoo("efficientnet_b0", 64, norms=49, depthwise=16),
     Zoo("convnext_tiny", 32, depthwise=18),
     Zoo("ghostnetv2_100", 64, norms=122, depthwise=69),
@@ -66,7 +68,7 @@ LIGHT = [
 HEAVY = [
     Zoo("vgg16", 32),
     Zoo("inception_resnet_v2", 96, norms=204),
-    Zoo("nasnetalarge", 96, norms=264, kept="final_path_bn", depthwise=220),
+    Zoo("nasnetalarge", 64, norms=264, kept="final_path_bn", depthwise=220),
 ]
 
 
@@ -181,7 +183,7 @@ def case(request):
         zoo,
         dense,
         calibration,
-        compress(calibration, Setting(regions=4, clusters=2, budget=BUDGET)),
+        compress(calibration, Setting(regions=4, clusters=2, budget=BUDGET, cluster_strategy=zoo.clusters)),
         compress(calibration, Setting(energy=1.0)),
     )
     gc.collect()
@@ -231,8 +233,7 @@ def test_images_of_another_size_are_refused_by_regions_and_taken_by_whole_maps(c
 def test_a_heavy_network_is_compressed(zoo):
     dense = settle(built(zoo), zoo.side)
     calibration = calibrate(dense, smooth_images(16, side=zoo.side))
-    # Neighbours as clusters, since k-means over thousands of channels takes most of the time.
-    setting = Setting(regions=4, clusters=2, budget=BUDGET, cluster_strategy="contiguous")
+    setting = Setting(regions=2, clusters=2, budget=BUDGET, cluster_strategy=zoo.clusters)
     found = compress(calibration, setting)
     check_outputs(found.network, zoo.side)
     check_plan(zoo, dense, calibration, found)

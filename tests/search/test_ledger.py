@@ -26,10 +26,13 @@ SPACE = Space(CONFIG, {})
 def url(request, tmp_path):
     """A storage without studies, of each kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/studies.db"
-    if request.param == "postgresql":
-        return request.getfixturevalue("database")
-    return request.getfixturevalue("proxy")
+        yield f"sqlite:///{tmp_path}/studies.db"
+    elif request.param == "postgresql":
+        yield request.getfixturevalue("database")
+    else:
+        proxy = request.getfixturevalue("proxy")
+        yield proxy
+        optuna.delete_study(study_name="one", storage=existing_storage(proxy))
 
 
 @pytest.fixture
@@ -100,8 +103,9 @@ def claim_and_die(url, wanted):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_process(target, *arguments):
-    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments)
+def in_process(target, url, *arguments):
+    context = multiprocessing.get_context("spawn" if url.startswith("grpc") else "fork")  # gRPC does not survive a fork
+    process = context.Process(target=target, args=(url, *arguments))
     process.start()
     return process
 
@@ -165,7 +169,7 @@ def choose_few(tried, count):
 
 def test_workers_that_claim_at_once_take_exactly_what_is_wanted(open_ledger, url):
     wanted = 20
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn" if url.startswith("grpc") else "fork")  # gRPC does not survive a fork
     start = context.Barrier(4)
     crew = [context.Process(target=claim_many, args=(url, wanted, start)) for _ in range(4)]
     for process in crew:

@@ -14,7 +14,15 @@ from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage, open_storage
 
 # Trials that take a moment.
-SMALL = {"training__epochs": 2, "compression__calibration_images": 64}
+SMALL = {
+    "training__epochs": 2,
+    "compression__calibration_images": 64,
+    "space": {
+        "regions": {"low": 1, "high": 4},
+        "clusters": {"low": 1, "high": 2},
+        "energy": {"low": 0.7, "high": 0.998},
+    },
+}
 
 
 def values(study):

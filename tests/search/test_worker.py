@@ -30,17 +30,20 @@ def small(request, digits):
     return make
 
 
+def stored(config):
+    return find_study(existing_storage(config.storage), config.name)
+
+
 def trials_of(config):
-    storage = existing_storage(config.storage)
-    return find_study(storage, config.name).get_trials(deepcopy=False)
+    return stored(config).get_trials(deepcopy=False)
 
 
 def samples(trials):
     return [tuple(sorted(trial.params.items())) for trial in trials]
 
 
-@both
-def test_eight_workers_finish_exactly_what_is_asked(small):
+@pytest.mark.parametrize(("small", "workers"), [("sqlite", 4), ("postgresql", 8)], indirect=["small"])
+def test_many_workers_finish_exactly_what_is_asked(small, workers):
     config = small(
         trials=24,
         space={
@@ -50,7 +53,7 @@ def test_eight_workers_finish_exactly_what_is_asked(small):
         },
     )
     run_study(config.model_copy(update={"trials": 1}), "cpu")
-    study = run_study(config, "cpu", workers=8)
+    study = run_study(config, "cpu", workers=workers)
     trials = trials_of(config)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 24
     assert len(set(samples(trials))) == 24
@@ -113,8 +116,8 @@ def test_an_interrupted_worker_hands_its_trial_back(small, how):
     config = small(trials=1)
     run_study(config, "cpu")
     run_study(config.model_copy(update={"trials": 400, "timeout": 1e-6}), "cpu")
-    process = start_worker(config)
-    wait_for(lambda: len(trials_of(config)) >= 3 and any(at_work(trial) for trial in trials_of(config)))
+    process, study = start_worker(config), stored(config)
+    wait_for(lambda: len(study.trials) >= 3 and any(at_work(trial) for trial in study.trials))
     process.send_signal(how)
     _, stderr = process.communicate()
     assert process.returncode == 130
@@ -129,16 +132,16 @@ def test_an_interrupted_worker_hands_its_trial_back(small, how):
 def test_a_crew_replaces_who_dies_and_ends_together(small):
     config = small(trials=1)
     run_study(config, "cpu")
-    run_study(config.model_copy(update={"trials": 40, "timeout": 1e-6}), "cpu")
-    process = start_worker(config, "--workers", "2")
-    wait_for(lambda: any(at_work(trial) for trial in trials_of(config)))
-    victim = next(trial for trial in trials_of(config) if at_work(trial))
+    run_study(config.model_copy(update={"trials": 16, "timeout": 1e-6}), "cpu")
+    process, study = start_worker(config, "--workers", "2"), stored(config)
+    wait_for(lambda: any(at_work(trial) for trial in study.trials))
+    victim = next(trial for trial in study.trials if at_work(trial))
     os.kill(int(victim.system_attrs["hscc:worker"].split(":")[1]), signal.SIGKILL)
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
-    assert b"40 trials finished" in stdout
+    assert b"16 trials finished" in stdout
     trials = trials_of(config)
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 40
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
     again = trials[victim.number]
     assert again.system_attrs["hscc:attempt"] <= 2
     assert again.params == victim.params
@@ -165,7 +168,12 @@ def test_a_failing_trial_is_recorded_and_the_study_goes_on(small, monkeypatch):
 
 
 def test_patience_ends_a_study_whose_hypervolume_no_longer_grows(small):
-    study = run_study(small(trials=300, patience=6), "cpu")
+    space = {
+        "regions": {"low": 1, "high": 2},
+        "clusters": {"low": 1, "high": 1},
+        "energy": {"low": 0.7, "high": 0.998},
+    }
+    study = run_study(small(trials=300, patience=6, space=space), "cpu")
     assert 6 < len(study.points) < 300
     grown = study.hypervolumes()
     assert grown[-1] < grown[-7] * 1.001
