@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
 from hscc_search.errors import CompressionError, ConfigError
 from hscc_search.evaluation.cost import measure_cost
-from hscc_search.evaluation.latency import measure_latency
+from hscc_search.evaluation.latency import Runner, measure_latency, runners
 from hscc_search.evaluation.predict import predict
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.files import sha256, written_whole
@@ -191,6 +192,11 @@ class _Split:
     dense: nn.Module
     device: torch.device
 
+    @cached_property
+    def dense_runners(self) -> dict[str, Runner]:
+        """What runs the dense network beside each compressed one, by runtime."""
+        return runners(copy.deepcopy(self.dense).cpu(), self.config.data.image_size)
+
 
 def _measure_split(here: _Split, missing: list[tuple[str, float, int, int]], out: Path, report: Report) -> None:
     seed = here.config.data.split_seed
@@ -249,12 +255,12 @@ def _row(here: _Split, network: nn.Module, row: Row) -> Row:
 
 
 def _latency(here: _Split, network: nn.Module) -> dict[str, float]:
-    networks = {"dense": here.dense.cpu(), "compressed": network.cpu()}
+    side = here.config.data.image_size
+    networks = {"dense": here.dense_runners, "compressed": runners(network.cpu(), side)}
     found = {}
-    for run, seconds in measure_latency(networks, here.config.data.image_size, LATENCY_BATCHES).items():
+    for run, seconds in measure_latency(networks, side, LATENCY_BATCHES).items():
         found[run] = seconds["compressed"] * 1000
         found[f"dense {run}"] = seconds["dense"] * 1000
-    here.dense.to(here.device)
     network.to(here.device)
     return found
 

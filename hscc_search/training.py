@@ -3,12 +3,15 @@
 import hashlib
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
@@ -47,9 +50,24 @@ def dense_network(
     else:
         path = checkpoint_path(config, dataset)
         if not path.exists():
-            train(network, config, parts, path, device, report)
+            with _alone(path, Progress("training the dense network", 0, config.training.epochs), report):
+                if not path.exists():
+                    train(network, config, parts, path, device, report)
         models.load_weights(network, models.read_checkpoint(path), f"checkpoint {path}")
     return network.to(device).eval()
+
+
+@contextmanager
+def _alone(path: Path, progress: Progress, report: Report) -> Iterator[None]:
+    """Be the only process that makes a file; where another one is at it, say so and wait for its end."""
+    lock = FileLock(path.with_suffix(".lock"))
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        report(replace(progress, note="another process is at it"))
+        held = lock.acquire()
+    with held:
+        yield
 
 
 def build(config: StudyConfig, classes: int) -> nn.Module:

@@ -1,9 +1,12 @@
 import copy
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from geometry import Residual, seeded
 from torch import nn
 
@@ -93,8 +96,8 @@ def test_an_interrupted_training_ends_in_the_weights_of_an_unbroken_one(
     assert epochs == list(range(cuts[-1] + 1, 4))
     assert weights_digest(resumed) == weights_digest(unbroken)
     assert weights_digest(resumed) != weights_digest(build(config, 10))
-    folder = checkpoint_path(config, dataset).parent
-    assert list(folder.iterdir()) == [checkpoint_path(config, dataset)]
+    path = checkpoint_path(config, dataset)
+    assert set(path.parent.iterdir()) == {path, path.with_suffix(".lock")}
 
 
 def test_a_trained_network_is_taken_from_the_cache(dataset, parts):
@@ -105,6 +108,19 @@ def test_a_trained_network_is_taken_from_the_cache(dataset, parts):
     assert epochs == []
     assert weights_digest(first) == weights_digest(again)
     assert not again.training
+
+
+def test_a_network_that_another_process_trains_is_waited_for(dataset, parts):
+    config, told = study(training__epochs=1), []
+    trained, path = dense_network(config, dataset, parts, CPU), checkpoint_path(config, dataset)
+    aside = path.rename(path.with_suffix(".aside"))
+    with ThreadPoolExecutor(1) as pool, FileLock(path.with_suffix(".lock")):
+        waiting = pool.submit(dense_network, config, dataset, parts, CPU, told.append)
+        while not told and not waiting.done():
+            time.sleep(0.01)
+        aside.rename(path)
+    assert weights_digest(waiting.result()) == weights_digest(trained)
+    assert [progress.note for progress in told] == ["another process is at it"]
 
 
 def test_training_teaches_the_digits_and_tells_how_it_goes(dataset, parts):

@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 
 from hscc_search.errors import CompressionError
 
@@ -110,6 +108,9 @@ def k_means(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
     Returns:
         int64, shape (points,), labels 0..C-1, each present.
     """
+    from sklearn.cluster import KMeans  # slow to import, and not every study has clusters
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it warns of coinciding points
         found = KMeans(min(clusters, len(points)), n_init=_STARTS, random_state=seed).fit_predict(points)

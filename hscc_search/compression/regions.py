@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from skimage.segmentation import slic as skimage_slic
 
 from hscc_search.compression.channels import k_means
 from hscc_search.errors import CompressionError
@@ -72,6 +71,8 @@ def slic(profiles: np.ndarray, regions: int, seed: int) -> np.ndarray:
     On so coarse a map SLIC can't be asked for a number of regions: it is run until it gives as many or more, and then
     neighbours that differ little are joined.
     """
+    from skimage.segmentation import slic as skimage_slic  # slow to import, and few studies need it
+
     tiles = _Tiles(profiles.shape, regions)
     features = tiles.features(profiles)
     # SLIC scales the values' range to 1. This undoes it: profiles a standard deviation apart are as far from each

@@ -19,28 +19,48 @@ class Cost:
     """Cost of one image. One multiply-add is one MAC and two FLOPs.
 
     Attributes:
-        macs: multiply-adds of convolutions, fully connected layers and matrix products, counted by fvcore.
+        macs: multiply-adds of convolutions, fully connected layers and matrix products.
         flops: twice the MACs.
-        macs_torch: the same by torch's own counter; a difference means that one of them misses an operator.
         parameters: number of weights.
         megabytes: parameters and buffers, in 10^6 bytes.
-        uncounted: operators that fvcore does not know, with how often they occur.
     """
 
     macs: int
     flops: int
-    macs_torch: int
     parameters: int
     megabytes: float
-    uncounted: dict[str, int]
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class CountedCost(Cost):
+    """Cost of one image, its MACs counted by fvcore while the network runs.
+
+    Attributes:
+        macs_torch: MACs by torch's own counter; a difference means that one of them misses an operator.
+        uncounted: operators that fvcore does not know, with how often they occur.
+    """
+
+    macs_torch: int
+    uncounted: dict[str, int]
+
+
+def cost_of(network: nn.Module, macs: int) -> Cost:
+    """Cost of a network whose MACs are known, such as by the formula of a compressed one."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return Cost(
+        macs=macs,
+        flops=2 * macs,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        megabytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6,
+    )
+
+
 @torch.no_grad()
-def measure_cost(network: nn.Module, image_size: int) -> Cost:
+def measure_cost(network: nn.Module, image_size: int) -> CountedCost:
     """Count on one image of zeros.
 
     Args:
@@ -60,12 +80,8 @@ def measure_cost(network: nn.Module, image_size: int) -> Cost:
         network(image)
     # fvcore calls them flops, but counts multiply-adds. This is the one place where that is put right.
     macs = sum(int(count) for operator, count in counted.items() if operator in _MULTIPLY_ADD)
-    tensors = [*network.parameters(), *network.buffers()]
-    return Cost(
-        macs=macs,
-        flops=2 * macs,
+    return CountedCost(
+        **cost_of(network, macs).stored(),
         macs_torch=counter.get_total_flops() // 2,
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
-        megabytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6,
         uncounted={name.removeprefix("aten::"): count for name, count in analysis.unsupported_ops().items()},
     )

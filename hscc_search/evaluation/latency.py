@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 
 from hscc_search.errors import ExportError
-from hscc_search.export.onnx import write_onnx
 
 # Before times count, so that memory and kernels are in place.
 _WARM_UP = 2
@@ -26,25 +24,38 @@ RUNTIMES = ("torch", "onnxruntime")
 
 
 def measure_latency(
-    networks: Mapping[str, nn.Module], image_size: int, batch_sizes: Sequence[int]
+    networks: Mapping[str, Mapping[str, Runner]], image_size: int, batch_sizes: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     """Median seconds per batch of several networks, taken in turns so that other work on the machine hits all alike.
 
     Args:
-        networks: on the CPU, in evaluation mode, by name.
+        networks: by name what :func:`runners` gave.
         image_size: side of the images in pixels.
         batch_sizes: images per batch.
 
     Returns:
-        By ``runtime batch``, such as ``torch 1``, the seconds by name of the network. ONNX Runtime is missing where a
-        network cannot be exported.
+        By ``runtime batch``, such as ``torch 1``, the seconds by name of the network, for runtimes that run them all.
+    """
+    found = {}
+    for runtime in RUNTIMES:
+        if all(runtime in runs for runs in networks.values()):
+            taking_turns = {name: runs[runtime] for name, runs in networks.items()}
+            for batch_size in batch_sizes:
+                found[f"{runtime} {batch_size}"] = in_turns(taking_turns, image_size, batch_size)
+    return found
+
+
+def runners(network: nn.Module, image_size: int) -> dict[str, Runner]:
+    """What runs a network, by runtime; ONNX Runtime is missing where the network cannot be exported.
+
+    Args:
+        network: on the CPU, in evaluation mode.
+        image_size: side of the images in pixels.
     """
     found = {}
     for runtime in RUNTIMES:
         with contextlib.suppress(ExportError):
-            runners = {name: runner(network, image_size, runtime) for name, network in networks.items()}
-            for batch_size in batch_sizes:
-                found[f"{runtime} {batch_size}"] = in_turns(runners, image_size, batch_size)
+            found[runtime] = runner(network, image_size, runtime)
     return found
 
 
@@ -99,6 +110,10 @@ def _in_torch(network: nn.Module) -> Runner:
 
 
 def _in_onnxruntime(network: nn.Module, image_size: int) -> Runner:
+    import onnxruntime  # slow to import, as what exports is, and few studies look at latency
+
+    from hscc_search.export.onnx import write_onnx
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:

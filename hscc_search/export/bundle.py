@@ -27,6 +27,7 @@ from hscc_search.compression.hscc import Compressed, Form, rebuild
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part, load_dataset
 from hscc_search.errors import ExportError
+from hscc_search.evaluation.cost import CountedCost, measure_cost
 from hscc_search.evaluation.quality import Quality, measure_quality
 from hscc_search.export.card import model_card
 from hscc_search.export.deployed import Deployed
@@ -82,7 +83,9 @@ def export(
             f"the dense network is not that of study {config.name}: give its weights with --checkpoint FILE"
         )
     place = next(network.parameters()).device
-    bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, place, report=report)
+    dense_cost = CountedCost(**study.dense_details["cost"])
+    train, validation = parts.train, parts.validation
+    bench = make_bench(config, network, dataset.classes, train, validation, place, dense_cost, report=report)
     setting = Space(config, places_of(config, bench.calibration)).setting(point.settings)
     measured = bench.measure(setting, report)
     compressed = (
@@ -102,21 +105,26 @@ def export(
         test, differing = _check(folder, parts.test, len(dataset.classes), config.seed)
         report(Progress(f"exporting to {out}", 2, len(steps), steps[2]))
         dense_test = _quality(_torch_scores(dense, parts.test), parts.test, len(dataset.classes), config.seed)
-        dense_cost = study.dense_details["cost"]
+        cost = measure_cost(measured.compressed.network, config.data.image_size)
+        if cost.macs != measured.cost.macs:
+            raise ExportError(
+                f"fvcore counts {cost.macs} MACs in the compressed network and the formula {measured.cost.macs}: "
+                "a model whose layers run another number of times each time cannot be exported"
+            )
         metrics = {
             "study": config.name,
             "trial": point.trial,
             "settings": point.settings,
             "finetuning_epochs": config.finetuning.epochs,
             "classes": list(dataset.classes),
-            "dense": {**dense_cost, **dense_test.stored(), "validation": study.dense_details["quality"]},
+            "dense": {**dense_cost.stored(), **dense_test.stored(), "validation": study.dense_details["quality"]},
             "validation": {
-                **measured.cost.stored(),
+                **cost.stored(),
                 **measured.quality.stored(),
                 "images": len(parts.validation),
             },
             "test": {
-                **measured.cost.stored(),
+                **cost.stored(),
                 **test.stored(),
                 "images": len(parts.test),
                 "right": round(test.accuracy * len(parts.test)),

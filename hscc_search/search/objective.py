@@ -13,7 +13,7 @@ from hscc_search.compression.setting import Setting
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part
 from hscc_search.errors import CompressionError
-from hscc_search.evaluation.cost import Cost, measure_cost
+from hscc_search.evaluation.cost import Cost, CountedCost, cost_of, measure_cost
 from hscc_search.evaluation.latency import Runner, in_turns, runner
 from hscc_search.evaluation.predict import normalised, predict
 from hscc_search.evaluation.quality import Quality, measure_quality
@@ -28,7 +28,7 @@ class Measurement:
 
     Attributes:
         compressed: the network and the plan of its layers.
-        cost: per image.
+        cost: per image, its MACs by the formula of the compressed layers.
         quality: on the validation part.
         predictions: class of each validation image, as :class:`hscc_search.search.points.Point` keeps it.
         latency: milliseconds per batch, or None where the study does not look at it.
@@ -55,6 +55,7 @@ class Bench:
         train: what compressed networks are fine-tuned on.
         validation: what the search measures on.
         device: where everything runs.
+        dense_cost: of the dense network, counted when the study was created.
         dense_runner: runs the dense network where latency is measured, None where it is not.
         dense_latency: milliseconds per batch of the dense network, measured when the study was created.
     """
@@ -66,11 +67,12 @@ class Bench:
     train: Part
     validation: Part
     device: torch.device
+    dense_cost: CountedCost
     dense_runner: Runner | None
     dense_latency: float | None
 
     def measure(self, setting: Setting, report: Report = silent) -> Measurement:
-        """Compress with one setting, fine-tune where the study says so, count, and evaluate on the validation part.
+        """Compress with one setting, fine-tune where the study says so, and evaluate on the validation part.
 
         Raises:
             CompressionError: the compressed network answers with values that are not finite.
@@ -82,14 +84,15 @@ class Bench:
         if self.config.finetuning.epochs:
             fine_tune(compressed.network, self.network, self.config, self.train, self.device, report)
         clock.append(time.perf_counter())
-        cost = measure_cost(compressed.network, self.config.data.image_size)
-        clock.append(time.perf_counter())
         quality, predictions = self.quality(compressed.network)
         clock.append(time.perf_counter())
         latency = self._latency(compressed.network)
         clock.append(time.perf_counter())
-        phases = zip(("compress", "fine-tune", "count", "evaluate", "time"), clock, clock[1:], strict=False)
+        phases = zip(("compress", "fine-tune", "evaluate", "time"), clock, clock[1:], strict=False)
         seconds = {phase: end - start for phase, start, end in phases}
+        # What lies outside of all layers, such as the matrix products of attention, is as it was in the dense network.
+        macs = self.dense_cost.macs - self.calibration.macs + compressed.macs
+        cost = cost_of(compressed.network, macs)
         return Measurement(compressed, cost, quality, predictions, latency, seconds)
 
     def quality(self, network: nn.Module) -> tuple[Quality, bytes]:
@@ -118,6 +121,7 @@ def make_bench(
     train: Part,
     validation: Part,
     device: torch.device,
+    dense_cost: CountedCost | None = None,
     dense_latency: float | None = None,
     report: Report = silent,
 ) -> Bench:
@@ -130,6 +134,7 @@ def make_bench(
         train: part of the data.
         validation: part of the data.
         device: where everything runs.
+        dense_cost: of the dense network, where it was counted before.
         dense_latency: milliseconds per batch, where it was measured before.
         report: told of calibrating.
     """
@@ -140,8 +145,9 @@ def make_bench(
         if dense_latency is None:
             batch_size = config.latency.batch_size
             dense_latency = 1000 * in_turns({"dense": dense}, config.data.image_size, batch_size)["dense"]
+    cost = dense_cost or measure_cost(network, config.data.image_size)
     calibration = calibrate(network, images, report, keep=True)
-    return Bench(config, network, classes, calibration, train, validation, device, dense, dense_latency)
+    return Bench(config, network, classes, calibration, train, validation, device, cost, dense, dense_latency)
 
 
 def calibration_images(config: StudyConfig, train: Part, device: torch.device) -> torch.Tensor:

@@ -18,7 +18,7 @@ from hscc_search import models
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
 from hscc_search.errors import StorageError, StudyError
-from hscc_search.evaluation.cost import measure_cost
+from hscc_search.evaluation.cost import CountedCost
 from hscc_search.progress import Report, silent
 from hscc_search.search.ledger import Ledger
 from hscc_search.search.objective import Bench, calibration_images, make_bench, metrics_of
@@ -215,8 +215,9 @@ def _prepare(
             f"study {config.name} was started with another dense network: "
             "give the same weights with --checkpoint FILE, or give the study a name of its own"
         )
+    cost = CountedCost(**record["dense"]["cost"]) if record is not None else None
     latency = record["dense"]["metrics"].get("latency") if record is not None else None
-    bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, place, latency, report)
+    bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, place, cost, latency, report)
     space = space_of(config, bench.calibration)
     for sample in config.start:
         space.checked(sample)
@@ -224,7 +225,7 @@ def _prepare(
 
 
 def _create(config: StudyConfig, dataset: Dataset, bench: Bench, storage: BaseStorage) -> optuna.Study:
-    cost = measure_cost(bench.network, config.data.image_size)
+    cost = bench.dense_cost
     quality, predictions = bench.quality(bench.network)
     metrics, errors = metrics_of(cost, quality, dataset.classes, bench.dense_latency)
     # One attribute, so that a study has its record whole or not at all.

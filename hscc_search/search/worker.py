@@ -199,7 +199,7 @@ def _context() -> SpawnContext | ForkServerContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hscc_search.search.study"])
+    context.set_forkserver_preload(["hscc_search.search.study", "sklearn.cluster"])
     return context
 
 

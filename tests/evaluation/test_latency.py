@@ -4,7 +4,8 @@ from torch import nn
 
 from hscc_search.errors import ExportError
 from hscc_search.evaluation import latency
-from hscc_search.evaluation.latency import measure_latency
+from hscc_search.evaluation.latency import measure_latency, runners
+from hscc_search.export import onnx
 from hscc_search.export.onnx import write_onnx
 
 SIDE = 32
@@ -17,8 +18,12 @@ def network(depth):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4)).eval()
 
 
+def measured(networks, *batch_sizes):
+    return measure_latency({name: runners(one, SIDE) for name, one in networks.items()}, SIDE, batch_sizes)
+
+
 def test_eight_times_the_work_takes_longer_in_both_runtimes():
-    found = measure_latency({"much": network(16), "little": network(2)}, SIDE, (8,))
+    found = measured({"much": network(16), "little": network(2)}, 8)
     assert found.keys() == {"torch 8", "onnxruntime 8"}
     for seconds in found.values():
         assert seconds.keys() == {"much", "little"}
@@ -30,7 +35,7 @@ def test_every_batch_size_is_measured_and_the_networks_answer_as_before():
     x = torch.rand(2, 3, SIDE, SIDE)
     with torch.inference_mode():
         before = one(x)
-    found = measure_latency({"one": one}, SIDE, (1, 3))
+    found = measured({"one": one}, 1, 3)
     assert list(found) == ["torch 1", "torch 3", "onnxruntime 1", "onnxruntime 3"]
     with torch.inference_mode():
         torch.testing.assert_close(one(x), before)
@@ -43,8 +48,8 @@ def test_a_network_that_cannot_be_exported_is_measured_in_torch_alone(monkeypatc
         write_onnx(one, image_size, path)
 
     plain, odd = network(1), network(1)
-    monkeypatch.setattr(latency, "write_onnx", refuse)
-    found = measure_latency({"plain": plain, "odd": odd}, SIDE, (1,))
+    monkeypatch.setattr(onnx, "write_onnx", refuse)
+    found = measured({"plain": plain, "odd": odd}, 1)
     assert found.keys() == {"torch 1"}
     assert found["torch 1"].keys() == {"plain", "odd"}
 

@@ -6,6 +6,7 @@ import time
 
 import optuna
 import pytest
+from conftest import SMALL
 from optuna.trial import TrialState
 
 from hscc_search.errors import StudyError
@@ -22,7 +23,7 @@ def small(request, digits):
     """A digits study that trains and calibrates quickly; in SQLite, unless a test asks for both kinds of database."""
 
     def make(**overrides):
-        config = digits(training__epochs=2, compression__calibration_images=64, **overrides)
+        config = digits(**{**SMALL, **overrides})
         if getattr(request, "param", "sqlite") == "postgresql":
             config = config.model_copy(update={"storage": request.getfixturevalue("database")})
         return config
@@ -104,10 +105,10 @@ def start_worker(config, *arguments):
 
 
 def wait_for(condition):
-    for _ in range(1200):
+    for _ in range(300):
         if condition():
             return
-        time.sleep(0.05)
+        time.sleep(0.2)
     raise AssertionError("it did not come about")
 
 
