@@ -74,20 +74,24 @@ def spectra(seed, classes, most, kind):
 kinds = st.sampled_from(["power law", "flat", "random"])
 
 
+def best_step(one, at, room):
+    """What the best step takes per cost, 0 where none fits or gains, and to where."""
+    costs, gains = one.costs[at:] - one.costs[at], one.losses[at] - one.losses[at:]
+    rates = np.where((costs <= room) & (gains > 0), gains / np.maximum(costs, 1e-9), 0)
+    to = int(rates.argmax())
+    return rates[to], at + to
+
+
 def greedy(classes, limit):
     """From the cheapest on, always the step that fits and takes most loss per cost."""
     chosen = [0] * len(classes)
     room = limit - cheapest(classes)
     while True:
-        steps = [
-            ((one.losses[at] - one.losses[to]) / max(one.costs[to] - one.costs[at], 1e-9), index, to)
-            for index, (one, at) in enumerate(zip(classes, chosen, strict=True))
-            for to in range(at + 1, len(one.costs))
-            if one.costs[to] - one.costs[at] <= room and one.losses[to] < one.losses[at]
-        ]
-        if not steps:
+        steps = [best_step(one, at, room) for one, at in zip(classes, chosen, strict=True)]
+        index = max(range(len(steps)), key=lambda index: steps[index])
+        rate, to = steps[index]
+        if rate == 0:
             return chosen
-        _, index, to = max(steps)
         room -= int(classes[index].costs[to] - classes[index].costs[chosen[index]])
         chosen[index] = to
 

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from conftest import SMALL
 from PIL import Image
 
 import hscc_search
@@ -31,7 +32,7 @@ FILES = {
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    return run_study(StudyConfig.from_file("digits", trials=6, storage=f"sqlite:///{folder}/studies.db"))
+    return run_study(StudyConfig.from_file("digits", trials=6, storage=f"sqlite:///{folder}/studies.db", **SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -178,8 +179,8 @@ def test_other_images_are_refused_before_anything_is_trained_on_them(study, imag
 def test_a_study_that_fine_tunes_exports_what_it_measured(cli, tmp_path):
     study_file = yaml.safe_load(find_study_file("digits").read_text())
     study_file |= {"name": "tuned", "trials": 2, "finetuning": {"epochs": 1}}
-    study_file["space"]["energy"] = {"low": 0.5, "high": 0.6}
-    study_file["training"]["epochs"], study_file["compression"]["calibration_images"] = 4, 64
+    study_file["space"] = {**SMALL["space"], "energy": {"low": 0.5, "high": 0.6}}
+    study_file["training"]["epochs"], study_file["compression"]["calibration_images"] = 2, 64
     (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(study_file))
     cli("run", "tuned.yaml", cwd=tmp_path)
     told = cli("export", "tuned", "--select", "trial:1", "--out", "out", cwd=tmp_path).stdout
