@@ -7,7 +7,8 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-# Python compiles what is imported when it is; compiling all of torch takes twice as long as unpacking it.
+# Python compiles what is imported when it is, and keeps it; compiling all of torch takes twice as long as unpacking it.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 STUDY := digits-study
 

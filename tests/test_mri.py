@@ -13,7 +13,7 @@ STUDY = """
 name: mri
 data: {path: placeholder, image_size: 16}
 model: {name: digits_cnn}
-training: {epochs: 4, learning_rate: 0.02}
+training: {epochs: 3, learning_rate: 0.02}
 compression: {calibration_images: 128}
 trials: 6
 """
