@@ -42,11 +42,14 @@ def leading_axes(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     wide = matrix.shape[0] <= matrix.shape[1]
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
     size, count = len(gram), min(rank, len(gram))
-    # torch has no decomposition that stops after the first eigenvectors, which is three times as fast at 4096 rows.
-    values, vectors = (
-        torch.from_numpy(found.copy()).to(gram)
-        for found in eigh(gram.numpy(force=True), subset_by_index=[size - count, size - 1])
-    )
+    if gram.is_cuda:
+        values, vectors = (found[..., size - count :] for found in torch.linalg.eigh(gram))
+    else:
+        # torch has none that stops after the first eigenvectors, which on the CPU is three times as fast at 4096 rows.
+        values, vectors = (
+            torch.from_numpy(found.copy()).to(gram)
+            for found in eigh(gram.numpy(), subset_by_index=[size - count, size - 1])
+        )
     values, axes = values.flip(0), vectors.flip(1)
     if not wide:
         kept = values > _ROUNDING * values[0]
