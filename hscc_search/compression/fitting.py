@@ -122,23 +122,19 @@ class _Stages:
 
     Attributes:
         target: what the compressed layer holds for the region.
-        encoder: brings the input to fewer channels first, or leaves it as it is.
         filters: the basis filters; a region that stays dense has its own filters for a basis.
         last: the recombination with its bias.
+        basis: what the filters compute where they see all channels, float (K, D).
         axes: the recombination before it is fitted, float (C, K), of weighted responses.
         effects: weights of the responses, float (C,).
     """
 
     target: nn.Module
-    encoder: nn.Module
     filters: nn.Conv2d | nn.Linear
     last: nn.Conv2d | nn.Linear
+    basis: torch.Tensor
     axes: torch.Tensor
     effects: torch.Tensor
-
-    def coordinates(self, patch: Patch) -> torch.Tensor:
-        """What the basis filters answer."""
-        return patch.filtered(self.encoder, self.filters)
 
 
 def _fit_maps(
@@ -152,20 +148,22 @@ def _fit_maps(
     ranks_of_row: tuple[Ranks | None, ...],
 ) -> torch.Tensor:
     """Fit one group of a layer that answers with maps, or all of it, and answer what it is given."""
-    covariance = (
-        input_covariance(x[:: max(1, len(x) // _COVARIANCE_IMAGES)])
-        if any(ranks and ranks.inputs for ranks in ranks_of_row)
-        else None
-    )
     stages = [
-        _begin(layer, record, block, ranks, target, covariance)
+        _begin(layer, block, ranks, target)
         for block, ranks, target in zip(row, ranks_of_row, parts(module)[0], strict=True)
     ]
     divided = module if isinstance(module, RegionConv2d) else None
+    if divided is not None and isinstance(divided.encoder, nn.Conv2d):
+        _encode(divided.encoder, stages, row, record, x[:: max(1, len(x) // _COVARIANCE_IMAGES)])
+    else:
+        for stage in stages:
+            _set(stage.filters, stage.basis)
     answers = []
     for batch in x.split(_BATCH):
-        given = divided.cut(batch) if divided else [Patch(batch)]
-        answers.append([stages[piece.region].coordinates(patch) for piece, patch in zip(pieces, given, strict=True)])
+        given = divided.cut(divided.encoder(batch)) if divided else [Patch(batch)]
+        answers.append(
+            [patch.filtered(stages[piece.region].filters) for piece, patch in zip(pieces, given, strict=True)]
+        )
     for region, (block, stage) in enumerate(zip(row, stages, strict=True)):
         own = [at for at, piece in enumerate(pieces) if piece.region == region]
         positions = torch.cat([record.lattice.within(pieces[at]) for at in own])
@@ -194,36 +192,21 @@ def _fit_maps(
     return torch.cat(joined)
 
 
-def _begin(
-    layer: nn.Conv2d | nn.Linear,
-    record: LayerRecord,
-    block: Block,
-    ranks: Ranks | None,
-    target: nn.Module,
-    covariance: torch.Tensor | None,
-) -> _Stages:
-    """Set a region's basis filters."""
+def _begin(layer: nn.Conv2d | nn.Linear, block: Block, ranks: Ranks | None, target: nn.Module) -> _Stages:
+    """What a region's filters shall compute; they are still to be set."""
     effects = _relative(block, layer.weight)
     own = layer.weight.detach().flatten(1)[block.channels] * effects[:, None]
-    if ranks is None:
-        filters = copy.deepcopy(target)
-        assert isinstance(filters, (nn.Conv2d, nn.Linear))
+    filters, last = stages_of(target if ranks else copy.deepcopy(target))
+    assert isinstance(filters, (nn.Conv2d, nn.Linear))
+    if ranks:
+        axes = block.basis(ranks.clusters).to(own)
+    else:
         filters.bias = None
-        _set(filters, own)
         count = len(own)
         square = nn.Conv2d(count, count, 1) if isinstance(layer, nn.Conv2d) else nn.Linear(count, count)
-        return _Stages(target, nn.Identity(), filters, square.to(own), torch.eye(count).to(own), effects)
-    axes = block.basis(ranks.clusters).to(own)
-    encoder, filters, last = stages_of(target)
-    assert isinstance(filters, (nn.Conv2d, nn.Linear))
+        last, axes = square.to(own), torch.eye(count).to(own)
     assert isinstance(last, (nn.Conv2d, nn.Linear))
-    if ranks.inputs is None:
-        _set(filters, axes.T @ own)
-    else:
-        assert isinstance(layer, nn.Conv2d)
-        assert covariance is not None
-        _encode(encoder, filters, layer, axes.T @ own, axes, covariance, record)
-    return _Stages(target, encoder, filters, last, axes, effects)
+    return _Stages(target, filters, last, axes.T @ own, axes, effects)
 
 
 def _finish(stage: _Stages) -> None:
@@ -244,35 +227,35 @@ def _bounds(record: LayerRecord, effects: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def _encode(
-    encoder: nn.Module,
-    core: nn.Module,
-    layer: nn.Conv2d,
-    basis: torch.Tensor,
-    axes: torch.Tensor,
-    covariance: torch.Tensor,
-    record: LayerRecord,
+    encoder: nn.Conv2d, stages: list[_Stages], row: tuple[Block, ...], record: LayerRecord, x: torch.Tensor
 ) -> None:
-    """Set the convolution that brings a region's input to fewer channels, and the basis filters behind it.
+    """Set the convolution that brings the input to fewer channels, and the basis filters of all regions behind it.
 
     Args:
         encoder: that convolution.
-        core: the basis filters that see what it answers.
-        layer: the dense layer.
-        basis: the basis filters that see all channels, float (K, D).
-        axes: what recombines their answers, float (C, K).
-        covariance: of the channels that are delivered, float64 (Cin, Cin).
+        stages: of the regions.
+        row: their blocks.
         record: of the layer.
+        x: some of the input that is delivered, float (images, Cin, height, width).
     """
-    assert isinstance(encoder, nn.Conv2d)
     assert record.inputs is not None
-    filters = basis.view(-1, *layer.weight.shape[1:]).double()
-    fitted = torch.einsum("ok,kchw->ochw", axes.double(), filters)
-    metric = input_metric(fitted, torch.ones_like(fitted[:, 0, 0, 0]), record.inputs.correlation)
+    covariance = input_covariance(x)
+    metric = torch.zeros_like(covariance)
+    bases = []
+    for block, stage in zip(row, stages, strict=True):
+        assert isinstance(stage.filters, nn.Conv2d)
+        basis = stage.basis.view(len(stage.basis), x.shape[1], *stage.filters.kernel_size).double()
+        bases.append(basis)
+        fitted = torch.einsum("ok,kchw->ochw", stage.axes.double(), basis)
+        size = block.effects.mean() * block.area**0.5  # what relative effects leave out
+        metric += input_metric(fitted, size.expand(len(fitted)), record.inputs.correlation)
     kept, back = input_axes(metric, covariance, encoder.out_channels)
-    behind = torch.einsum("kchw,cr->rkhw", filters, back)
-    kept, flat = balanced(kept, behind.flatten(1).T)
+    behind = [torch.einsum("kchw,cr->rkhw", basis, back) for basis in bases]
+    kept, flat = balanced(kept, torch.cat([filters.flatten(1) for filters in behind], dim=1).T)
     _set(encoder, kept)
-    _set(core, flat.T.reshape(behind.shape).transpose(0, 1))
+    shares = flat.T.split([filters[0].numel() for filters in behind], dim=1)
+    for stage, filters, own in zip(stages, behind, shares, strict=True):
+        _set(stage.filters, own.reshape(filters.shape).transpose(0, 1))
 
 
 def _dense(

@@ -32,11 +32,11 @@ class LayerPlan:
         name: the layer's path in the network.
         macs_dense: its multiply-adds per image before.
         macs: and after, by the formula P_r * K_r * (D + Cout) per factored region; D counts the channels that are left
-            where the input is brought to fewer, which costs its positions times both numbers of channels.
+            where the input is brought to fewer, which costs its positions times both numbers of channels, once.
         regions: number of regions, 0 where the layer was left alone.
         ranks: for each region (of each group, where the convolution is grouped) the rank of each cluster; empty for
             a region that stays dense.
-        input_ranks: for each of them to how many channels its input is brought first, or None for no such step.
+        input_ranks: for each group to how many channels its input is brought first, or None for no such step.
         left_dense: why the layer was left alone, or None.
     """
 
@@ -53,11 +53,9 @@ class LayerPlan:
         """What became of the layer, in a few words."""
         if self.left_dense is not None:
             return f"left dense: {self.left_dense}"
-        ranks = ", ".join(
-            (f"{sum(ranks)} of {count} inputs" if count else str(sum(ranks))) if ranks else "dense"
-            for ranks, count in zip(self.ranks, self.input_ranks, strict=True)
-        )
-        return f"total rank per region: {ranks}"
+        ranks = ", ".join(str(sum(ranks)) if ranks else "dense" for ranks in self.ranks)
+        inputs = ", ".join(str(count) if count else "all" for count in self.input_ranks)
+        return f"total rank per region: {ranks}" + (f"; of {inputs} inputs" if any(self.input_ranks) else "")
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -158,7 +156,7 @@ def compress(calibration: Calibration, setting: Setting) -> Compressed:
             allotments[record.name].macs,
             len(allotments[record.name].partition.blocks[0]),
             tuple(ranks.clusters if ranks else () for row in allotments[record.name].ranks for ranks in row),
-            tuple(ranks.inputs if ranks else None for row in allotments[record.name].ranks for ranks in row),
+            allotments[record.name].blueprint.input_ranks,
         )
         if record.name in allotments
         else LayerPlan(record.name, record.macs, record.macs, 0, (), (), "tiny")

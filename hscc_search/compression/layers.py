@@ -1,8 +1,8 @@
 """The compressed layers that run: ordinary torch modules, made of ordinary convolutions and linear layers.
 
 A factored region computes ``y = P (B x) + b``: basis filters B (rank x D), then the recombination P
-(Cout x rank) with a bias. Where it pays, x is brought to fewer channels first, ``B x = B' (E x)`` with a 1 x 1
-convolution E. A dense region keeps one convolution.
+(Cout x rank) with a bias. Where it pays, x is brought to fewer channels first, once for all regions:
+``B x = B' (E x)`` with a 1 x 1 convolution E. A dense region keeps one convolution.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ class Blueprint:
         ranks: for each group of the convolution (one, if it is not grouped) the total rank of each region, or None
             for a region that stays dense.
         pieces: rectangles that cover the map, see :mod:`hscc_search.compression.regions`.
-        input_ranks: as ``ranks``: to how many channels a region's input is brought before its basis filters, or None
-            where these see all channels. Empty for a fully connected layer.
+        input_ranks: for each group to how many channels its input is brought before the basis filters of all its
+            regions, or None where these see all channels. Empty for a fully connected layer.
     """
 
     output_size: tuple[int, int]
     ranks: tuple[tuple[int | None, ...], ...]
     pieces: tuple[Piece, ...]
-    input_ranks: tuple[tuple[int | None, ...], ...] = ()
+    input_ranks: tuple[int | None, ...] = ()
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -44,8 +44,8 @@ class Blueprint:
         """Undo :meth:`stored`."""
         height, width = tree["output_size"]
         ranks = tuple(tuple(row) for row in tree["ranks"])
-        input_ranks = tuple(tuple(row) for row in tree["input_ranks"])
-        return cls((height, width), ranks, tuple(Piece(**piece) for piece in tree["pieces"]), input_ranks)
+        pieces = tuple(Piece(**piece) for piece in tree["pieces"])
+        return cls((height, width), ranks, pieces, tuple(tree["input_ranks"]))
 
 
 _NO_PADDING = (0, 0, 0, 0)
@@ -53,20 +53,19 @@ _NO_PADDING = (0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Patch:
-    """What the filters of one piece see of a layer's input.
+    """What the filters of one piece see.
 
     Attributes:
-        x: float (images, Cin, height, width).
+        x: float (images, channels, height, width).
         padding: zeros that the filters see left, right, above and below, as :func:`torch.nn.functional.pad` takes them.
     """
 
     x: torch.Tensor
     padding: tuple[int, int, int, int] = _NO_PADDING
 
-    def filtered(self, encoder: nn.Module, filters: nn.Module) -> torch.Tensor:
-        """What basis filters answer. Zeros are added to the few channels that they see, not to all."""
-        x = encoder(self.x)
-        return filters(functional.pad(x, self.padding) if any(self.padding) else x)  # type: ignore[no-any-return]
+    def filtered(self, filters: nn.Module) -> torch.Tensor:
+        """What filters answer."""
+        return filters(functional.pad(self.x, self.padding) if any(self.padding) else self.x)  # type: ignore[no-any-return]
 
 
 class RegionConv2d(nn.Module):
@@ -88,10 +87,11 @@ class RegionConv2d(nn.Module):
         own = (top, left) if self.whole and (left, top) == (right, bottom) else None
         if own is not None:
             self.padding = _NO_PADDING
-        ranks = blueprint.ranks[group]
-        input_ranks = blueprint.input_ranks[group] if blueprint.input_ranks else (None,) * len(ranks)
+        inputs = layer.in_channels // layer.groups
+        count = blueprint.input_ranks[group] if blueprint.input_ranks else None
+        self.encoder = nn.Identity() if count is None else nn.Conv2d(inputs, count, 1, bias=False)
         self.regions = nn.ModuleList(
-            _region(layer, rank, input_rank, own or (0, 0)) for rank, input_rank in zip(ranks, input_ranks, strict=True)
+            _region(layer, inputs if count is None else count, rank, own or (0, 0)) for rank in blueprint.ranks[group]
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,13 +101,13 @@ class RegionConv2d(nn.Module):
             CompressionError: the input is of another size than the layer was made for.
         """
         answers = []
-        for piece, patch in zip(self.blueprint.pieces, self.cut(x), strict=True):
-            encoder, filters, recombination = stages_of(self.regions[piece.region])
-            answers.append(recombination(patch.filtered(encoder, filters)))
+        for piece, patch in zip(self.blueprint.pieces, self.cut(self.encoder(x)), strict=True):
+            filters, recombination = stages_of(self.regions[piece.region])
+            answers.append(recombination(patch.filtered(filters)))
         return self.join(answers)
 
     def cut(self, x: torch.Tensor) -> list[Patch]:
-        """What of the input each piece of the output map sees."""
+        """What each piece of the output map sees of the input, brought to fewer channels where it is."""
         if self.whole:
             return [Patch(x, self.padding)]
         left, right, top, bottom = self.padding
@@ -168,40 +168,12 @@ def parts(module: nn.Module) -> list[list[nn.Module]]:
     return [list(module.regions)] if isinstance(module, RegionConv2d) else [[module]]
 
 
-def stages_of(region: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """What brings a region's input to fewer channels, its basis filters, and its recombination.
-
-    Where there is none of the first or the last, it is the identity.
-    """
+def stages_of(region: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A region's basis filters, and its recombination; where there is none of the latter, it is the identity."""
     if not isinstance(region, nn.Sequential):
-        return nn.Identity(), region, nn.Identity()
-    basis, recombination = region
-    if not isinstance(basis, nn.Sequential):
-        return nn.Identity(), basis, recombination
-    encoder, filters = basis
-    return encoder, filters, recombination
-
-
-def input_positions(layer: nn.Conv2d, blueprint_pieces: Sequence[Piece], region: int, size: tuple[int, int]) -> int:
-    """Input positions that :class:`RegionConv2d` gives to one region.
-
-    Args:
-        layer: the dense layer.
-        blueprint_pieces: of the output map.
-        region: whose.
-        size: height and width of the input map.
-    """
-    if len(blueprint_pieces) == 1:
-        return size[0] * size[1]
-    left, _, top, _ = conv_padding(layer)
-    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    positions = 0
-    for piece in blueprint_pieces:
-        if piece.region == region:
-            rows = _seen(piece.top, piece.bottom, layer.stride[0], reach[0], top, size[0])
-            columns = _seen(piece.left, piece.right, layer.stride[1], reach[1], left, size[1])
-            positions += (rows.last - rows.first) * (columns.last - columns.first)
-    return positions
+        return region, nn.Identity()
+    filters, recombination = region
+    return filters, recombination
 
 
 @dataclass(frozen=True)
@@ -242,21 +214,15 @@ def conv_padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:
     return (horizontal, horizontal, vertical, vertical)
 
 
-def _region(layer: nn.Conv2d, rank: int | None, input_rank: int | None, padding: tuple[int, int]) -> nn.Module:
-    inputs, width = layer.in_channels // layer.groups, layer.out_channels // layer.groups
-    outputs = width if rank is None else rank
-    convolution = nn.Conv2d(
-        inputs if input_rank is None else input_rank,
-        outputs,
+def _region(layer: nn.Conv2d, inputs: int, rank: int | None, padding: tuple[int, int]) -> nn.Module:
+    width = layer.out_channels // layer.groups
+    filters = nn.Conv2d(
+        inputs,
+        width if rank is None else rank,
         layer.kernel_size,  # type: ignore[arg-type]
         layer.stride,  # type: ignore[arg-type]
         padding,
         layer.dilation,  # type: ignore[arg-type]
         bias=rank is None,
     )
-    if rank is None:
-        return convolution
-    basis = (
-        convolution if input_rank is None else nn.Sequential(nn.Conv2d(inputs, input_rank, 1, bias=False), convolution)
-    )
-    return nn.Sequential(basis, nn.Conv2d(rank, width, 1))
+    return filters if rank is None else nn.Sequential(filters, nn.Conv2d(rank, width, 1))

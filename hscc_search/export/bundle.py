@@ -40,7 +40,7 @@ from hscc_search.search.records import Study
 from hscc_search.search.space import Space, places_of
 from hscc_search.search.study import train_dense
 
-_FORMAT = 2
+_FORMAT = 3
 _BATCH = 64
 # Two runtimes add in different orders; what differs by more than this is another network.
 _TOLERANCE = 1e-3

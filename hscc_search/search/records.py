@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 RECORD = "hscc"
 # Raise it when a trial stores other things, or when the same setting would give another network.
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 
 
 @dataclass(frozen=True)

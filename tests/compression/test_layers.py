@@ -26,7 +26,7 @@ def partitioned(draw):
 
 def blueprint_of(labels, rank, groups, inputs=None):
     count = int(labels.max()) + 1
-    return Blueprint(labels.shape, ((rank,) * count,) * groups, pieces(labels), ((inputs,) * count,) * groups)
+    return Blueprint(labels.shape, ((rank,) * count,) * groups, pieces(labels), (inputs,) * groups)
 
 
 def group_of(layer, group):
@@ -37,8 +37,11 @@ def group_of(layer, group):
     return result
 
 
-def fewer_inputs(encoder, filters):
-    return torch.einsum("rehw,ei->rihw", filters.weight, encoder.weight[:, :, 0, 0])
+def filters_of(regional, filters):
+    """The filters of a region of one group, as they see the layer's input."""
+    if isinstance(regional.encoder, nn.Identity):
+        return filters.weight
+    return torch.einsum("rehw,ei->rihw", filters.weight, regional.encoder.weight[:, :, 0, 0])
 
 
 @given(case=partitioned())
@@ -60,11 +63,11 @@ def test_each_position_is_answered_by_the_filters_of_its_own_region(case, rank, 
     layer, x, labels = case
     regional = build(layer, blueprint_of(labels, rank, layer.groups, inputs))
     expected = torch.empty_like(layer(x))
-    for group, row in enumerate(parts(regional)):
+    for group, own in enumerate(regional.groups if layer.groups > 1 else [regional]):
         share = slice(3 * group, 3 * group + 3)
         whole = group_of(layer, group)
-        for label, (encode, decode) in enumerate(row):
-            weight = encode.weight if inputs is None else fewer_inputs(*encode)
+        for label, (filters, decode) in enumerate(own.regions):
+            weight = filters_of(own, filters)
             whole.weight.copy_(torch.einsum("or,rihw->oihw", decode.weight[:, :, 0, 0], weight))
             whole.bias.copy_(decode.bias)
             mask = torch.from_numpy(labels == label)
@@ -86,8 +89,8 @@ def test_pieces_that_see_nothing_but_padding_answer_like_the_plain_convolution(p
         if rank is None:
             region.load_state_dict(layer.state_dict())
         else:
-            (encoder, filters), decode = region
-            own = torch.einsum("or,rihw->oihw", decode.weight[:, :, 0, 0], fewer_inputs(encoder, filters))
+            filters, decode = region
+            own = torch.einsum("or,rihw->oihw", decode.weight[:, :, 0, 0], filters_of(regional, filters))
             row, column = divmod(position, labels.shape[1])
             expected[:, :, row, column] = nn.functional.conv2d(x, own, decode.bias, padding=padding)[:, :, row, column]
     torch.testing.assert_close(regional(x), expected, rtol=1e-5, atol=1e-5)
@@ -98,6 +101,7 @@ blueprints = st.builds(
     st.tuples(st.integers(1, 99), st.integers(1, 99)),
     st.lists(st.lists(st.none() | st.integers(1, 99), min_size=1).map(tuple), min_size=1, max_size=4).map(tuple),
     st.lists(st.builds(Piece, *[st.integers(0, 99)] * 5), min_size=1).map(tuple),
+    st.lists(st.none() | st.integers(1, 99), max_size=4).map(tuple),
 )
 
 
@@ -122,6 +126,7 @@ def compressed_layers():
             pytest.param(build(convolution, blueprint), x, blueprint, convolution, id=name)
             for name, blueprint in {
                 "regions": Blueprint((3, 3), ((2, None, 1, 3),), pieces(QUARTERS)),
+                "regions with fewer inputs": Blueprint((3, 3), ((2, 3, 1, 3),), pieces(QUARTERS), (1,)),
                 "one region": Blueprint((3, 3), ((2,),), pieces(whole)),
                 "one dense region": Blueprint((3, 3), ((None,),), pieces(whole)),
             }.items()

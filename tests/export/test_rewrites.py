@@ -17,7 +17,7 @@ SCATTERED = np.where(np.arange(SIDE) == 3, QUARTERS.T, QUARTERS)
 
 def regional(labels, rank=2, inputs=None):
     count = int(labels.max()) + 1
-    blueprint = Blueprint(labels.shape, ((rank,) * count,), pieces(labels), ((inputs,) * count,))
+    blueprint = Blueprint(labels.shape, ((rank,) * count,), pieces(labels), (inputs,))
     return build(nn.Conv2d(3, 3, 3, padding=1), blueprint)
 
 
