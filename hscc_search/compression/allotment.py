@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hscc_search.compression.budget import Options, price_at, solve
+from hscc_search.compression.budget import Group, Options, cheapest, price_at, solve
 from hscc_search.compression.calibration import Calibration
 from hscc_search.compression.input_axes import input_metric
 from hscc_search.compression.layers import Blueprint
@@ -33,9 +33,6 @@ _MEGABYTES = 1000
 _INPUT_RANKS = 16
 # What dropping input directions loses counts this much more: the fit behind makes up for less of it.
 _INPUT_WEIGHT = 2.0
-
-# At this price of a unit of cost no loss counts.
-_DEAREST = 1e200
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,6 @@ class _Place:
     """One block and what its cost depends on.
 
     Attributes:
-        share: of the output map that is its region's.
         channels: input channels of the filters.
         taps: of one filter and channel; D = channels * taps.
         input_area: input positions of the layer.
@@ -85,7 +81,6 @@ class _Place:
 
     record: LayerRecord
     block: Block
-    share: float
     channels: int
     taps: int
     input_area: int
@@ -181,10 +176,7 @@ def _places(calibration: Calibration, record: LayerRecord, divided: Partition, o
     channels = layer.weight.shape[1]
     taps = layer.weight[0, 0].numel()
     input_area = math.prod(record.inputs.size) if record.inputs is not None else 0
-    return [
-        [_Place(record, block, block.area / divided.labels.size, channels, taps, input_area, of) for block in row]
-        for row in divided.blocks
-    ]
+    return [[_Place(record, block, channels, taps, input_area, of) for block in row] for row in divided.blocks]
 
 
 def _by_share(place: _Place, setting: Setting) -> Ranks | None:
@@ -211,9 +203,6 @@ def _within_budget(
 ) -> tuple[dict[str, Partition], dict[str, list[list[_Form]]]]:
     """The ranks with the least loss whose cost, with what cannot be compressed, stays within the budget.
 
-    Regions of one group share what their input is brought to: where there are several, that is what is best at the
-    price that a unit of cost has at the limit. All ranks are then chosen at once.
-
     Returns:
         By layer the partitions, without the regions that do not pay, and for each group the forms of its blocks.
     """
@@ -225,21 +214,32 @@ def _within_budget(
         total = _parameters(calibration.network)
         fixed = total - sum(_parameters(calibration.network.get_submodule(record.name)) for record in records)
     limit = int(total / setting.budget) - fixed
-    tables = {record.name: _tables(calibration, setting, record, partitions[record.name]) for record in records}
-    cheapest = _cheapest([_menus(layer, _DEAREST) for layer in tables.values()])
-    if cheapest > limit:
+    menus = {record.name: _menus(calibration, setting, record, partitions[record.name]) for record in records}
+    least = cheapest(_groups(menus))
+    if least > limit:
         raise CompressionError(
             f"a budget of {setting.budget:g}x fewer {setting.budget_of} is out of reach: "
-            f"the lowest rank everywhere gives {total / (fixed + cheapest):.3g}x"
+            f"the lowest rank everywhere gives {total / (fixed + least):.3g}x"
         )
-    alone = [table.menu(table.shared, slice(None)) for layer in tables.values() for row in layer for table in row]
-    price = price_at([menu.options for menu in alone], limit)
-    kept, menus = _divided(calibration, setting, records, partitions, tables, price)
-    while _cheapest(menus.values()) > limit:  # what is best at this price leaves too little room
-        price = min(max(4 * price, 1 / total), _DEAREST)
-        kept, menus = _divided(calibration, setting, records, partitions, tables, price)
-    taken = iter(solve([menu.options for layer in menus.values() for row in layer for menu in row], limit))
-    return kept, {name: [[menu.form(next(taken)) for menu in row] for row in layer] for name, layer in menus.items()}
+    price = price_at(_groups(menus), limit)
+    kept = dict(partitions)
+    for record in records:
+        if len(partitions[record.name].blocks[0]) == 1 or setting.region_gain == 0:
+            continue
+        undivided = replace(setting.of(record.name).division, region_strategy="none", regions=1)
+        whole = _partition(calibration, record, undivided)
+        menus_of_whole = _menus(calibration, setting, record, whole)
+        if _priced(menus[record.name], price) > (1 - setting.region_gain) * _priced(menus_of_whole, price):
+            kept[record.name], menus[record.name] = whole, menus_of_whole
+    choices = iter(solve(_groups(menus), limit))
+    taken = {name: [(variants, *next(choices)) for variants in layer] for name, layer in menus.items()}
+    return kept, {
+        name: [
+            [menu.form(position) for menu, position in zip(variants[variant], positions, strict=True)]
+            for variants, variant, positions in layer
+        ]
+        for name, layer in taken.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -249,13 +249,13 @@ class _Menu:
     Attributes:
         block: the block.
         ranks: for each option the total rank, 0 where it stays dense.
-        inputs: and the input rank, 0 for all channels.
+        inputs: the input rank, 0 for all channels.
         options: what it costs and loses.
     """
 
     block: Block
     ranks: np.ndarray
-    inputs: np.ndarray
+    inputs: int
     options: Options
 
     def form(self, position: int) -> _Form:
@@ -264,123 +264,58 @@ class _Menu:
             return None, 0
         eigenvalues = self.block.eigenvalues
         clusters = largest_first(eigenvalues, [0] * len(eigenvalues), int(self.ranks[position]))
-        return Ranks(clusters), int(self.inputs[position])
+        return Ranks(clusters), self.inputs
 
 
-_Menus = list[list[_Menu]]  # for each group of a layer those of its blocks
+# For each group of a layer its variants: regions have an input rank in common. Each holds a menu for each block.
+_Menus = list[list[list[_Menu]]]
 
 
-@dataclass(frozen=True)
-class _Table:
-    """Every form of one block: by total rank (rows; the last, 0, for the dense filters) and input rank (columns).
-
-    Attributes:
-        place: the block's.
-        ranks: ascending, but for the last.
-        inputs: ascending from 0, which stands for all channels.
-        losses: float (ranks, inputs); infinite where a form costs more than the dense filters.
-        filters: int (ranks, inputs), cost of the block's own filters.
-        encoder: int (inputs,), cost of bringing the layer's input to fewer channels.
-    """
-
-    place: _Place
-    ranks: np.ndarray
-    inputs: np.ndarray
-    losses: np.ndarray
-    filters: np.ndarray
-    encoder: np.ndarray
-
-    @property
-    def shared(self) -> np.ndarray:
-        """Cost of each form where every region pays its share of what they have in common."""
-        costs: np.ndarray = self.filters + _part(self.encoder, self.place.share)
-        return costs
-
-    def priced(self, price: float) -> np.ndarray:
-        """By input rank the least sum of the loss and the paid cost of the block's own filters."""
-        values: np.ndarray = (self.losses + price * self.filters).min(axis=0)
-        return values
-
-    def menu(self, costs: np.ndarray, columns: Any) -> _Menu:
-        """The forms of some columns that no other one beats."""
-        shape = self.losses[:, columns].shape
-        ranks = np.broadcast_to(self.ranks[:, None], shape).ravel()
-        inputs = np.broadcast_to(self.inputs[columns], shape).ravel()
-        costs, losses = costs[:, columns].ravel(), self.losses[:, columns].ravel()
-        # Whatever costs more must lose less.
-        order = np.lexsort((losses, costs))
-        least = np.r_[np.inf, np.minimum.accumulate(losses[order])[:-1]]
-        order = order[losses[order] < least]
-        return _Menu(
-            self.place.block, ranks[order], inputs[order], Options(costs[order].astype(np.int64), losses[order])
-        )
+def _groups(menus: Mapping[str, _Menus]) -> list[Group]:
+    return [
+        [[menu.options for menu in variant] for variant in variants] for layer in menus.values() for variants in layer
+    ]
 
 
-def _part(costs: np.ndarray, share: float) -> np.ndarray:
-    part: np.ndarray = (costs * share).astype(np.int64)
-    return part
-
-
-def _tables(calibration: Calibration, setting: Setting, record: LayerRecord, divided: Partition) -> list[list[_Table]]:
-    """For each group of a layer what its blocks may become."""
-    rows = _places(calibration, record, divided, setting.budget_of)
-    return [[_table(calibration, place, setting.rank_multiple) for place in row] for row in rows]
-
-
-def _table(calibration: Calibration, place: _Place, multiple: int) -> _Table:
-    ranks, inputs, losses = _losses(calibration, place, multiple)
-    ranks = np.r_[ranks, 0]
-    filters = place.filters(ranks[:, None], inputs)
-    encoder = place.encoder(inputs)
-    # Dense filters lose nothing, and see all channels.
-    losses = np.r_[losses, [np.where(inputs > 0, np.inf, 0.0)]]
-    losses = np.where(filters + _part(encoder, place.share) <= filters[-1, 0], losses, np.inf)
-    return _Table(place, ranks, inputs, losses, filters, encoder)
-
-
-def _menus(layer: list[list[_Table]], price: float) -> _Menus:
-    """For each group of a layer the menus of its blocks, which have an input rank in common."""
+def _menus(calibration: Calibration, setting: Setting, record: LayerRecord, divided: Partition) -> _Menus:
+    """What may become of a layer."""
     found = []
-    for row in layer:
-        if len(row) == 1:
-            found.append([row[0].menu(row[0].shared, slice(None))])
-            continue
-        values = sum(table.priced(price) for table in row) + price * row[0].encoder
-        best = [int(np.argmin(values))]
-        # The first pays for all of them.
-        found.append([table.menu(table.filters + (0 if at else table.encoder), best) for at, table in enumerate(row)])
+    for row in _places(calibration, record, divided, setting.budget_of):
+        tables = [(place, *_losses(calibration, place, setting.rank_multiple)) for place in row]
+        variants = []
+        for column, count in enumerate(tables[0][2].tolist()):
+            # The first block pays for bringing the input to fewer channels, which serves all of them.
+            extra = int(row[0].encoder(count))
+            variants.append(
+                [
+                    _menu(place, ranks, count, losses[:, column], 0 if at else extra)
+                    for at, (place, ranks, _, losses) in enumerate(tables)
+                ]
+            )
+        found.append(variants)
     return found
 
 
-def _divided(
-    calibration: Calibration,
-    setting: Setting,
-    records: list[LayerRecord],
-    partitions: dict[str, Partition],
-    tables: dict[str, list[list[_Table]]],
-    price: float,
-) -> tuple[dict[str, Partition], dict[str, _Menus]]:
-    """The partitions without the regions that do not pay at a price, and the menus of all layers."""
-    kept = dict(partitions)
-    menus = {name: _menus(layer, price) for name, layer in tables.items()}
-    for record in records:
-        if len(partitions[record.name].blocks[0]) == 1 or setting.region_gain == 0:
-            continue
-        undivided = replace(setting.of(record.name).division, region_strategy="none", regions=1)
-        whole = _partition(calibration, record, undivided)
-        menus_of_whole = _menus(_tables(calibration, setting, record, whole), price)
-        if _priced(menus[record.name], price) > (1 - setting.region_gain) * _priced(menus_of_whole, price):
-            kept[record.name], menus[record.name] = whole, menus_of_whole
-    return kept, menus
+def _menu(place: _Place, ranks: np.ndarray, inputs: int, losses: np.ndarray, extra: int) -> _Menu:
+    """The forms of one block at one input rank; dense filters lose nothing, and see all channels."""
+    costs, dense = place.filters(ranks, inputs), int(place.filters(0, 0))
+    count = max(1, int(np.searchsorted(costs, dense)))  # what costs more than the dense filters is of no use
+    ranks, costs, losses = ranks[:count], costs[:count], losses[:count]
+    if inputs == 0:
+        first = slice(0 if costs[0] < dense else 1, None)
+        ranks, costs, losses = (
+            np.r_[values, last][first] for values, last in ((ranks, 0), (costs, dense), (losses, 0.0))
+        )
+    return _Menu(place.block, ranks, inputs, Options((costs + extra).astype(np.int64), losses))
 
 
-def _priced(menus: _Menus, price: float) -> float:
+def _priced(layer: _Menus, price: float) -> float:
     """The least sum of losses and paid costs, when each block takes what suits it best."""
-    return sum(float((menu.options.losses + price * menu.options.costs).min()) for row in menus for menu in row)
 
+    def of(variant: list[_Menu]) -> float:
+        return sum(float((menu.options.losses + price * menu.options.costs).min()) for menu in variant)
 
-def _cheapest(layers: Iterable[_Menus]) -> int:
-    return sum(int(menu.options.costs[0]) for layer in layers for row in layer for menu in row)
+    return sum(min(map(of, variants)) for variants in layer)
 
 
 def _losses(calibration: Calibration, place: _Place, multiple: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

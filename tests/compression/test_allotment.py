@@ -178,6 +178,42 @@ def test_a_budget_loses_less_than_energies_and_ratios_that_cost_as_much(calibrat
         assert loss_of(calibration, found) < 0.9 * loss_of(calibration, other)
 
 
+@pytest.mark.parametrize(("count", "asked"), [(2, 2), (4, 3), (3, 6)])
+def test_regions_share_the_input_ranks_that_lose_least_of_all(monkeypatch, count, asked):
+    def build():
+        first, second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 5, padding=2)
+        pooled = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)]
+        return nn.Sequential(first, nn.ReLU(), second, *pooled)
+
+    calibration = calibrate(seeded(build), smooth_images(48))
+    menus_of = allotment._menus
+
+    def lost(**variants):
+        """What the budget loses; with the input ranks of some layers held to one of their variants."""
+        seen = {}
+
+        def held(calibration, setting, record, divided):
+            (every,) = menus_of(calibration, setting, record, divided)
+            at = variants.get(f"layer{record.name}")
+            seen[record.name] = every if at is None else [every[at]]
+            return [seen[record.name]]
+
+        monkeypatch.setattr(allotment, "_menus", held)
+        found = allot(calibration, Setting(count, budget=asked, region_gain=0))
+        total = 0.0
+        for name, one in found.items():
+            ((ranks, inputs),) = zip(one.ranks, one.blueprint.input_ranks, strict=True)
+            if ranks == (None,):  # dense, and not divided
+                continue
+            (menus,) = [menus for menus in seen[name] if menus[0].inputs == (inputs or 0)]
+            for menu, own in zip(menus, ranks, strict=True):
+                total += menu.options.losses[menu.ranks.tolist().index(own.total if own else 0)]
+        return total
+
+    best = min(lost(layer0=first, layer2=second) for first in range(3) for second in range(8))
+    assert lost() == pytest.approx(best, rel=1e-9)
+
+
 def test_a_layer_that_the_loss_hears_louder_gets_more_of_a_budget(residual):
     def macs_of_mix(factor):
         records = tuple(

@@ -6,11 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hscc_search.compression import budget
-from hscc_search.compression.budget import Options, solve
+from hscc_search.compression.budget import Options
 
 
 def options(costs, losses):
     return Options(np.array(costs, np.int64), np.array(losses, np.float64))
+
+
+def solve(classes, limit):
+    """Of classes that have nothing in common."""
+    return [taken for _, (taken,) in budget.solve([[[one]] for one in classes], limit)]
 
 
 @st.composite
@@ -173,7 +178,7 @@ def test_following_fewer_partial_choices_stays_within_the_limit_and_no_worse_tha
 ):
     classes = spectra(seed, 12, 20, kind)
     limit = cheapest(classes) + int(share * (dearest(classes) - cheapest(classes)))
-    first, _ = budget._relaxed(classes, limit)
+    first = [taken for _, (taken,) in budget._relaxed([[[one]] for one in classes], limit)[0]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "_ALIVE", alive)
         chosen = solve(classes, limit)
@@ -215,3 +220,41 @@ def test_one_option_each_leaves_no_choice():
 def test_a_limit_below_the_cheapest_options_is_an_error(classes):
     with pytest.raises(ValueError, match="cheapest"):
         solve(classes, cheapest(classes) - 1)
+
+
+def groups_of(losses, most=3):
+    """Groups with variants, each of some classes."""
+    variant = st.lists(one_class(losses), min_size=1, max_size=most)
+    return st.lists(st.lists(variant, min_size=1, max_size=3), min_size=1, max_size=2)
+
+
+@given(groups=groups_of(st.integers(0, 12)) | groups_of(st.floats(0, 1e6)), share=st.floats(0, 1))
+@settings(max_examples=300, deadline=None)
+def test_the_choice_among_variants_is_the_best_of_all(groups, share):
+    most = sum(max(dearest(classes) for classes in group) for group in groups)
+    least = budget.cheapest(groups)
+    limit = least + round(share * (most - least))
+    chosen = budget.solve(groups, limit)
+    taken = [(group[variant], positions) for group, (variant, positions) in zip(groups, chosen, strict=True)]
+    assert sum(cost_of(*one) for one in taken) <= limit
+    everything = itertools.product(
+        *([(classes, every) for classes in group for every in every_choice(classes)] for group in groups)
+    )
+    wanted = min(
+        sum(loss_of(*one) for one in all_of) for all_of in everything if sum(cost_of(*one) for one in all_of) <= limit
+    )
+    assert sum(loss_of(*one) for one in taken) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+@given(seed=st.integers(0, 10_000), share=st.floats(0.01, 0.99), kind=kinds)
+@settings(max_examples=30, deadline=None)
+def test_variants_of_layers_are_solved_exactly(seed, share, kind):
+    groups = [[spectra(seed + 7 * group + variant, 3, 10, kind) for variant in range(4)] for group in range(2)]
+    least = budget.cheapest(groups)
+    limit = least + int(share * (min(dearest(classes) for group in groups for classes in group)))
+    chosen = budget.solve(groups, limit)
+    taken = [(group[variant], positions) for group, (variant, positions) in zip(groups, chosen, strict=True)]
+    assert sum(cost_of(*one) for one in taken) <= limit
+    reachable = [pair for pair in itertools.product(*groups) if sum(map(cheapest, pair)) <= limit]
+    wanted = min(by_tables([one for classes in pair for one in classes], limit) for pair in reachable)
+    assert sum(loss_of(*one) for one in taken) == pytest.approx(wanted, rel=1e-9)
