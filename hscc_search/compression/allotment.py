@@ -221,11 +221,10 @@ def _within_budget(
             f"a budget of {setting.budget:g}x fewer {setting.budget_of} is out of reach: "
             f"the lowest rank everywhere gives {total / (fixed + least):.3g}x"
         )
-    price = price_at(_groups(menus), limit)
     kept = dict(partitions)
-    for record in records:
-        if len(partitions[record.name].blocks[0]) == 1 or setting.region_gain == 0:
-            continue
+    divided = [record for record in records if len(partitions[record.name].blocks[0]) > 1 and setting.region_gain > 0]
+    price = price_at(_groups(menus), limit) if divided else 0.0
+    for record in divided:
         undivided = replace(setting.of(record.name).division, region_strategy="none", regions=1)
         whole = _partition(calibration, record, undivided)
         menus_of_whole = _menus(calibration, setting, record, whole)
