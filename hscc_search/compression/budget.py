@@ -23,6 +23,8 @@ import numpy as np
 # Partial choices that are followed at once. Beyond, the most promising ones are: the gap to the bound is then some
 # millionths of the loss.
 _ALIVE = 50_000
+# And so many pairs are looked at when they are extended: that is a hundred megabytes.
+_PAIRS = 5_000_000
 
 
 @dataclass(frozen=True)
@@ -180,9 +182,12 @@ def _extended(
     Returns:
         The states; for each the position of the one that it came from, and of what was added.
     """
-    costs = (states.costs[:, None] + own.costs).ravel()
-    excesses = (states.excesses[:, None] + own.excesses).ravel()
-    losses = (states.losses[:, None] + own.losses).ravel()
+    added = np.arange(len(own.costs))
+    if len(states.costs) * len(added) > _PAIRS:
+        added = np.sort(np.argsort(own.excesses, kind="stable")[: max(1, _PAIRS // len(states.costs))])
+    costs = (states.costs[:, None] + own.costs[added]).ravel()
+    excesses = (states.excesses[:, None] + own.excesses[added]).ravel()
+    losses = (states.losses[:, None] + own.losses[added]).ravel()
     promising = excesses < gap
     if limit is not None:
         promising &= costs <= limit
@@ -190,7 +195,7 @@ def _extended(
     alive = alive[_undominated(costs[alive], losses[alive])]
     if len(alive) > _ALIVE:
         alive = alive[np.sort(np.argsort(excesses[alive], kind="stable")[:_ALIVE])]
-    return _States(costs[alive], excesses[alive], losses[alive]), alive // len(own.costs), alive % len(own.costs)
+    return _States(costs[alive], excesses[alive], losses[alive]), alive // len(added), added[alive % len(added)]
 
 
 def _undominated(costs: np.ndarray, losses: np.ndarray) -> np.ndarray:

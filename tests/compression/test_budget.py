@@ -181,6 +181,7 @@ def test_following_fewer_partial_choices_stays_within_the_limit_and_no_worse_tha
     first = [taken for _, (taken,) in budget._relaxed([[[one]] for one in classes], limit)[0]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "_ALIVE", alive)
+        patch.setattr(budget, "_PAIRS", 10 * alive)
         chosen = solve(classes, limit)
     assert cost_of(classes, chosen) <= limit
     assert loss_of(classes, chosen) <= loss_of(classes, first)
