@@ -17,36 +17,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hscc_search.compression.calibration import Calibration, calibrate
-    from hscc_search.compression.hscc import Compressed, LayerPlan, compress
+    from hscc_search.compression.calibration.calibrate import Calibration, calibrate
+    from hscc_search.compression.compress import Compressed, compress
+    from hscc_search.compression.plan import LayerPlan
     from hscc_search.compression.setting import Setting
     from hscc_search.config import StudyConfig
     from hscc_search.errors import HsccError
     from hscc_search.export.bundle import load
-    from hscc_search.search.front import knee, select
-    from hscc_search.search.points import Point
-    from hscc_search.search.records import Study, read_study
+    from hscc_search.pareto.front import knee
+    from hscc_search.pareto.points import Point
+    from hscc_search.pareto.selection import select
+    from hscc_search.search.stored_study import Study, read_study
     from hscc_search.search.study import load_dense, run_study, work_on
 
 # torch and Optuna take seconds to import, so a name is fetched when it is first used: `hscc-search --help` and a
 # mistyped study file answer at once.
 _HOME = {
-    "Calibration": "compression.calibration",
-    "Compressed": "compression.hscc",
+    "Calibration": "compression.calibration.calibrate",
+    "Compressed": "compression.compress",
     "HsccError": "errors",
-    "LayerPlan": "compression.hscc",
-    "Point": "search.points",
+    "LayerPlan": "compression.compress",
+    "Point": "pareto.points",
     "Setting": "compression.setting",
-    "Study": "search.records",
+    "Study": "search.record",
     "StudyConfig": "config",
-    "calibrate": "compression.calibration",
-    "compress": "compression.hscc",
-    "knee": "search.front",
+    "calibrate": "compression.calibration.calibrate",
+    "compress": "compression.compress",
+    "knee": "pareto.front",
     "load": "export.bundle",
     "load_dense": "search.study",
-    "read_study": "search.records",
+    "read_study": "search.record",
     "run_study": "search.study",
-    "select": "search.front",
+    "select": "pareto.front",
     "work_on": "search.study",
 }
 

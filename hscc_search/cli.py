@@ -13,7 +13,10 @@ from rich import box
 from rich.table import Table
 
 from hscc_search.config import DEFAULT_STORAGE, StudyConfig
-from hscc_search.console import (
+from hscc_search.errors import DataError, HsccError
+from hscc_search.memory import keep_freed_memory, uncollected
+from hscc_search.progress import Progress, Report
+from hscc_search.report.terminal import (
     counting_lines,
     err_console,
     front_csv,
@@ -23,12 +26,9 @@ from hscc_search.console import (
     progress_bars,
     studies_table,
 )
-from hscc_search.errors import DataError, HsccError
-from hscc_search.memory import keep_freed_memory, uncollected
-from hscc_search.progress import Progress, Report
 
 if TYPE_CHECKING:
-    from hscc_search.search.records import Study
+    from hscc_search.search.stored_study import Study
 
 # torch and Optuna take seconds to import, so a command imports what it runs when it runs.
 
@@ -156,9 +156,9 @@ def train(study: str, data: Path | None, device: str) -> None:
     if config.model.checkpoint is not None:
         _say(f"study {config.name} names the checkpoint {config.model.checkpoint}: there is nothing to train")
         return
-    from hscc_search.evaluation.predict import predict
+    from hscc_search.dense.opened import checkpoint_path
+    from hscc_search.evaluation.predictions import predict
     from hscc_search.search.study import train_dense
-    from hscc_search.training import checkpoint_path
 
     with progress_bars() as report:
         dataset, parts, network = train_dense(config, device, report)
@@ -208,7 +208,7 @@ def run(
         model__checkpoint=_absolute(checkpoint),
     )
     from hscc_search.search.study import run_study
-    from hscc_search.storage import shown
+    from hscc_search.storage import without_password
 
     _quiet_optuna()
     steps: list[Progress] = []
@@ -218,7 +218,7 @@ def run(
     _show(result)
     _say(
         f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted"
-        f"{'' if steps else ', so there is nothing to do'}; stored in {shown(config.storage)}"
+        f"{'' if steps else ', so there is nothing to do'}; stored in {without_password(config.storage)}"
     )
     _say(f"next: hscc-search front {config.name}{_where(config.storage)} --html front.html")
 
@@ -278,7 +278,7 @@ def _both(first: Report, second: Report) -> Report:
 
 
 def _show(study: "Study") -> None:
-    from hscc_search.search.table import front_line
+    from hscc_search.report.table import front_line
 
     out_console.print(front_table(study))
     _say(front_line(study))
@@ -299,7 +299,7 @@ def _show(study: "Study") -> None:
 @uncollected()
 def front(study_name: str, storage: str, form: str, html: Path | None) -> None:
     """Show the front of STUDY_NAME, with the dense network beside it."""
-    from hscc_search.search.records import read_study
+    from hscc_search.search.stored_study import read_study
 
     _quiet_optuna()
     study = read_study(storage, study_name)
@@ -312,7 +312,7 @@ def front(study_name: str, storage: str, form: str, html: Path | None) -> None:
     if html is not None:
         if not html.parent.is_dir():
             raise click.BadParameter(f"there is no folder {html.parent}", param_hint="--html")
-        from dashboards.page import write_page
+        from hscc_search.report.page import write_page
 
         write_page(study, html)
         click.echo(f"page: {html}", err=form != "table")
@@ -357,10 +357,11 @@ def compare(
     """Measure HSCC and its peers at the same FLOPs on the network and images of STUDY, a file or a name."""
     config = StudyConfig.from_file(study, data__path=_absolute(data))
     ratios, splits = _numbers("--budgets", budgets, float), _numbers("--seeds", seeds, int)
-    from dashboards.comparison import write_comparison
-    from hscc_search.compare import METHODS, summarise
-    from hscc_search.compare import compare as compare_methods
-    from hscc_search.console import comparison_table
+    from hscc_search.comparison.measure import compare as compare_methods
+    from hscc_search.comparison.methods import METHODS
+    from hscc_search.comparison.summary import summarise
+    from hscc_search.report.comparison import write_comparison
+    from hscc_search.report.terminal import comparison_table
 
     names = methods.split(",") if methods else list(METHODS)
     with progress_bars() as report:
@@ -422,8 +423,8 @@ def export(
 ) -> None:
     """Write one trial of STUDY_NAME as a folder that runs in deployment."""
     from hscc_search.export.bundle import export as export_trial
-    from hscc_search.search.front import select
-    from hscc_search.search.records import read_study
+    from hscc_search.pareto.selection import select
+    from hscc_search.search.stored_study import read_study
 
     _quiet_optuna()
     study = read_study(storage, study_name)
@@ -451,7 +452,7 @@ def studies(context: click.Context, storage: str, form: str) -> None:
     context.obj = storage
     if context.invoked_subcommand is not None:
         return
-    from hscc_search.search.records import list_studies
+    from hscc_search.search.catalogue import list_studies
 
     _quiet_optuna()
     listing = list_studies(storage)
@@ -467,7 +468,7 @@ def studies(context: click.Context, storage: str, form: str) -> None:
 @click.pass_obj
 def rm(storage: str, study_name: str, yes: bool) -> None:
     """Remove STUDY_NAME and all its trials."""
-    from hscc_search.search.records import list_studies, remove_study
+    from hscc_search.search.catalogue import list_studies, remove_study
 
     _quiet_optuna()
     rows = {row.name: row for row in list_studies(storage)}
@@ -484,7 +485,7 @@ def rm(storage: str, study_name: str, yes: bool) -> None:
 @click.pass_obj
 def copy(storage: str, study_name: str, new_name: str, to: str | None) -> None:
     """Copy STUDY_NAME with its finished trials as NEW_NAME."""
-    from hscc_search.search.records import copy_study
+    from hscc_search.search.catalogue import copy_study
 
     _quiet_optuna()
     count = copy_study(storage, study_name, new_name, to)
@@ -510,7 +511,7 @@ def copy(storage: str, study_name: str, new_name: str, to: str | None) -> None:
 )
 def dashboard(storage: str, host: str, port: int) -> None:
     """Serve optuna-dashboard and the Plotly front on one address, read-only."""
-    from dashboards.live import serve
+    from hscc_search.report.live import serve
 
     _quiet_optuna()
     serve(storage, host, port, lambda address: click.echo(f"dashboard: {address} (Ctrl-C ends it)"))
@@ -563,9 +564,9 @@ def check(folder: Path, form: str) -> None:
 
 
 def _where(storage: str) -> str:
-    from hscc_search.storage import shown
+    from hscc_search.storage import without_password
 
-    return "" if storage == DEFAULT_STORAGE else f" --storage {shown(storage)}"
+    return "" if storage == DEFAULT_STORAGE else f" --storage {without_password(storage)}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -285,6 +286,17 @@ class StudyConfig(_Section):
         if checkpoint is not None:
             tree["model"]["checkpoint"] = checkpoint
         return self.from_tree(tree, f"study {self.name}")
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Check that the classes that metrics name are there.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        for name in (*self.objectives, *(bound.metric for bound in self.constraints)):
+            metric, _, wanted = name.partition(":")
+            if metric == "recall" and wanted not in classes:
+                raise ConfigError(f"study {self.name}: {name}: there is no class {wanted!r}: use {', '.join(classes)}")
 
     def finetuned(self, epochs: int) -> "StudyConfig":
         """The same study with another number of epochs of fine-tuning."""

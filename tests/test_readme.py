@@ -10,10 +10,10 @@ import torch
 import yaml
 from conftest import ROOT
 
-from hscc_search import models
 from hscc_search.config import StudyConfig
+from hscc_search.dense.networks import build_network
 from hscc_search.errors import StorageError
-from hscc_search.search.records import list_studies
+from hscc_search.search.catalogue import list_studies
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -88,7 +88,7 @@ def test_commands_on_own_images_run(cli, image_folder, tmp_path):
     image_folder({"cat": 30, "dog": 30}, name="IMAGES")
     (study,) = re.findall(r"```yaml\n(name: mine.*?)```", README, re.DOTALL)
     (tmp_path / "mine.yaml").write_text(study)
-    torch.save(models.build("resnet18", 2, 32).state_dict(), tmp_path / "weights.pt")
+    torch.save(build_network("resnet18", 2, 32).state_dict(), tmp_path / "weights.pt")
     ran = [command for command in COMMANDS if "mine" in command or "IMAGES" in command]
     assert len(ran) == 4
     for command in ran:

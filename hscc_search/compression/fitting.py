@@ -1,7 +1,7 @@
 """Factors of one layer, fitted to what the dense network answered from what the layers before it deliver.
 
 The basis filters come first, and from the dense responses: they answer along the leading axes of each cluster
-(:class:`hscc_search.compression.partition.Block`). They are run on what is delivered, as the compressed layer will do
+(:class:`hscc_search.compression.division.partition.Block`). They are run on what is delivered, as the compressed layer will do
 anyway, and the recombination is fitted to what they answer: least squares towards the dense responses
 (:func:`hscc_search.compression.factors.refit`), then steps that know of the activation behind the layer
 (:func:`hscc_search.compression.factors.refine`). The same answers, recombined, are the layer's output. So a fit costs
@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hscc_search.compression.allotment import Allotment, Ranks
-from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.calibration.record import LayerRecord
+from hscc_search.compression.division.partition import Block
 from hscc_search.compression.factors import balanced, factorise, fit_predictor, refine, refit
+from hscc_search.compression.form import Piece
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
 from hscc_search.compression.layers import GroupedRegionConv2d, Patch, RegionConv2d, build, parts, stages_of
-from hscc_search.compression.partition import Block
-from hscc_search.compression.records import LayerRecord
-from hscc_search.compression.regions import Piece
+from hscc_search.compression.ranks.choice import Allotment, Ranks
 
 _BATCH = 64
 # So many more axes than its rank are looked at in a fully connected layer.

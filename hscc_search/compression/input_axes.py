@@ -9,7 +9,7 @@ sums the products of the filters' weights over taps and outputs, see :func:`inpu
 
 import torch
 
-from hscc_search.compression.lattice import choose_lattice
+from hscc_search.compression.calibration.lattice import choose_lattice
 
 # Directions of the input below this share of the mean variance are as good as constant.
 _FLOOR = 1e-6
@@ -23,7 +23,7 @@ def input_metric(weight: torch.Tensor, effects: torch.Tensor, correlation: float
 
     Args:
         weight: float (C, Cin, height, width).
-        effects: float64 (C,), see :class:`hscc_search.compression.partition.Block`.
+        effects: float64 (C,), see :class:`hscc_search.compression.division.partition.Block`.
         correlation: of neighbouring positions, 0 to 1.
 
     Returns:

@@ -6,47 +6,14 @@ A factored region computes ``y = P (B x) + b``: basis filters B (rank x D), then
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from hscc_search.compression.regions import Piece
+from hscc_search.compression.form import LayerForm
 from hscc_search.errors import CompressionError
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """The form of one compressed layer: all but its weights.
-
-    Attributes:
-        output_size: height and width of the map that the layer makes; (1, 1) for a fully connected layer.
-        ranks: for each group of the convolution (one, if it is not grouped) the total rank of each region, or None
-            for a region that stays dense.
-        pieces: rectangles that cover the map, see :mod:`hscc_search.compression.regions`.
-        input_ranks: for each group to how many channels its input is brought before the basis filters of all its
-            regions, or None where these see all channels. Empty for a fully connected layer.
-    """
-
-    output_size: tuple[int, int]
-    ranks: tuple[tuple[int | None, ...], ...]
-    pieces: tuple[Piece, ...]
-    input_ranks: tuple[int | None, ...] = ()
-
-    def stored(self) -> dict[str, Any]:
-        """JSON-compatible values."""
-        return asdict(self)
-
-    @classmethod
-    def from_stored(cls, tree: dict[str, Any]) -> "Blueprint":
-        """Undo :meth:`stored`."""
-        height, width = tree["output_size"]
-        ranks = tuple(tuple(row) for row in tree["ranks"])
-        pieces = tuple(Piece(**piece) for piece in tree["pieces"])
-        return cls((height, width), ranks, pieces, tuple(tree["input_ranks"]))
-
 
 _NO_PADDING = (0, 0, 0, 0)
 
@@ -75,7 +42,7 @@ class RegionConv2d(nn.Module):
     (images, Cout, \\*output_size).
     """
 
-    def __init__(self, layer: nn.Conv2d, blueprint: Blueprint, group: int) -> None:
+    def __init__(self, layer: nn.Conv2d, blueprint: LayerForm, group: int) -> None:
         super().__init__()
         self.blueprint = blueprint
         self.kernel_reach = tuple(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
@@ -137,7 +104,7 @@ class RegionConv2d(nn.Module):
 class GroupedRegionConv2d(nn.Module):
     """A grouped convolution, each group with regions of its own."""
 
-    def __init__(self, layer: nn.Conv2d, blueprint: Blueprint) -> None:
+    def __init__(self, layer: nn.Conv2d, blueprint: LayerForm) -> None:
         super().__init__()
         self.groups = nn.ModuleList(RegionConv2d(layer, blueprint, group) for group in range(layer.groups))
 
@@ -147,7 +114,7 @@ class GroupedRegionConv2d(nn.Module):
         return torch.cat([group(share) for group, share in zip(self.groups, shares, strict=True)], dim=1)
 
 
-def build(layer: nn.Module, blueprint: Blueprint) -> nn.Module:
+def build(layer: nn.Module, blueprint: LayerForm) -> nn.Module:
     """A compressed layer of the given form in place of ``layer``, with weights that are still to be set."""
     if isinstance(layer, nn.Conv2d):
         return RegionConv2d(layer, blueprint, 0) if layer.groups == 1 else GroupedRegionConv2d(layer, blueprint)

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hscc_search.compression.partition import Division
-from hscc_search.compression.ranks import check_share
+from hscc_search.compression.division.partition import Division
+from hscc_search.compression.ranks.energy import check_share
 from hscc_search.errors import CompressionError
 
 # What a budget may be of.
@@ -28,8 +28,8 @@ class Setting:
             down by this share, 0 to 1; with 0 every layer is. Pieces of a map cost time, and smaller gains do not hold
             on other images.
         rank_multiple: the total rank of a region is a multiple of it, for the sake of the kernels.
-        region_strategy: a key of :data:`hscc_search.compression.regions.STRATEGIES`.
-        cluster_strategy: a key of :data:`hscc_search.compression.channels.STRATEGIES`.
+        region_strategy: a key of :data:`hscc_search.compression.division.regions.STRATEGIES`.
+        cluster_strategy: a key of :data:`hscc_search.compression.division.clusters.STRATEGIES`.
         seed: of regions and clusters.
         by_layer: by the path of a layer what is different there: ``regions``, ``clusters``, ``energy``.
 

@@ -1,1 +1,1 @@
-"""What a network is worth and what it costs."""
+"""What a network costs and how well it does: ``cost`` and ``counters``, ``predictions`` and ``quality``."""

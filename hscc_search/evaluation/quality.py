@@ -1,7 +1,7 @@
 """How often a network is right, and how surely that is known."""
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,58 +10,43 @@ BOOTSTRAP_DRAWS = 1000
 
 @dataclass(frozen=True)
 class Quality:
-    """Measures on one part of the data; each ``_se`` is the bootstrap standard error of its neighbour.
+    """Metrics on one part of the data, by name.
 
     Attributes:
-        accuracy: share of images that are classified right, 0 to 1.
-        macro_f1: mean of the classes' F1.
-        recall: per class, in the order of the classes.
-        f1: per class.
+        metrics: ``accuracy``, ``macro_f1``, and for each class ``recall:CLASS`` and ``f1:CLASS``; 0 to 1.
+        errors: the bootstrap standard error over images of each of them.
     """
 
-    accuracy: float
-    accuracy_se: float
-    macro_f1: float
-    macro_f1_se: float
-    recall: tuple[float, ...]
-    recall_se: tuple[float, ...]
-    f1: tuple[float, ...]
-    f1_se: tuple[float, ...]
-
-    def stored(self) -> dict[str, Any]:
-        """JSON-compatible values."""
-        return asdict(self)
+    metrics: dict[str, float]
+    errors: dict[str, float]
 
 
-def measure_quality(predicted: np.ndarray, labels: np.ndarray, classes: int, seed: int = 0) -> Quality:
-    """Accuracy, macro F1, recall and F1 per class, each with its bootstrap standard error over images.
+def measure_quality(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str], seed: int = 0) -> Quality:
+    """Measure accuracy, macro F1, recall and F1 per class, each with its bootstrap standard error over images.
 
     Args:
-        predicted: int64, shape (images,), class positions.
-        labels: int64, shape (images,).
-        classes: number of classes.
+        predicted: integers, shape (images,), class positions.
+        labels: integers, shape (images,).
+        classes: class names.
         seed: of the bootstrap.
     """
-    cells = labels * classes + predicted
-    confusion = np.bincount(cells, minlength=classes * classes)
+    count = len(classes)
+    confusion = np.bincount(labels.astype(np.int64) * count + predicted, minlength=count * count)
     # Drawing images with replacement draws confusion cells from a multinomial.
     draws = np.random.default_rng(seed).multinomial(len(labels), confusion / len(labels), BOOTSTRAP_DRAWS)
-    point = _measures(confusion.reshape(1, classes, classes))
-    error = {key: values.std(axis=0) for key, values in _measures(draws.reshape(-1, classes, classes)).items()}
+    on_all, on_draws = (_measures(cells.reshape(-1, count, count)) for cells in (confusion, draws))
     return Quality(
-        accuracy=float(point["accuracy"][0]),
-        accuracy_se=float(error["accuracy"]),
-        macro_f1=float(point["macro_f1"][0]),
-        macro_f1_se=float(error["macro_f1"]),
-        recall=tuple(point["recall"][0].tolist()),
-        recall_se=tuple(error["recall"].tolist()),
-        f1=tuple(point["f1"][0].tolist()),
-        f1_se=tuple(error["f1"].tolist()),
+        metrics=_named({measure: values[0] for measure, values in on_all.items()}, classes),
+        errors=_named({measure: values.std(axis=0) for measure, values in on_draws.items()}, classes),
     )
 
 
 def _measures(confusions: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures of confusion matrices (draws, true class, predicted class); 0 where a class does not occur."""
+    """Measures of confusion matrices (draws, true class, predicted class); 0 where a class does not occur.
+
+    Returns:
+        Accuracy and macro F1, shape (draws,), and recall and F1 of each class, shape (draws, classes).
+    """
     right = np.diagonal(confusions, axis1=1, axis2=2).astype(np.float64)
     true, guessed = confusions.sum(axis=2), confusions.sum(axis=1)
     f1 = 2 * right / np.maximum(true + guessed, 1)
@@ -71,3 +56,14 @@ def _measures(confusions: np.ndarray) -> dict[str, np.ndarray]:
         "recall": right / np.maximum(true, 1),
         "f1": f1,
     }
+
+
+def _named(measures: dict[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:
+    """Give each class's share of a measure a name of its own."""
+    named = {}
+    for measure, values in measures.items():
+        if values.ndim:
+            named |= {f"{measure}:{name}": float(value) for name, value in zip(classes, values, strict=True)}
+        else:
+            named[measure] = float(values)
+    return named

@@ -22,23 +22,27 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hscc_search import models
-from hscc_search.compression.hscc import Compressed, Form, rebuild
+from hscc_search.compression.compress import Compressed
+from hscc_search.compression.form import NetworkForm
+from hscc_search.compression.rebuild import rebuild
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part, load_dataset
+from hscc_search.dense.networks import build_network
+from hscc_search.dense.weights import load_weights, weights_digest
 from hscc_search.errors import ExportError
-from hscc_search.evaluation.cost import CountedCost, measure_cost
+from hscc_search.evaluation.cost import CountedCost
+from hscc_search.evaluation.counters import measure_cost
 from hscc_search.evaluation.quality import Quality, measure_quality
 from hscc_search.export.card import model_card
 from hscc_search.export.deployed import Deployed
-from hscc_search.export.onnx import write_onnx
 from hscc_search.files import folder_written_whole, sha256
+from hscc_search.pareto.points import Point
 from hscc_search.progress import Progress, Report, silent
-from hscc_search.search.objective import make_bench
-from hscc_search.search.points import Point
-from hscc_search.search.records import Study
+from hscc_search.runtime.onnx import write_onnx
 from hscc_search.search.space import Space, places_of
+from hscc_search.search.stored_study import Study
 from hscc_search.search.study import train_dense
+from hscc_search.search.trial import make_bench
 
 _FORMAT = 3
 _BATCH = 64
@@ -52,7 +56,7 @@ def export(
     """Compress with a trial's setting again, write the folder, load both models back and measure them on the test part.
 
     Args:
-        study: from :func:`hscc_search.search.records.read_study`.
+        study: from :func:`hscc_search.search.stored_study.read_study`.
         point: one of its finished trials.
         config: the study's configuration, with the places where data and checkpoint lie now, and perhaps with other
             epochs of fine-tuning.
@@ -78,7 +82,7 @@ def export(
             f"the images at {config.data.path} are not those of study {config.name}: give them with --data DIR"
         )
     dataset, parts, network = train_dense(config, device, report)
-    if models.weights_digest(network) != study.dense_details["weights"]:
+    if weights_digest(network) != study.dense_details["weights"]:
         raise ExportError(
             f"the dense network is not that of study {config.name}: give its weights with --checkpoint FILE"
         )
@@ -175,10 +179,10 @@ def _load_torch(folder: Path) -> Deployed:
     tree = json.loads((folder / "architecture.json").read_text(encoding="utf-8"))
     if tree["format"] != _FORMAT:
         raise ExportError(f"{folder} has format {tree['format']}, this version reads {_FORMAT}")
-    network = models.build(tree["model"], len(tree["classes"]), tree["image_size"])
-    rebuild(network, Form.from_stored(tree["form"]))
+    network = build_network(tree["model"], len(tree["classes"]), tree["image_size"])
+    rebuild(network, NetworkForm.from_stored(tree["form"]))
     module = Deployed(network, tree["mean"], tree["std"], tree["image_size"])
-    models.load_weights(module, load_file(folder / "model.safetensors"), f"{folder / 'model.safetensors'}")
+    load_weights(module, load_file(folder / "model.safetensors"), f"{folder / 'model.safetensors'}")
     return module.eval()
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hscc_search.compression.hscc import LayerPlan
+from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 
 _USE = """\

@@ -18,7 +18,7 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
-from hscc_search.search.points import Objective
+from hscc_search.pareto.objectives import Objective
 from hscc_search.search.space import Sample, Space
 
 # `auto` begins with so many points that fill the space; then it varies the front.
@@ -36,14 +36,14 @@ class Tried:
     Attributes:
         sample: the values.
         values: of the objectives, in their order; None while it runs and where it failed.
-        violations: of the constraints, above 0 where one is not kept.
+        excesses: beyond the bounds of the constraints, above 0 where one is not kept.
         failed: whether it ended without values.
         attributes: what the sampler wrote down with it.
     """
 
     sample: Sample
     values: tuple[float, ...] | None = None
-    violations: tuple[float, ...] = ()
+    excesses: tuple[float, ...] = ()
     failed: bool = False
     attributes: dict[str, Any] = field(default_factory=dict)
 
@@ -93,6 +93,11 @@ def propose(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried
         if fresh(sample):
             return Proposal(sample)
     return None
+
+
+def directions_of(objectives: Sequence[Objective]) -> list[StudyDirection]:
+    """Say to Optuna which objectives are maximised."""
+    return [StudyDirection.MAXIMIZE if objective.maximise else StudyDirection.MINIMIZE for objective in objectives]
 
 
 def _drawn(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried], seed: int, attempt: int) -> Proposal:
@@ -176,10 +181,10 @@ def _varied(space: Space, objectives: Sequence[Objective], measured: Sequence[Tr
 
 
 def _front(objectives: Sequence[Objective], measured: Sequence[Tried]) -> list[Tried]:
-    kept = [one for one in measured if all(value <= 0 for value in one.violations)]
+    kept = [one for one in measured if all(value <= 0 for value in one.excesses)]
     if not kept:
         return []
-    signs = np.array([-1.0 if objective.maximise else 1.0 for objective in objectives])
+    signs = np.array([objective.sign for objective in objectives])
     values = np.array([one.values for one in kept]) * signs
     return [kept[row] for row in np.flatnonzero(moocore.is_nondominated(values))]
 
@@ -206,11 +211,10 @@ def _sampler(kind: str, seed: int) -> BaseSampler:
 
 
 def _by_optuna(sampler: BaseSampler, space: Space, objectives: Sequence[Objective], tried: Sequence[Tried]) -> Proposal:
-    directions = [StudyDirection.MAXIMIZE if one.maximise else StudyDirection.MINIMIZE for one in objectives]
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        study = optuna.create_study(directions=directions, sampler=sampler)
+        study = optuna.create_study(directions=directions_of(objectives), sampler=sampler)
         for one in tried:
             if one.failed:
                 continue
@@ -221,7 +225,7 @@ def _by_optuna(sampler: BaseSampler, space: Space, objectives: Sequence[Objectiv
                     params=one.sample,
                     distributions=space.distributions,
                     values=one.values,
-                    system_attrs={"constraints": list(one.violations), **one.attributes},
+                    system_attrs={"constraints": list(one.excesses), **one.attributes},
                 )
             )
         trial = study.ask(space.distributions)

@@ -18,7 +18,7 @@ from hscc_search.config import BudgetRange, EnergyRange, StudyConfig
 from hscc_search.errors import ConfigError
 
 if TYPE_CHECKING:  # a front is read without torch
-    from hscc_search.compression.calibration import Calibration
+    from hscc_search.compression.calibration.calibrate import Calibration
     from hscc_search.compression.setting import Setting
 
 Sample = dict[str, Any]
@@ -184,7 +184,7 @@ def places_of(config: StudyConfig, calibration: "Calibration") -> dict[str, list
     """The stages or layers that a study samples for by themselves; empty where it takes the network as one."""
     if config.space.per == "network":
         return {}
-    from hscc_search.compression.allotment import compressible
+    from hscc_search.compression.ranks.choice import compressible
 
     records = compressible(calibration)
     if config.space.per == "layer":

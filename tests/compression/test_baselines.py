@@ -14,16 +14,16 @@ from torch.nn import functional
 
 from hscc_search.compression.baselines import METHODS
 from hscc_search.compression.baselines.alds import GROUPS, group_ladder
-from hscc_search.compression.baselines.budget import Ladder, allocate, ladder
 from hscc_search.compression.baselines.global_svd import energy_ladder
+from hscc_search.compression.baselines.ladder import Ladder, allocate, ladder
 from hscc_search.compression.baselines.low_rank import leading_axes, low_rank_pair, spectrum, truncated_pair
 from hscc_search.compression.baselines.response_pca import greedy_ranks, rebuild_layer
 from hscc_search.compression.baselines.targets import Target
 from hscc_search.compression.baselines.tucker import kernel_ladder, matrix_ladder, shares, tucker_triple
-from hscc_search.compression.calibration import calibrate
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.dense.networks import DigitsCNN, build
 from hscc_search.errors import CompressionError
-from hscc_search.evaluation.cost import measure_cost
-from hscc_search.models import DigitsCNN, build
+from hscc_search.evaluation.counters import measure_cost
 
 SIDE = 16
 FACTORED = [name for name in METHODS if name != "pruning"]

@@ -10,13 +10,14 @@ import torch
 from geometry import smooth_images
 from torch import nn
 
-from hscc_search import models
-from hscc_search.compression.allotment import TINY_SHARE
-from hscc_search.compression.calibration import calibrate
-from hscc_search.compression.hscc import compress, rebuild
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.compress import compress
+from hscc_search.compression.ranks.choice import TINY_SHARE
+from hscc_search.compression.rebuild import rebuild
 from hscc_search.compression.setting import Setting
+from hscc_search.dense.networks import build_network, kaiming_initialise
 from hscc_search.errors import CompressionError
-from hscc_search.evaluation.cost import measure_cost
+from hscc_search.evaluation.counters import measure_cost
 
 CLASSES = 5
 BUDGET = 1.5
@@ -75,7 +76,7 @@ HEAVY = [
 def built(zoo, seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return models.build(zoo.name, CLASSES, zoo.side)
+        return build_network(zoo.name, CLASSES, zoo.side)
 
 
 @torch.no_grad()
@@ -91,7 +92,7 @@ def settle(network, side):
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        models.kaiming_initialise(network)
+        kaiming_initialise(network)
     for name, parameter in network.named_parameters():
         if name.endswith("layer_scale"):  # of ConvNeXt; begins at 1e-6, which switches the blocks off
             parameter.copy_(uniform(parameter, 0.5, 1.5))

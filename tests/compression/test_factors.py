@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hscc_search.compression import factors
 from hscc_search.compression.factors import factorise, fit_predictor, principal_axes, refine, refit
-from hscc_search.compression.ranks import rank_for_energy
+from hscc_search.compression.ranks.energy import rank_for_energy
 
 seeds = st.integers(0, 2**32 - 1)
 energies = st.floats(0.05, 1)

@@ -7,10 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hscc_search.compression import channels, fitting, regions
-from hscc_search.compression.allotment import Ranks, allot
-from hscc_search.compression.calibration import calibrate
+from hscc_search.compression import fitting
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.division import clusters as channels
+from hscc_search.compression.division import regions
 from hscc_search.compression.fitting import fit_layer
+from hscc_search.compression.ranks.choice import Ranks, allot
 from hscc_search.compression.setting import Setting
 
 STRATEGIES = ("grid", "bands")

@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hscc_search.compression.calibration import calibrate
-from hscc_search.compression.hscc import compress
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.compress import compress
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
 from hscc_search.compression.setting import Setting
-from hscc_search.evaluation.cost import measure_cost
+from hscc_search.evaluation.counters import measure_cost
 
 
 def normal(*shape, seed=0):

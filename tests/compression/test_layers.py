@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
-from hscc_search.compression.layers import Blueprint, build, parts
-from hscc_search.compression.regions import Piece, pieces
+from hscc_search.compression.division.regions import pieces
+from hscc_search.compression.form import LayerForm, Piece
+from hscc_search.compression.layers import build, parts
 from hscc_search.errors import CompressionError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -26,7 +27,7 @@ def partitioned(draw):
 
 def blueprint_of(labels, rank, groups, inputs=None):
     count = int(labels.max()) + 1
-    return Blueprint(labels.shape, ((rank,) * count,) * groups, pieces(labels), (inputs,) * groups)
+    return LayerForm(labels.shape, ((rank,) * count,) * groups, pieces(labels), (inputs,) * groups)
 
 
 def group_of(layer, group):
@@ -97,7 +98,7 @@ def test_pieces_that_see_nothing_but_padding_answer_like_the_plain_convolution(p
 
 
 blueprints = st.builds(
-    Blueprint,
+    LayerForm,
     st.tuples(st.integers(1, 99), st.integers(1, 99)),
     st.lists(st.lists(st.none() | st.integers(1, 99), min_size=1).map(tuple), min_size=1, max_size=4).map(tuple),
     st.lists(st.builds(Piece, *[st.integers(0, 99)] * 5), min_size=1).map(tuple),
@@ -108,7 +109,7 @@ blueprints = st.builds(
 @given(blueprint=blueprints)
 @settings(max_examples=60, deadline=None)
 def test_a_blueprint_comes_back_from_json_as_it_was(blueprint):
-    assert Blueprint.from_stored(json.loads(json.dumps(blueprint.stored()))) == blueprint
+    assert LayerForm.from_stored(json.loads(json.dumps(blueprint.stored()))) == blueprint
 
 
 QUARTERS = np.array([[0, 0, 1], [0, 0, 1], [2, 2, 3]])
@@ -125,24 +126,24 @@ def compressed_layers():
         [
             pytest.param(build(convolution, blueprint), x, blueprint, convolution, id=name)
             for name, blueprint in {
-                "regions": Blueprint((3, 3), ((2, None, 1, 3),), pieces(QUARTERS)),
-                "regions with fewer inputs": Blueprint((3, 3), ((2, 3, 1, 3),), pieces(QUARTERS), (1,)),
-                "one region": Blueprint((3, 3), ((2,),), pieces(whole)),
-                "one dense region": Blueprint((3, 3), ((None,),), pieces(whole)),
+                "regions": LayerForm((3, 3), ((2, None, 1, 3),), pieces(QUARTERS)),
+                "regions with fewer inputs": LayerForm((3, 3), ((2, 3, 1, 3),), pieces(QUARTERS), (1,)),
+                "one region": LayerForm((3, 3), ((2,),), pieces(whole)),
+                "one dense region": LayerForm((3, 3), ((None,),), pieces(whole)),
             }.items()
         ]
         + [
             pytest.param(build(grouped, blueprint), torch.randn(4, 4, 3, 3), blueprint, grouped, id=name)
             for name, blueprint in {
-                "grouped regions": Blueprint((3, 3), ((2, None, 1, 3), (None, 1, 2, 1)), pieces(QUARTERS)),
-                "grouped": Blueprint((3, 3), ((2,), (None,)), pieces(whole)),
+                "grouped regions": LayerForm((3, 3), ((2, None, 1, 3), (None, 1, 2, 1)), pieces(QUARTERS)),
+                "grouped": LayerForm((3, 3), ((2,), (None,)), pieces(whole)),
             }.items()
         ]
         + [
             pytest.param(build(linear, blueprint), torch.randn(4, 6), blueprint, linear, id=name)
             for name, blueprint in {
-                "linear": Blueprint((1, 1), ((2,),), (Piece(0, 1, 0, 1, 0),)),
-                "dense linear": Blueprint((1, 1), ((None,),), (Piece(0, 1, 0, 1, 0),)),
+                "linear": LayerForm((1, 1), ((2,),), (Piece(0, 1, 0, 1, 0),)),
+                "dense linear": LayerForm((1, 1), ((None,),), (Piece(0, 1, 0, 1, 0),)),
             }.items()
         ]
     )
@@ -150,7 +151,7 @@ def compressed_layers():
 
 @pytest.mark.parametrize(("module", "x", "blueprint", "layer"), compressed_layers())
 def test_the_blueprint_and_the_state_dict_are_the_whole_layer(module, x, blueprint, layer):
-    again = build(layer, Blueprint.from_stored(json.loads(json.dumps(blueprint.stored()))))
+    again = build(layer, LayerForm.from_stored(json.loads(json.dumps(blueprint.stored()))))
     assert not torch.equal(again(x), module(x))
     again.load_state_dict(module.state_dict())
     assert torch.equal(again(x), module(x))
@@ -167,7 +168,7 @@ def test_a_gradient_reaches_every_parameter(module, x, blueprint, layer):
 
 def test_a_whole_map_layer_takes_images_of_another_size():
     layer = nn.Conv2d(2, 3, 3, stride=2, padding=1)
-    whole = build(layer, Blueprint((4, 4), ((None,),), (Piece(0, 4, 0, 4, 0),)))
+    whole = build(layer, LayerForm((4, 4), ((None,),), (Piece(0, 4, 0, 4, 0),)))
     whole.regions[0].load_state_dict(layer.state_dict())
     x = torch.randn(1, 2, 13, 11)
     torch.testing.assert_close(whole(x), layer(x))
@@ -177,7 +178,7 @@ def test_a_whole_map_layer_takes_images_of_another_size():
 @pytest.mark.parametrize("groups", [1, 2])
 def test_regions_of_a_map_refuse_an_input_of_another_size(size, groups):
     layer = nn.Conv2d(2 * groups, 3 * groups, 3, padding=1, groups=groups)
-    regional = build(layer, Blueprint((6, 6), ((1, 1),) * groups, pieces(np.repeat([[0, 1]], 6, 0).repeat(3, 1))))
+    regional = build(layer, LayerForm((6, 6), ((1, 1),) * groups, pieces(np.repeat([[0, 1]], 6, 0).repeat(3, 1))))
     assert regional(torch.randn(1, 2 * groups, 6, 6)).shape == (1, 3 * groups, 6, 6)
     with pytest.raises(CompressionError, match="regions belong to a map"):
         regional(torch.randn(1, 2 * groups, *size))
@@ -185,7 +186,7 @@ def test_regions_of_a_map_refuse_an_input_of_another_size(size, groups):
 
 def test_a_factored_linear_layer_takes_maps_with_the_channels_last():
     layer = nn.Linear(6, 5)
-    module = build(layer, Blueprint((3, 2), ((2,),), (Piece(0, 3, 0, 2, 0),)))
+    module = build(layer, LayerForm((3, 2), ((2,),), (Piece(0, 3, 0, 2, 0),)))
     x = torch.randn(4, 3, 2, 6)
     torch.testing.assert_close(module(x)[:, 1, 1], module(x[:, 1, 1]))
     assert parts(module) == [[module]]

@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hscc_search import models
-from hscc_search.evaluation.cost import measure_cost
+from hscc_search.dense.networks import build_network
+from hscc_search.evaluation.counters import measure_cost
 
 
 @pytest.fixture(scope="module")
 def alexnet():
-    return measure_cost(models.build("alexnet", 4, 224), 224)
+    return measure_cost(build_network("alexnet", 4, 224), 224)
 
 
 def test_alexnet_has_the_known_cost(alexnet):
@@ -30,7 +30,7 @@ def test_operators_that_fvcore_does_not_know_are_named(alexnet):
     [("alexnet", 64), ("resnet18", 32), ("mobilenet_v3_small", 32), ("squeezenet1_1", 32), ("digits_cnn", 16)],
 )
 def test_fvcore_and_torch_count_the_same(name, side):
-    network = models.build(name, 4, side)
+    network = build_network(name, 4, side)
     cost = measure_cost(network, side)
     assert cost.macs == cost.macs_torch > 0
     assert cost.flops == 2 * cost.macs
@@ -66,7 +66,7 @@ def test_a_linear_layer_costs_its_weights(side, outputs, bias):
 
 
 def test_measuring_leaves_the_network_as_it_was():
-    network = models.build("resnet18", 4, 32)
+    network = build_network("resnet18", 4, 32)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     measure_cost(network, 32)
     assert not network.training

@@ -15,7 +15,7 @@ from hscc_search.config import StudyConfig, find_study_file
 from hscc_search.data import load_dataset, split
 from hscc_search.errors import CompressionError, ExportError
 from hscc_search.export.bundle import export
-from hscc_search.search.records import read_study
+from hscc_search.search.stored_study import read_study
 from hscc_search.search.study import run_study
 
 FILES = {

@@ -3,7 +3,7 @@ import statistics
 import pytest
 from benchmark_samplers import DEFAULT, ENOUGH, config_of, corners, first_above, objectives_of, read_landscape, trace
 
-from hscc_search.search.hypervolume import hypervolume
+from hscc_search.pareto.hypervolume import hypervolume
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hscc_search.config import StudyConfig
-from hscc_search.search.points import Objective
+from hscc_search.pareto.objectives import Objective
 from hscc_search.search.propose import Tried, propose
 from hscc_search.search.space import Space
 

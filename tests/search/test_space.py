@@ -5,11 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hscc_search import models
-from hscc_search.compression.calibration import calibrate
-from hscc_search.compression.hscc import compress
-from hscc_search.compression.regions import STRATEGIES
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.compress import compress
+from hscc_search.compression.division.regions import STRATEGIES
 from hscc_search.config import StudyConfig
+from hscc_search.dense.networks import build_network
 from hscc_search.errors import ConfigError
 from hscc_search.search.space import Space, places_of, space_of
 
@@ -25,7 +25,7 @@ def space(places=(), **changes):
 @pytest.fixture(scope="module")
 def calibration():
     torch.manual_seed(0)
-    return calibrate(models.build("digits_cnn", 10, 16), torch.rand(40, 3, 16, 16))
+    return calibrate(build_network("digits_cnn", 10, 16), torch.rand(40, 3, 16, 16))
 
 
 ranges = st.tuples(st.integers(1, 9), st.integers(0, 3)).map(lambda pair: {"low": pair[0], "high": pair[0] + pair[1]})

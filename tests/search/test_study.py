@@ -10,7 +10,8 @@ import pytest
 from conftest import SMALL
 
 from hscc_search.errors import ConfigError, HsccError, StorageError, StudyError
-from hscc_search.search.records import list_studies, read_study
+from hscc_search.search.catalogue import list_studies
+from hscc_search.search.stored_study import read_study
 from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage, open_storage
 
@@ -101,10 +102,10 @@ def test_a_changed_study_file_is_refused_with_the_difference(digits):
 def test_another_dense_network_is_refused(digits, tmp_path):
     from safetensors.torch import save_file
 
-    from hscc_search import models
+    from hscc_search.dense.networks import build_network
 
     run_study(digits(trials=1))
-    save_file(models.build("digits_cnn", 10, 16).state_dict(), tmp_path / "other.safetensors")
+    save_file(build_network("digits_cnn", 10, 16).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(StudyError, match="another dense network"):
         run_study(digits(trials=2, model__checkpoint=tmp_path / "other.safetensors"))
 
@@ -123,7 +124,7 @@ def test_the_timeout_starts_no_more_trials(digits):
 
 
 def test_trials_that_all_fail_end_the_study_with_the_reason(digits, monkeypatch):
-    from hscc_search.search.objective import Bench
+    from hscc_search.search.trial import Bench
 
     def fail(bench, setting):
         raise RuntimeError("out of memory")
@@ -162,7 +163,7 @@ def test_a_stopped_run_loses_no_finished_trial_and_goes_on(digits, tmp_path, how
 
 def test_a_storage_that_goes_away_ends_the_run_in_one_line(digits, tmp_path, monkeypatch):
     from hscc_search import storage
-    from hscc_search.search.objective import Bench
+    from hscc_search.search.trial import Bench
 
     measure = Bench.measure
 

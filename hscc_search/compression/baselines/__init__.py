@@ -20,7 +20,7 @@ from hscc_search.compression.baselines.global_svd import compress_global_svd
 from hscc_search.compression.baselines.pruning import compress_pruning
 from hscc_search.compression.baselines.response_pca import compress_response_pca
 from hscc_search.compression.baselines.tucker import compress_tucker
-from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.calibration.calibrate import Calibration
 
 METHODS: dict[str, Callable[[nn.Module, Calibration, float], nn.Module]] = {
     "global-svd": compress_global_svd,

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from hscc_search.compression.baselines.budget import Form, Ladder, ladder
+from hscc_search.compression.baselines.ladder import Form, Ladder, ladder
 from hscc_search.compression.baselines.low_rank import spectrum
 from hscc_search.compression.baselines.targets import Target
 from hscc_search.compression.baselines.truncation import truncate_weights
-from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.calibration.calibrate import Calibration
 
 # Numbers of groups that are tried, as far as they divide the input channels.
 GROUPS = (1, 2, 3, 4, 5)

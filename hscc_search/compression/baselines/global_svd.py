@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from hscc_search.compression.baselines.budget import Ladder, ladder
+from hscc_search.compression.baselines.ladder import Ladder, ladder
 from hscc_search.compression.baselines.low_rank import spectrum
 from hscc_search.compression.baselines.targets import Target
 from hscc_search.compression.baselines.truncation import truncate_weights
-from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.calibration.calibrate import Calibration
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from hscc_search.compression.baselines.budget import allowance, check_reach
-from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.baselines.ladder import allowance, check_reach
+from hscc_search.compression.calibration.calibrate import Calibration
 
 # Each step takes out this share of the channels, and where the budget is this far away, so many steps are one.
 _STEPS = 200

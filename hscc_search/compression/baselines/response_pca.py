@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from hscc_search.compression.baselines.budget import allowance, check_reach
+from hscc_search.compression.baselines.ladder import allowance, check_reach
 from hscc_search.compression.baselines.low_rank import leading_axes, low_rank_pair, spectrum, with_layers
 from hscc_search.compression.baselines.targets import Target, dense_macs, targets
-from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.calibration.lattice import responses_on
 from hscc_search.compression.factors import fit_predictor
-from hscc_search.compression.lattice import responses_on
 
 _BATCH = 64
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hscc_search.compression.allotment import TINY_SHARE
-from hscc_search.compression.calibration import Calibration
-from hscc_search.compression.records import LayerRecord
+from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.calibration.record import LayerRecord
+from hscc_search.compression.ranks.choice import TINY_SHARE
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from hscc_search.compression.baselines.budget import Ladder, allocate
+from hscc_search.compression.baselines.ladder import Ladder, allocate
 from hscc_search.compression.baselines.low_rank import truncated_pair, with_layers
 from hscc_search.compression.baselines.targets import Target, dense_macs, targets
-from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.calibration.calibrate import Calibration
 
 
 @torch.no_grad()

@@ -9,10 +9,10 @@ from tensorly.decomposition import partial_tucker
 from torch import nn
 from torch.nn.utils import skip_init
 
-from hscc_search.compression.baselines.budget import Ladder, allocate, ladder
+from hscc_search.compression.baselines.ladder import Ladder, allocate, ladder
 from hscc_search.compression.baselines.low_rank import truncated_pair, with_layers
 from hscc_search.compression.baselines.targets import Target, dense_macs, targets
-from hscc_search.compression.calibration import Calibration
+from hscc_search.compression.calibration.calibrate import Calibration
 
 # One round of higher-order orthogonal iteration after the truncated HOSVD, which is near the optimum already.
 _ITERATIONS = 1

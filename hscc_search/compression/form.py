@@ -1,0 +1,98 @@
+"""The form of a compressed network: all of it but the weights. ``architecture.json`` holds it. Needs no torch."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# The rank of each cluster of one region; None for a region that stays dense.
+RegionRanks = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A rectangle of output positions, ``top`` and ``left`` included, ``bottom`` and ``right`` not."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    region: int
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A batch norm and the layer that absorbs it.
+
+    Attributes:
+        convolution: path of the Conv2d, or of the Linear before a BatchNorm1d.
+        batch_norm: path of the batch norm.
+    """
+
+    convolution: str
+    batch_norm: str
+
+
+@dataclass(frozen=True)
+class LayerForm:
+    """The form of one compressed layer.
+
+    Attributes:
+        output_size: height and width of the map that the layer makes; (1, 1) for a fully connected layer.
+        ranks: for each group of the convolution (one, if it is not grouped) the ranks of each region.
+        pieces: rectangles that cover the map, see :func:`hscc_search.compression.division.regions.pieces`.
+        input_ranks: for each group the number of channels that its input is brought to before the basis filters of all
+            its regions; None where these see all channels.
+    """
+
+    output_size: tuple[int, int]
+    ranks: tuple[tuple[RegionRanks, ...], ...]
+    pieces: tuple[Piece, ...]
+    input_ranks: tuple[int | None, ...]
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values."""
+        return asdict(self)
+
+    @classmethod
+    def from_stored(cls, tree: dict[str, Any]) -> "LayerForm":
+        """Undo :meth:`stored`. Format 3 had the total rank of a region in place of the ranks of its clusters."""
+
+        def region_ranks(ranks: list[int] | int | None) -> RegionRanks:
+            return (ranks,) if isinstance(ranks, int) else ranks and tuple(ranks)
+
+        height, width = tree["output_size"]
+        return cls(
+            output_size=(height, width),
+            ranks=tuple(tuple(map(region_ranks, regions)) for regions in tree["ranks"]),
+            pieces=tuple(Piece(**piece) for piece in tree["pieces"]),
+            input_ranks=tuple(tree["input_ranks"]),
+        )
+
+
+@dataclass(frozen=True)
+class NetworkForm:
+    """The form of a compressed network, see :func:`hscc_search.compression.rebuild.rebuild`.
+
+    Attributes:
+        folds: the batch norms that were folded.
+        layers: the form of each compressed layer by its path.
+    """
+
+    folds: tuple[Fold, ...]
+    layers: dict[str, LayerForm]
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values."""
+        return asdict(self)
+
+    @classmethod
+    def from_stored(cls, tree: dict[str, Any]) -> "NetworkForm":
+        """Undo :meth:`stored`."""
+        return cls(
+            folds=tuple(Fold(**fold) for fold in tree["folds"]),
+            layers={name: LayerForm.from_stored(layer) for name, layer in tree["layers"].items()},
+        )
+
+
+def total_rank(ranks: RegionRanks) -> int | None:
+    """Add up the ranks of a region's clusters: its number of basis filters, None where it stays dense."""
+    return None if ranks is None else sum(ranks)

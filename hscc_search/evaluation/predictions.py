@@ -1,0 +1,58 @@
+"""Run a network over images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from hscc_search.config import DataConfig
+from hscc_search.data import Part
+
+# Images per batch wherever a network only answers.
+BATCH_SIZE = 64
+
+
+def normalise(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Bring pixel values to the scale that a network was trained with: ``(values - mean) / std``.
+
+    Args:
+        values: float32, shape (images, 3, height, width), 0 to 1.
+        mean: per channel, shape (1, 3, 1, 1).
+        std: per channel, shape (1, 3, 1, 1).
+    """
+    return (values - mean) / std
+
+
+def network_input(images: torch.Tensor, config: DataConfig) -> torch.Tensor:
+    """Turn pixels into what a network takes.
+
+    Args:
+        images: uint8, shape (images, 3, height, width).
+        config: holds mean and std per channel.
+
+    Returns:
+        float32, the same shape, channels last in memory, which is up to 2.5 times faster on a CPU.
+    """
+    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
+    return normalise(images.float() / 255, mean, std).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def predict(network: nn.Module, part: Part, config: DataConfig, device: torch.device) -> np.ndarray:
+    """Run a network over a part of the data, in evaluation mode.
+
+    Returns:
+        Scores before softmax, float32, shape (images, classes).
+    """
+    network.eval()
+    scores = [
+        network(network_input(torch.from_numpy(images).to(device), config)).float().cpu()
+        for images in batches(part.images)
+    ]
+    return torch.cat(scores).numpy()
+
+
+def batches(images: np.ndarray) -> Sequence[np.ndarray]:
+    """Cut images into batches of :data:`BATCH_SIZE`."""
+    return [images[first : first + BATCH_SIZE] for first in range(0, len(images), BATCH_SIZE)]

@@ -1,0 +1,92 @@
+"""What a study looks for: its objectives, its constraints, and how metrics are written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from hscc_search.config import StudyConfig
+
+# Metrics that depend on the validation images, and of which more is better.
+_QUALITIES = ("accuracy", "macro_f1", "recall")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A metric that a study makes as small or as large as it can.
+
+    Attributes:
+        metric: ``flops``, ``macs``, ``parameters``, ``megabytes``, ``latency``, ``accuracy``, ``macro_f1`` or
+            ``recall:CLASS``.
+        maximise: whether more is better.
+    """
+
+    metric: str
+    maximise: bool
+
+    @property
+    def on_images(self) -> bool:
+        """Whether other validation images would give another value; the costs of a network would stay."""
+        return self.metric.split(":")[0] in _QUALITIES
+
+    @property
+    def direction(self) -> Literal["minimise", "maximise"]:
+        """The direction in a word."""
+        return "maximise" if self.maximise else "minimise"
+
+    @property
+    def sign(self) -> int:
+        """The factor that makes lower values better: -1 where the metric is maximised, else 1."""
+        return -1 if self.maximise else 1
+
+
+def objectives_of(config: StudyConfig) -> tuple[Objective, ...]:
+    """List the objectives of a study, in the order of its file."""
+    return tuple(Objective(name, maximise=name.split(":")[0] in _QUALITIES) for name in config.objectives)
+
+
+def violations(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Say by constraint how far a network misses it, in the unit of its metric; 0 where it is kept."""
+    return {name: max(0.0, excess) for name, excess in excesses(config, metrics).items()}
+
+
+def excesses(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Say by constraint by how much a network is beyond its bound; negative where there is room left.
+
+    Samplers learn from this room, so Optuna is told these and not the violations.
+    """
+    beyond = {}
+    for bound in config.constraints:
+        value = metrics[bound.metric]
+        if bound.at_least is not None:
+            beyond[f"{bound.metric} >= {bound.at_least:g}"] = bound.at_least - value
+        else:
+            assert bound.at_most is not None
+            beyond[f"{bound.metric} <= {bound.at_most:g}"] = value - bound.at_most
+    return beyond
+
+
+def needs_latency(config: StudyConfig) -> bool:
+    """Whether trials of a study measure latency."""
+    return "latency" in (*config.objectives, *(bound.metric for bound in config.constraints))
+
+
+def title(metric: str) -> str:
+    """Name a metric as tables and plots do."""
+    titles = {
+        "flops": "FLOPs",
+        "macs": "MACs",
+        "megabytes": "size in MB",
+        "latency": "latency in ms",
+        "macro_f1": "macro F1",
+    }
+    name, _, of = metric.partition(":")
+    return f"recall of {of}" if of else titles.get(name, name)
+
+
+def written(metric: str, value: float) -> str:
+    """Write a metric's value as tables do; FLOPs and MACs in units of 10^9."""
+    if metric in ("flops", "macs"):
+        return f"{value / 1e9:.4f} G"
+    if metric == "parameters":
+        return f"{value:,.0f}"
+    return f"{value:.3f}" if metric in ("latency", "megabytes") else f"{value:.4f}"

@@ -1,0 +1,99 @@
+"""What was measured of a network, and finished trials as points in the space of a study's objectives."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hscc_search.errors import StudyError
+from hscc_search.pareto.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network with all that was measured of it, on the validation part; the dense network of a study is one.
+
+    Attributes:
+        metrics: by name as in :class:`hscc_search.pareto.objectives.Objective`: counts per image, sizes in 10^6 bytes,
+            latency in milliseconds per batch, shares from 0 to 1.
+        errors: bootstrap standard errors of those metrics that depend on the images.
+        predictions: class predicted for each validation image, little-endian uint16.
+    """
+
+    metrics: Mapping[str, float]
+    errors: Mapping[str, float]
+    predictions: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The network in words."""
+        return "the dense network"
+
+    def __getitem__(self, metric: str) -> float:
+        """The value of one metric.
+
+        Raises:
+            StudyError: it was not measured.
+        """
+        try:
+            return self.metrics[metric]
+        except KeyError:
+            raise StudyError(f"{self.name} has no {metric}: measured are {', '.join(self.metrics)}") from None
+
+
+@dataclass(frozen=True)
+class Point(Measured):
+    """A finished trial.
+
+    Attributes:
+        trial: its number.
+        sample: the values that the search drew for it, by name.
+        violations: by constraint how far it is missed, 0 where it is kept.
+    """
+
+    trial: int
+    sample: Mapping[str, Any]
+    violations: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The trial in words."""
+        return f"trial {self.trial}"
+
+    @property
+    def feasible(self) -> bool:
+        """Whether all constraints are kept."""
+        return not any(self.violations.values())
+
+
+def predictions_of(points: Sequence[Measured]) -> np.ndarray:
+    """Stack the classes that all points predicted: uint16, shape (points, images); (0, 0) without points.
+
+    Raises:
+        StudyError: the points have predictions for different numbers of images.
+    """
+    for point in points:
+        if len(point.predictions) != len(points[0].predictions):
+            raise StudyError(
+                f"{point.name} has predictions for {len(point.predictions) // 2} images, "
+                f"{points[0].name} for {len(points[0].predictions) // 2}: they cannot be compared"
+            )
+    images = len(points[0].predictions) // 2 if points else 0
+    joined = b"".join(point.predictions for point in points)
+    return np.frombuffer(joined, "<u2").astype(np.uint16, copy=False).reshape(len(points), images)
+
+
+def oriented(points: Sequence[Measured], objectives: Sequence[Objective]) -> np.ndarray:
+    """Tabulate the objectives so that lower is always better: what is maximised changes its sign.
+
+    Returns:
+        float64, shape (points, objectives), in the units of the metrics.
+
+    Raises:
+        StudyError: a point lacks a metric.
+    """
+    values = np.empty((len(points), len(objectives)))
+    for column, objective in enumerate(objectives):
+        values[:, column] = [objective.sign * point[objective.metric] for point in points]
+    return values

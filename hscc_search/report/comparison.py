@@ -1,0 +1,60 @@
+"""What a comparison leaves behind for people: a JSON summary and a page with its figure."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from hscc_search.comparison.summary import Summary
+from hscc_search.files import written_whole
+from hscc_search.report.figures import ACCENT, DENSE, FAINT, INK
+
+_PEERS = ("#5f3dc4", "#2b8a3e", "#e67700", "#a61e4d", "#364fc7", "#087f5b")
+
+
+def write_comparison(study: str, summaries: Sequence[Summary], folder: Path) -> None:
+    """Write ``summary.json`` and ``comparison.html`` into a comparison's folder."""
+    with written_whole(folder / "summary.json") as temporary:
+        tree = [asdict(summary) for summary in summaries]
+        temporary.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+        temporary.chmod(0o644)
+    with written_whole(folder / "comparison.html") as temporary:
+        draw_comparison(study, summaries).write_html(temporary, include_plotlyjs=True, config={"displaylogo": False})
+        temporary.chmod(0o644)
+
+
+def draw_comparison(study: str, summaries: Sequence[Summary]) -> go.Figure:
+    """Accuracy over FLOPs saved, a line per method, with standard errors; fine-tuned networks are dashed."""
+    figure = go.Figure()
+    peers = [name for name in dict.fromkeys(s.method for s in summaries) if not name.startswith(("hscc", "dense"))]
+    colours = {**dict(zip(peers, _PEERS * len(peers), strict=False)), "hscc": ACCENT, "dense": DENSE}
+    lines = dict.fromkeys((summary.method, summary.epochs) for summary in summaries)
+    for method, epochs in lines:
+        points = [s for s in summaries if (s.method, s.epochs) == (method, epochs) and s.accuracy is not None]
+        points.sort(key=lambda point: point.ratio or 0)
+        name = f"{method}, {epochs} epochs" if epochs else method
+        figure.add_scatter(
+            x=[point.ratio for point in points],
+            y=[100 * (point.accuracy or 0) for point in points],
+            error_y={"type": "data", "array": [100 * (point.accuracy_se or 0) for point in points], "thickness": 1},
+            name=name,
+            mode="lines+markers",
+            line={
+                "color": colours.get(method, FAINT),
+                "dash": "dash" if epochs else "solid",
+                "width": 3 if method == "hscc" else 1.5,
+            },
+            hovertemplate="%{x:.2f}x fewer FLOPs<br>accuracy %{y:.2f} %<extra>" + name + "</extra>",
+        )
+    figure.update_layout(
+        title=f"{study}: accuracy on the test parts, mean over splits ± standard error over images",
+        xaxis_title="times fewer FLOPs (one multiply-add is two FLOPs)",
+        yaxis_title="accuracy in %",
+        template="plotly_white",
+        font={"color": INK},
+        width=1000,
+        height=640,
+    )
+    return figure

@@ -1,0 +1,86 @@
+"""optuna-dashboard and the Plotly front on one local address, for looking only."""
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+import optuna_dashboard
+import waitress
+from plotly.offline import get_plotlyjs
+
+from hscc_search.errors import HsccError, StorageError
+from hscc_search.report.page import front_page, studies_page
+from hscc_search.search.catalogue import list_studies
+from hscc_search.search.stored_study import read_study
+from hscc_search.storage import existing_storage
+
+_Environment = dict[str, Any]
+_Application = Callable[[_Environment, Callable[..., Any]], Iterable[bytes]]
+
+
+def application(storage: str) -> _Application:
+    """A WSGI application: ``/`` lists the studies, ``/front/NAME`` draws one, all else is optuna-dashboard's.
+
+    optuna-dashboard has no authentication, and a request without any deletes a study; so whatever would change
+    something is refused.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+    """
+    opened = existing_storage(storage)
+    dashboard: _Application = optuna_dashboard.wsgi(opened)
+    script = get_plotlyjs().encode()
+
+    def answer(environment: _Environment, start: Callable[..., Any]) -> Iterable[bytes]:
+        path = environment.get("PATH_INFO", "/")
+        if environment["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return _respond(start, HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"this dashboard only shows studies")
+        try:
+            if path == "/":
+                return _respond(start, HTTPStatus.OK, "text/html", studies_page(list_studies(opened)).encode())
+            if path == "/plotly.js":
+                return _respond(start, HTTPStatus.OK, "text/javascript", script, ("Cache-Control", "max-age=86400"))
+            if path.startswith("/front/"):
+                study = read_study(opened, unquote(path.removeprefix("/front/")))
+                return _respond(start, HTTPStatus.OK, "text/html", front_page(study, script_url="/plotly.js").encode())
+        except StorageError as error:
+            return _respond(start, HTTPStatus.NOT_FOUND, "text/plain", str(error).encode())
+        except HsccError as error:
+            return _respond(start, HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", str(error).encode())
+        return dashboard(environment, start)
+
+    return answer
+
+
+def serve(storage: str, host: str, port: int, started: Callable[[str], None]) -> None:
+    """Serve until interrupted.
+
+    Args:
+        storage: database URL.
+        host: address to listen at.
+        port: 0 takes a free one.
+        started: called with the address once it answers.
+
+    Raises:
+        StorageError: the storage cannot be reached, or the address is taken.
+    """
+    try:
+        server = waitress.create_server(application(storage), host=host, port=port)
+    except OSError as error:
+        raise StorageError(
+            f"cannot listen at {host}:{port} ({error.strerror or error}): choose another with --port"
+        ) from error
+    started(f"http://{host}:{server.effective_port}")
+    try:
+        server.run()
+    finally:
+        server.close()
+
+
+def _respond(
+    start: Callable[..., Any], status: HTTPStatus, kind: str, body: bytes, *headers: tuple[str, str]
+) -> Iterable[bytes]:
+    own = [("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(body))), *headers]
+    start(f"{status.value} {status.phrase}", own)
+    return [body]

@@ -1,0 +1,197 @@
+"""What the command line draws: progress, the front as a table and as CSV."""
+
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from hscc_search.progress import Progress, Report
+
+if TYPE_CHECKING:  # importing these takes seconds, and drawing needs only what is handed in
+    from hscc_search.comparison.summary import Summary
+    from hscc_search.pareto.points import Point
+    from hscc_search.search.catalogue import StudyStatus
+    from hscc_search.search.stored_study import Study
+
+# A pipe has no width of its own, and 80 columns would cut the front's table.
+out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
+err_console = Console(stderr=True, emoji=False)
+# Of the trials that cannot be told apart from the front so many are shown.
+_CLOSE = 8
+# Between two lines of progress in a log file.
+_LOG_SECONDS = 15
+
+
+@contextmanager
+def progress_bars() -> Iterator[Report]:
+    """Show a bar per task on the error stream; where that is no terminal, a line now and then."""
+    if not err_console.is_terminal:
+        yield _log_line(time.monotonic())
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Bars(*columns, console=err_console) as bars:
+
+        def report(progress: Progress) -> None:
+            if progress.task not in tasks:
+                tasks[progress.task] = bars.add_task(progress.task, note="")
+            bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=progress.note)
+
+        yield report
+
+
+def _log_line(last: float) -> Report:
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last > _LOG_SECONDS:
+            last = time.monotonic()
+            note = f" ({progress.note})" if progress.note else ""
+            click.echo(f"{progress.task}: {progress.done}/{progress.total}{note}", err=True)
+
+    return report
+
+
+def front_table(study: "Study") -> Table:
+    """The front, the dense network above it, and below it trials that cannot be told apart from it."""
+    from hscc_search.report.table import columns, rows
+
+    table = Table(
+        title=f"{study.config.name}: front of {len(study.points)} trials, accuracy on the validation part",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+    )
+    for column in columns(study):
+        # Room is scarce: two short lines of a head leave some for numbers, which are not to be broken.
+        table.add_column(column.replace(" ", "\n", 1), justify="right", overflow="fold")
+    styles = {"dense": "red", "knee": "bold", "close": "dim"}
+    last = None
+    for row in rows(study, most_close=_CLOSE):
+        if row.kind != last and "close" in (row.kind, last):
+            table.add_section()
+        table.add_row(*row.cells, style=styles.get(row.kind), end_section=row.kind == "dense")
+        last = row.kind
+    return table
+
+
+def counting_lines(study: "Study") -> Iterator[str]:
+    """What a reader of FLOPs must know: what is counted, what is not, and where two counters disagree."""
+    cost = study.dense_details["cost"]
+    if cost["macs"] != cost["macs_torch"]:
+        yield (
+            f"careful: fvcore counts {cost['macs']} MACs for the dense network, torch {cost['macs_torch']}: "
+            "one of them misses an operator"
+        )
+    if cost["uncounted"]:
+        names = ", ".join(f"{name} ({count})" for name, count in cost["uncounted"].items())
+        yield f"one multiply-add is one MAC and two FLOPs; operators that are not counted: {names}"
+
+
+def front_json(study: "Study") -> str:
+    """The front and what cannot be told apart from it, with everything that was measured."""
+    sure = study.confidence
+    worst, best = study.reference
+    names = [objective.metric for objective in study.objectives]
+    numbers = [point.trial for point in study.front]
+    close = [point for point in study.points if point.trial in sure.close and point.trial not in numbers]
+
+    def tree(point: "Point") -> dict[str, Any]:
+        return {**point.stored(), "probability": sure.probability[point.trial or 0]}
+
+    return json.dumps(
+        {
+            "study": study.config.name,
+            "trials": len(study.points),
+            "objectives": {objective.metric: objective.direction for objective in study.objectives},
+            "hypervolume": study.hypervolume,
+            "reference": dict(zip(names, worst, strict=True)),
+            "ideal": dict(zip(names, best, strict=True)),
+            "knee": sure.knee,
+            "dense": study.dense.stored(),
+            "front": [tree(point) for point in study.front],
+            "close": [tree(point) for point in close],
+        },
+        indent=2,
+    )
+
+
+def front_csv(study: "Study") -> str:
+    """The dense network and the front as comma-separated values with a header."""
+    members = study.front
+    settings = list(members[0].settings) if members else []
+    metrics = list(study.dense.metrics)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", *settings, *metrics, *(f"{name}_se" for name in study.dense.errors), "probability"])
+    for point in (study.dense, *members):
+        label = "dense" if point.trial is None else point.trial
+        measured = [*(point[name] for name in metrics), *(point.errors[name] for name in study.dense.errors)]
+        probability = "" if point.trial is None else study.confidence.probability[point.trial]
+        writer.writerow([label, *(point.settings.get(name, "") for name in settings), *measured, probability])
+    return text.getvalue()
+
+
+def studies_table(listing: "Sequence[StudyStatus]") -> Table:
+    """The studies of a storage."""
+    table = Table(box=box.SIMPLE_HEAD)
+    heads = ("study", "finished", "wanted", "failed", "running", "waiting", "workers", "hypervolume", "started")
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("study", "started") else "right")
+    for row in listing:
+        values = {**asdict(row), "study": row.name}
+        if row.hypervolume is not None:
+            values["hypervolume"] = f"{row.hypervolume:.4f}"
+        table.add_row(*("-" if values[head] is None else str(values[head]) for head in heads))
+    return table
+
+
+def comparison_table(summaries: "Sequence[Summary]") -> Table:
+    """A row for each method and budget, one more where it was fine-tuned; FLOPs and times are dense / compressed."""
+    runs = list(dict.fromkeys(run for summary in summaries for run in summary.speedup))
+    caption = "FLOPs: dense / compressed, whole network (2 per multiply-add)."
+    if runs:
+        caption += " torch 1, ORT 32: latency of dense / compressed with 1 and 32 images, one thread."
+    table = Table(box=box.SIMPLE_HEAD, padding=0, caption=caption, caption_justify="left")
+    for column in ("method", "epochs", "FLOPs", "parameters", "accuracy", "to dense", "hscc ahead", *runs):
+        table.add_column(column.replace("onnxruntime", "ORT"), justify="left" if column == "method" else "right")
+    budget = None
+    for summary in summaries:
+        if budget is not None and summary.budget != budget:
+            table.add_section()
+        budget = summary.budget
+        table.add_row(
+            summary.method,
+            str(summary.epochs),
+            f"{summary.ratio:.2f}x" if summary.ratio and summary.method != "dense" else "-",
+            f"{summary.parameters / 1e6:.2f} M" if summary.parameters else "-",
+            _points(summary.accuracy, summary.accuracy_se),
+            _points(summary.to_dense, summary.to_dense_se, "+")
+            if (summary.method, summary.epochs) != ("dense", 0)
+            else "-",
+            "-" if summary.method in ("dense", "hscc") else _points(summary.to_hscc, summary.to_hscc_se, "+"),
+            *(f"{summary.speedup[run]:.1f}x" if run in summary.speedup else "-" for run in runs),
+        )
+    return table
+
+
+def _points(value: float | None, error: float | None, sign: str = "") -> str:
+    """A share and its error in percentage points."""
+    return "-" if value is None or error is None else f"{100 * value:{sign}.1f} ± {100 * error:.1f}"

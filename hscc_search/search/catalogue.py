@@ -1,0 +1,129 @@
+"""The studies of a storage: listed, removed, copied. Needs no torch."""
+
+from dataclasses import dataclass, replace
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from hscc_search.config import StudyConfig
+from hscc_search.errors import StorageError, StudyError
+from hscc_search.search.stored_study import (
+    find_study,
+    get_trial,
+    known_study,
+    read_record,
+    study_as_it_stands,
+    write_record,
+)
+from hscc_search.search.workers.heartbeat import at_work, worker_of
+from hscc_search.storage import existing_storage, open_storage
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """How far one study of a storage is.
+
+    Attributes:
+        name: of the study.
+        finished: trials with values.
+        failed: trials without.
+        running: trials that a living worker is at.
+        waiting: trials that wait for one.
+        wanted: finished trials that the study shall have; None where this version cannot read the study.
+        workers: at work.
+        hypervolume: share of the space that the front covers; None before there is one.
+        started: when, in ISO format.
+    """
+
+    name: str
+    finished: int
+    failed: int
+    running: int
+    waiting: int
+    wanted: int | None
+    workers: int
+    hypervolume: float | None
+    started: str | None
+
+
+def list_studies(storage: str | BaseStorage) -> list[StudyStatus]:
+    """Say how far each study of a storage is.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+    """
+    opened = existing_storage(storage) if isinstance(storage, str) else storage
+    return [_status(opened, name) for name in optuna.get_all_study_names(opened)]
+
+
+def _status(storage: BaseStorage, name: str) -> StudyStatus:
+    study = optuna.load_study(study_name=name, storage=storage)
+    # Optuna's own objects only for the trials that are not over: there may be ten thousand of the others.
+    unfinished = (TrialState.RUNNING, TrialState.WAITING)
+    open_trials = storage.get_all_trials(study._study_id, deepcopy=False, states=unfinished)
+    active = [trial for trial in open_trials if at_work(trial)]
+    finished = storage.get_n_trials(study._study_id, TrialState.COMPLETE)
+    failed = storage.get_n_trials(study._study_id, TrialState.FAIL)
+    try:
+        record = read_record(study)
+    except StudyError:
+        record = None
+    started = get_trial(storage, study._study_id, 0).datetime_start if finished + failed + len(open_trials) else None
+    return StudyStatus(
+        name=name,
+        finished=finished,
+        failed=failed,
+        running=len(active),
+        waiting=len(open_trials) - len(active),
+        wanted=record.config.trials if record else None,
+        workers=len({worker_of(trial) for trial in active}),
+        hypervolume=study_as_it_stands(study, storage).hypervolume if record and finished else None,
+        started=started.isoformat(timespec="seconds") if started else None,
+    )
+
+
+def remove_study(storage: str, name: str) -> None:
+    """Remove a study and all its trials.
+
+    Raises:
+        StorageError: the storage cannot be reached or holds no such study.
+        StudyError: workers are at it.
+    """
+    opened = existing_storage(storage)
+    study = known_study(opened, name)
+    active = [trial for trial in study.get_trials(deepcopy=False) if at_work(trial)]
+    if active:
+        workers = len({worker_of(trial) for trial in active})
+        raise StudyError(f"study {name} has {workers} worker{'s'[: workers > 1]} at work: stop first what works on it")
+    optuna.delete_study(study_name=name, storage=opened)
+
+
+def copy_study(storage: str, name: str, to_name: str, to_storage: str | None = None) -> int:
+    """Copy a study with its finished and failed trials, under another name or to another storage.
+
+    Returns:
+        How many trials were copied.
+
+    Raises:
+        StorageError: a storage cannot be reached, there is no such study, or the other name is taken.
+        StudyError: as :func:`hscc_search.search.stored_study.read_study`.
+    """
+    source = existing_storage(storage)
+    study = known_study(source, name)
+    record = read_record(study)
+    if record is None:
+        raise StorageError(f"study {name!r} was not started yet: there is nothing to copy")
+    config = StudyConfig.from_tree({**record.config.stored(), "name": to_name}, f"copy of study {name}")
+    target = source if to_storage is None else open_storage(to_storage)
+    if find_study(target, to_name) is not None:
+        raise StorageError(f"there is a study {to_name!r} already: give the copy another name")
+    copied = optuna.create_study(study_name=to_name, storage=target, directions=study.directions)
+    try:
+        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+        copied.add_trials(trials)
+        write_record(copied, replace(record, config=config))
+    except BaseException:  # a study without its record would stand in the way of the next attempt
+        optuna.delete_study(study_name=to_name, storage=target)
+        raise
+    return len(trials)

@@ -1,0 +1,174 @@
+"""What one trial does: compress the dense network with one setting and measure what came out."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from hscc_search.compression.calibration.calibrate import Calibration, calibrate
+from hscc_search.compression.compress import Compressed, compress
+from hscc_search.compression.setting import Setting
+from hscc_search.config import StudyConfig
+from hscc_search.dense.fine_tuning import fine_tune
+from hscc_search.dense.opened import Opened, open_dense
+from hscc_search.errors import CompressionError
+from hscc_search.evaluation.cost import Cost, CountedCost
+from hscc_search.evaluation.counters import cost_of, measure_cost
+from hscc_search.evaluation.predictions import network_input, predict
+from hscc_search.evaluation.quality import measure_quality
+from hscc_search.pareto.objectives import needs_latency
+from hscc_search.pareto.points import Measured
+from hscc_search.progress import Report, silent
+from hscc_search.runtime.latency import Runner, in_turns, runner
+from hscc_search.search.record import DenseRecord
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all trials of a study share: made once per run, never again per trial.
+
+    Attributes:
+        opened: images, split and dense network.
+        calibration: of the dense network, on images from the train part.
+        dense_cost: of the dense network, counted when the study was created.
+        dense_runner: runs the dense network where latency is measured, None where it is not.
+        dense_latency: milliseconds per batch of the dense network, measured when the study was created.
+    """
+
+    opened: Opened
+    calibration: Calibration
+    dense_cost: CountedCost
+    dense_runner: Runner | None
+    dense_latency: float | None
+
+    @property
+    def config(self) -> StudyConfig:
+        """The configuration of the study."""
+        return self.opened.config
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What one trial gave.
+
+    Attributes:
+        compressed: the network and the plan of its layers.
+        measured: on the validation part; its MACs are those of the formula.
+    """
+
+    compressed: Compressed
+    measured: Measured
+
+
+def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = silent) -> Prepared:
+    """Calibrate the dense network, or take its calibration from the cache, and measure what it costs.
+
+    Args:
+        opened: images, split and dense network of the study.
+        dense: what is stored of the dense network; it is measured where nothing is stored yet.
+        report: told of calibrating.
+    """
+    config = opened.config
+    dense_runner, dense_latency = None, None
+    if needs_latency(config):
+        dense_runner = runner(copy.deepcopy(opened.network).cpu(), config.data.image_size, config.latency.runtime)
+        if dense is not None:
+            dense_latency = dense.measured["latency"]
+        else:
+            times = in_turns({"dense": dense_runner}, config.data.image_size, config.latency.batch_size)
+            dense_latency = 1000 * times["dense"]
+    cost = dense.cost if dense is not None else measure_cost(opened.network, config.data.image_size)
+    calibration = calibrate(opened.network, calibration_images(opened), report, keep=True)
+    return Prepared(opened, calibration, cost, dense_runner, dense_latency)
+
+
+def run_trial(prepared: Prepared, setting: Setting, report: Report = silent) -> TrialResult:
+    """Compress with one setting, fine-tune where the study says so, and measure on the validation part.
+
+    Raises:
+        CompressionError: the setting cannot be met, or the compressed network answers with values that are not finite.
+        ExportError: latency matters, and the network cannot be exported to its runtime.
+    """
+    opened = prepared.opened
+    compressed = compress(prepared.calibration, setting)
+    if opened.config.finetuning.epochs:
+        fine_tune(compressed.network, opened.network, opened.config, opened.parts.train, opened.device, report)
+    # What lies outside of all layers, such as the matrix products of attention, is as it was in the dense network.
+    macs = prepared.dense_cost.macs - prepared.calibration.macs + compressed.macs
+    cost = cost_of(compressed.network, macs)
+    measured = measure(opened, compressed.network, cost, _latency(prepared, compressed.network))
+    return TrialResult(compressed, measured)
+
+
+def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | None) -> Measured:
+    """Measure a network on the validation part.
+
+    Args:
+        opened: images and split of the study.
+        network: dense or compressed, on the device of ``opened``.
+        cost: of the network.
+        latency: milliseconds per batch, None where the study does not look at it.
+
+    Raises:
+        CompressionError: the network answers with values that are not finite.
+    """
+    validation = opened.parts.validation
+    scores = predict(network, validation, opened.config.data, opened.device)
+    if not np.isfinite(scores).all():
+        raise CompressionError("the compressed network answers with values that are not finite")
+    predicted = scores.argmax(axis=1)
+    quality = measure_quality(predicted, validation.labels, opened.dataset.classes, opened.config.seed)
+    costs = {
+        "flops": cost.flops,
+        "macs": cost.macs,
+        "parameters": cost.parameters,
+        "megabytes": cost.megabytes,
+    }
+    if latency is not None:
+        costs["latency"] = latency
+    return Measured(
+        metrics={**costs, **_without_f1(quality.metrics)},
+        errors=_without_f1(quality.errors),
+        predictions=predicted.astype("<u2").tobytes(),
+    )
+
+
+def calibration_images(opened: Opened) -> torch.Tensor:
+    """Draw the calibration images of a study as its network takes them, float32 (images, 3, height, width)."""
+    config = opened.config
+    sample = opened.parts.train.sample(config.compression.calibration_images, config.seed)
+    return network_input(torch.from_numpy(sample.images).to(opened.device), config.data)
+
+
+def load_dense(
+    config: StudyConfig, device: str = "auto", report: Report = silent
+) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Load the dense network of a study and its calibration images, ready for :func:`hscc_search.calibrate`.
+
+    Returns:
+        The network in evaluation mode, trained now where it was not before, and float32 images as it takes them,
+        shape (images, 3, height, width), both on the device.
+    """
+    opened = open_dense(config, device, report)
+    return opened.network, calibration_images(opened)
+
+
+def _latency(prepared: Prepared, network: nn.Module) -> float | None:
+    """Time a network relative to the dense one in the same turns: whatever else the machine does hits both.
+
+    Returns:
+        Milliseconds per batch, scaled by the dense network's latency as the study has it.
+    """
+    if prepared.dense_runner is None or prepared.dense_latency is None:
+        return None
+    image_size, latency = prepared.config.data.image_size, prepared.config.latency
+    compressed = runner(copy.deepcopy(network).cpu(), image_size, latency.runtime)
+    times = in_turns({"dense": prepared.dense_runner, "compressed": compressed}, image_size, latency.batch_size)
+    return prepared.dense_latency * times["compressed"] / times["dense"]
+
+
+def _without_f1(values: dict[str, float]) -> dict[str, float]:
+    """Leave out the F1 of single classes, which predictions and labels give again where it is asked for."""
+    return {name: value for name, value in values.items() if not name.startswith("f1:")}

@@ -1,0 +1,131 @@
+"""Several processes of one machine that work on a study together."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+
+import optuna
+import torch
+
+from hscc_search.errors import HsccError, StudyError
+from hscc_search.memory import keep_freed_memory
+from hscc_search.progress import Progress, Report, silent
+from hscc_search.search.trial import Prepared
+from hscc_search.search.workers.ledger import Ledger
+from hscc_search.search.workers.worker import LOOK_SECONDS, work
+from hscc_search.storage import patiently
+
+# Processes that may die without a trial finishing between them: each trial gets two of them.
+_DEATHS_IN_A_ROW = 10
+
+
+# For a process to hand its trial back.
+_DISMISSAL_SECONDS = 20
+
+
+# Opens a study in a process of its own; it must travel to that process. None where there is nothing to do.
+Join = Callable[[], tuple[Ledger, Prepared] | None]
+
+
+def work_together(count: int, ledger: Ledger, join: Join, report: Report = silent) -> None:
+    """Have several processes of this machine work on a study that is prepared, until it has all its trials.
+
+    A process that dies is replaced. Ctrl-C ends all of them; each hands its trial back.
+
+    Args:
+        count: of processes, each with its share of the machine's cores.
+        ledger: of the study, to look at.
+        join: what a process needs to join the study.
+        report: told of each trial.
+
+    Raises:
+        HsccError: what a worker met; or workers die one after the other.
+    """
+    context = _context()
+    threads = max(1, torch.get_num_threads() // count)
+    wanted = ledger.space.config.trials
+    finished, deaths = ledger.finished, 0
+    report(Progress("searching", finished, wanted))
+
+    def start() -> tuple[BaseProcess, Connection]:
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_join_and_work, args=(join, threads, theirs))
+        process.start()
+        theirs.close()
+        return process, ours
+
+    crew = [start() for _ in range(count)]
+    try:
+        while crew:
+            time.sleep(LOOK_SECONDS)
+            now = ledger.finished
+            if now != finished:
+                finished, deaths = now, 0
+                report(Progress("searching", finished, wanted, f"{len(crew)} workers"))
+            for member in list(crew):
+                process, messages = member
+                if process.is_alive():
+                    continue
+                crew.remove(member)
+                if process.exitcode == 0:
+                    continue
+                with contextlib.suppress(EOFError):  # killed before it could say anything
+                    raise StudyError(str(messages.recv()))
+                deaths += 1
+                if deaths > _DEATHS_IN_A_ROW:
+                    raise StudyError(
+                        f"{deaths} workers died one after the other (exit code {process.exitcode}): "
+                        "is there memory for so many? finished trials are kept"
+                    )
+                crew.append(start())
+    finally:
+        _dismiss([process for process, _ in crew])
+
+
+def _dismiss(crew: Sequence[BaseProcess]) -> None:
+    """End processes; those that do not hand their trials back in time are killed."""
+    for process in crew:
+        if process.is_alive() and process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
+    for process in crew:
+        process.join(_DISMISSAL_SECONDS)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    """How processes are started: where that can be, as forks of one that has imported torch but holds nothing yet."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hscc_search.search.study", "sklearn.cluster"])
+    return context
+
+
+def _join_and_work(join: Join, threads: int, messages: Connection) -> None:
+    """What each process does."""
+    # Behind a shell's & Ctrl-C is ignored, and so it would be here; this ends a process whatever it inherited.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    keep_freed_memory()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(threads)
+    try:
+        ready = patiently(join)()
+        if ready is not None:
+            ledger, prepared = ready
+            work(ledger, prepared, keep_on=parent.is_alive)  # nobody is left to end an orphan
+    except HsccError as error:
+        messages.send(str(error))
+        raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        raise SystemExit(0) from error

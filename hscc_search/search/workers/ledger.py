@@ -1,0 +1,242 @@
+"""The trials of one study in its storage, as any number of workers share them.
+
+A trial is RUNNING from the moment it is created, with its sample already in it; its worker says every few seconds that
+it is alive. A trial whose worker died, or was interrupted, becomes WAITING, and the next worker takes it. All that is
+needed of a storage is what Optuna's interface offers, so that its gRPC proxy serves as well; databases are locked in
+addition while a trial is created, so that workers seldom come second. A storage that goes away is waited for.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import optuna
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from hscc_search.search.propose import Proposal, Tried
+from hscc_search.search.record import FAILURE
+from hscc_search.search.space import Sample, Space
+from hscc_search.search.stored_study import Study, study_as_it_stands
+from hscc_search.search.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, gone, signature
+from hscc_search.storage import comes_from_storage, lockable, locked, patiently
+
+# A trial that takes its worker down with it is not tried a third time.
+_ATTEMPTS = 2
+
+_ATTEMPT, _SAMPLER = "hscc:attempt", "hscc:sampler"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _patient(call: Callable[Concatenate["Ledger", P], R]) -> Callable[Concatenate["Ledger", P], R]:
+    """Wait for a storage that is away, and do it again."""
+
+    @wraps(call)
+    def waiting(self: "Ledger", *args: P.args, **kwargs: P.kwargs) -> R:
+        def away(_: object) -> None:
+            self._back = time.time()
+
+        return patiently(call, away)(self, *args, **kwargs)
+
+    return cast(Callable[Concatenate["Ledger", P], R], waiting)
+
+
+class Ledger:
+    """The trials of a study. Safe for any number of processes; one object belongs to one process.
+
+    Attributes:
+        study: as Optuna opened it.
+        space: of the study.
+    """
+
+    def __init__(self, study: optuna.Study, storage: BaseStorage, space: Space) -> None:
+        self.study, self.space, self._storage = study, space, storage
+        # When the storage was last found away: until a while after nobody could say that he is alive.
+        self._back = 0.0
+
+    @_patient
+    def trials(self) -> list[FrozenTrial]:
+        """All of them, by number."""
+        return self.study.get_trials(deepcopy=False)
+
+    @property
+    def finished(self) -> int:
+        """How many have their values."""
+        return sum(trial.state == TrialState.COMPLETE for trial in self.trials())
+
+    @_patient
+    def claim(self, wanted: int, choose: Callable[[Sequence[Tried], int], Proposal | None]) -> FrozenTrial | None:
+        """A trial for this worker alone: one that lost its worker, or a new one.
+
+        Args:
+            wanted: finished trials that the study shall have.
+            choose: gives the next sample from what was tried and how many trials there are; None where none is left.
+
+        Returns:
+            None where all that is wanted is finished or in other hands, or no sample is left.
+        """
+        self.reclaim()
+        while True:
+            trials = self.trials()
+            for trial in trials:
+                if trial.state == TrialState.WAITING and self._take(trial):
+                    return self._read(trial)
+            if _alive(trials) >= wanted:
+                return None
+            # Chosen without the lock, which is held for moments only: a sampler may think for seconds.
+            proposal = choose([_tried(trial) for trial in trials], len(trials))
+            if proposal is None:
+                return None
+            with self._lock():
+                if not self._left(proposal.sample, self.trials(), len(trials), wanted):
+                    continue
+                mine = self._create(proposal)
+                # Where there is no lock, or the server that held it went away (for which Optuna waits, and then
+                # creates the trial), two workers may have created one at once: the lower number keeps it.
+                if self._left(proposal.sample, self.trials()[: mine.number], len(trials), wanted):
+                    return mine
+                self.fail(mine, "another worker was quicker")
+
+    @_patient
+    def finish(
+        self, trial: FrozenTrial, values: Sequence[float], excesses: Sequence[float], record: Mapping[str, Any]
+    ) -> None:
+        """Store what a trial gave. Where another worker finished it meanwhile, that stays.
+
+        Args:
+            trial: that this worker has.
+            values: of the objectives.
+            excesses: of the constraints, see :func:`hscc_search.pareto.objectives.excesses`.
+            record: attributes by key, see :meth:`hscc_search.search.record.TrialRecord.stored`.
+        """
+        try:
+            if excesses:
+                # Under this key Optuna's samplers and optuna-dashboard both look.
+                self._storage.set_trial_system_attr(trial._trial_id, "constraints", list(excesses))
+            for key, value in record.items():
+                self._storage.set_trial_user_attr(trial._trial_id, key, value)
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, values)
+        except UpdateFinishedTrialError:
+            return
+
+    @_patient
+    def fail(self, trial: FrozenTrial, reason: str) -> None:
+        """Store why a trial has no values."""
+        try:
+            self._storage.set_trial_user_attr(trial._trial_id, FAILURE, " ".join(reason.split())[:500])
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            return
+
+    @_patient
+    def hand_back(self, trial: FrozenTrial) -> None:
+        """Leave a trial to whoever takes it next."""
+        try:
+            attempt = trial.system_attrs.get(_ATTEMPT, 1)
+            self._storage.set_trial_system_attr(trial._trial_id, _ATTEMPT, attempt - 1)
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        except UpdateFinishedTrialError:
+            return
+
+    @_patient
+    def reclaim(self) -> None:
+        """Take trials from workers that died: once they wait for another, the second time they have failed."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not self._lost(trial):
+                continue
+            with self._lock():
+                now = self._read(trial)
+                if now.state != TrialState.RUNNING or not self._lost(now):
+                    continue
+                if now.system_attrs.get(_ATTEMPT, 1) < _ATTEMPTS:
+                    self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+                else:
+                    self.fail(trial, f"its worker died, {_ATTEMPTS} times")
+
+    @contextmanager
+    def beating(self, trial: FrozenTrial) -> Iterator[None]:
+        """Say that the worker is alive, until the block ends."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT_SECONDS):
+                try:
+                    self._storage.set_trial_system_attr(trial._trial_id, ALIVE, time.time())
+                except UpdateFinishedTrialError:
+                    return
+                except Exception as error:
+                    if not comes_from_storage(error):
+                        raise
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    @_patient
+    def as_it_stands(self) -> Study:
+        """The study with all that was found so far."""
+        return study_as_it_stands(self.study, self._storage)
+
+    def _read(self, trial: FrozenTrial) -> FrozenTrial:
+        return self._storage.get_trial(trial._trial_id)
+
+    def _take(self, trial: FrozenTrial) -> bool:
+        """Make a waiting trial this worker's; False where another was quicker."""
+        with self._lock():
+            try:
+                if not self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    return False
+                attempt = trial.system_attrs.get(_ATTEMPT, 0) + 1
+                for key, value in {**signature(), _ATTEMPT: attempt}.items():
+                    self._storage.set_trial_system_attr(trial._trial_id, key, value)
+            except UpdateFinishedTrialError:
+                return False
+        return True
+
+    def _create(self, proposal: Proposal) -> FrozenTrial:
+        template = create_trial(
+            state=TrialState.RUNNING,
+            params=proposal.sample,
+            distributions=self.space.distributions,
+            system_attrs={**signature(), _ATTEMPT: 1, _SAMPLER: proposal.attributes},
+        )
+        return self._storage.get_trial(self._storage.create_new_trial(self.study._study_id, template))
+
+    def _left(self, sample: Sample, trials: Sequence[FrozenTrial], known: int, wanted: int) -> bool:
+        """Whether a trial is still wanted, and a sample not taken by one that came after those that were known."""
+        taken = {self.space.key(trial.params) for trial in trials[known:]}
+        return _alive(trials) < wanted and self.space.key(sample) not in taken
+
+    def _lock(self) -> AbstractContextManager[None]:
+        """Held while a trial is created or changes hands; a proxy's storage has none."""
+        return locked(self._storage, self.study._study_id) if lockable(self._storage) else nullcontext()
+
+    def _lost(self, trial: FrozenTrial) -> bool:
+        if trial.state != TrialState.RUNNING or at_work(trial):
+            return False
+        # After an outage everybody gets the time to say that he is there.
+        return gone(trial) or time.time() - self._back > GRACE_SECONDS
+
+
+def _alive(trials: Sequence[FrozenTrial]) -> int:
+    return sum(trial.state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING) for trial in trials)
+
+
+def _tried(trial: FrozenTrial) -> Tried:
+    return Tried(
+        sample=trial.params,
+        values=tuple(trial.values) if trial.state == TrialState.COMPLETE else None,
+        excesses=tuple(trial.system_attrs.get("constraints", ())),
+        failed=trial.state == TrialState.FAIL,
+        attributes=trial.system_attrs.get(_SAMPLER, {}),
+    )

@@ -1,0 +1,98 @@
+"""Work on a study: take a trial, measure, store, until it has all it wants."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from optuna.trial import FrozenTrial
+
+from hscc_search.errors import StudyError
+from hscc_search.pareto.hypervolume import stagnant
+from hscc_search.pareto.objectives import excesses, objectives_of, violations
+from hscc_search.progress import Progress, Report, silent
+from hscc_search.search.propose import Proposal, Tried, propose
+from hscc_search.search.record import TrialRecord
+from hscc_search.search.trial import Prepared, TrialResult, run_trial
+from hscc_search.search.workers.ledger import Ledger
+
+# A study whose trials all fail has one cause, and going on does not remove it.
+_FAILURES_IN_A_ROW = 5
+# Between two looks at what other workers do.
+LOOK_SECONDS = 0.3
+
+
+def work(
+    ledger: Ledger, prepared: Prepared, report: Report = silent, keep_on: Callable[[], bool] = lambda: True
+) -> None:
+    """Work on a study until all its trials are finished, by this worker or by others.
+
+    Ctrl-C hands the current trial back.
+
+    Args:
+        ledger: of the study.
+        prepared: what the study's trials share.
+        report: told of each trial.
+        keep_on: asked before each trial.
+
+    Raises:
+        StudyError: this worker's trials fail one after the other.
+    """
+    config = prepared.config
+    began = time.monotonic()
+    failed_in_a_row = 0
+
+    def tell(note: str = "") -> None:
+        report(Progress("searching", ledger.finished, config.trials, note))
+
+    tell()
+    while keep_on():
+        if config.timeout is not None and time.monotonic() - began > config.timeout:
+            return
+        if config.patience is not None and stagnant(ledger.as_it_stands().hypervolumes(), config.patience):
+            tell("the hypervolume no longer grows")
+            return
+        trial = ledger.claim(config.trials, _chooser(ledger, prepared))
+        if trial is None:
+            if all(other.state.is_finished() for other in ledger.trials()):
+                return
+            time.sleep(LOOK_SECONDS)  # what others are at may come back
+            continue
+        result = _measure_and_store(ledger, prepared, trial)
+        if isinstance(result, TrialResult):
+            failed_in_a_row = 0
+            ratio = prepared.calibration.macs / result.compressed.macs
+            accuracy = result.measured["accuracy"]
+            tell(f"trial {trial.number}: {ratio:.2f}x fewer FLOPs, accuracy {accuracy:.4f}")
+            continue
+        failed_in_a_row += 1
+        tell(f"trial {trial.number} failed: {result}")
+        if failed_in_a_row == _FAILURES_IN_A_ROW:
+            raise StudyError(f"{failed_in_a_row} trials in a row failed, the last one because {result}")
+
+
+def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried], int], Proposal | None]:
+    objectives = objectives_of(prepared.config)
+
+    def choose(tried: Sequence[Tried], count: int) -> Proposal | None:
+        # Seeded by how many there are, a study that was interrupted samples what an unbroken one would have.
+        return propose(ledger.space, objectives, tried, prepared.config.seed * 1_000_003 + count)
+
+    return choose
+
+
+def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial) -> TrialResult | str:
+    """Run one trial and store what it gave; return that, or why it failed."""
+    try:
+        with ledger.beating(trial):
+            result = run_trial(prepared, ledger.space.setting(trial.params))
+    except KeyboardInterrupt:
+        ledger.hand_back(trial)
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        ledger.fail(trial, reason)
+        return reason
+    config, measured = prepared.config, result.measured
+    record = TrialRecord(measured, trial.params, violations(config, measured.metrics), result.compressed.plan)
+    values = [measured[objective.metric] for objective in objectives_of(config)]
+    ledger.finish(trial, values, list(excesses(config, measured.metrics).values()), record.stored())
+    return result

@@ -1,0 +1,155 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hscc_search.errors import StudyError
+from hscc_search.pareto.hypervolume import hypervolume, hypervolume_history, reference_point, stagnant
+from hscc_search.pareto.objectives import Objective
+from hscc_search.pareto.points import Point
+
+ALL = (Objective("flops", False), Objective("accuracy", True), Objective("latency", False), Objective("macro_f1", True))
+SIDE = 5
+
+
+def point(trial, row, feasible=True):
+    metrics = dict(zip([objective.metric for objective in ALL], row, strict=False))
+    return Point(trial, {}, metrics, {}, b"", {"latency": 0.0 if feasible else 1.0})
+
+
+def corners(size):
+    """Whole numbers: costs from SIDE down to 0, shares from 0 up to SIDE."""
+    ends = [(0, SIDE) if objective.maximise else (SIDE, 0) for objective in ALL[:size]]
+    return tuple(float(end[0]) for end in ends), tuple(float(end[1]) for end in ends)
+
+
+sizes = st.shared(st.integers(2, 4), key="objectives")
+# Some lie on the reference and beyond.
+clouds = sizes.flatmap(
+    lambda size: st.lists(st.tuples(st.tuples(*[st.integers(0, SIDE + 1)] * size), st.booleans()), max_size=12)
+).map(lambda rows: [point(trial, row, feasible) for trial, (row, feasible) in enumerate(rows)])
+
+
+def counted(cloud, size):
+    """Share of the unit cells of the box that some feasible point beats."""
+    held = 0
+    for cell in itertools.product(range(SIDE), repeat=size):
+
+        def covers(one, cell=cell):
+            # A cell reaches from its number to the next; costs cover what lies above, shares what lies below.
+            return all(
+                one[objective.metric] >= number + 1 if objective.maximise else one[objective.metric] <= number
+                for objective, number in zip(ALL, cell, strict=False)
+            )
+
+        held += any(one.feasible and covers(one) for one in cloud)
+    return held / SIDE**size
+
+
+def inside(one, size):
+    return all(one[o.metric] > 0 if o.maximise else one[o.metric] < SIDE for o in ALL[:size])
+
+
+@given(cloud=clouds, size=sizes)
+@settings(max_examples=200, deadline=None)
+def test_the_hypervolume_is_the_share_of_cells_that_are_beaten(cloud, size):
+    reference, ideal = corners(size)
+    # What lies beyond the reference in one objective counts for nothing, also where it is good in the others.
+    expected = counted([one for one in cloud if inside(one, size)], size)
+    assert hypervolume(cloud, ALL[:size], reference, ideal) == pytest.approx(expected, abs=1e-12)
+
+
+@given(
+    rows=st.integers(2, 4).flatmap(
+        lambda size: st.lists(st.tuples(*[st.floats(0, 1).map(lambda x: round(x, 3))] * size), min_size=1, max_size=6)
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_the_hypervolume_equals_inclusion_and_exclusion(rows):
+    size = len(rows[0])
+    objectives = tuple(Objective(objective.metric, False) for objective in ALL[:size])
+    expected = 0.0
+    for count in range(1, len(rows) + 1):
+        for some in itertools.combinations(rows, count):
+            expected += (-1) ** (count + 1) * math.prod(1 - max(column) for column in zip(*some, strict=True))
+    cloud = [point(trial, row) for trial, row in enumerate(rows)]
+    found = hypervolume(cloud, objectives, (1.0,) * size, (0.0,) * size)
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_units_of_the_objectives_do_not_matter():
+    plane = ALL[:2]
+    cloud = [point(0, (3e9, 0.7)), point(1, (1e9, 0.5))]
+    # Over the box 4e9 x 0.6: 1/4 x 1/2 and beside it 1/2 x 1/6.
+    expected = 1 / 4 * 1 / 2 + 1 / 2 * 1 / 6
+    assert hypervolume(cloud, plane, (4e9, 0.4), (0.0, 1.0)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("cloud", [[], [point(0, (1, 1), feasible=False)], [point(0, (5, 5))], [point(0, (1, 0))]])
+def test_nothing_beyond_the_reference_gives_nothing(cloud):
+    assert hypervolume(cloud, ALL[:2], *corners(2)) == 0
+
+
+def test_the_ideal_corner_gives_everything():
+    assert hypervolume([point(0, (0, SIDE))], ALL[:2], *corners(2)) == 1
+
+
+def test_a_box_without_room_holds_nothing():
+    # All images are of one class: guessing is always right.
+    assert hypervolume([point(0, (1, 1.0))], ALL[:2], (2.0, 1.0), (0.0, 1.0)) == 0
+
+
+@given(data=st.data(), cloud=clouds, size=sizes)
+@settings(max_examples=100, deadline=None)
+def test_the_history_is_the_hypervolume_after_each_trial(data, cloud, size):
+    reference, ideal = corners(size)
+    dense = Point(None, {}, {objective.metric: 1.0 for objective in ALL}, {}, b"")
+    history = hypervolume_history([dense, *data.draw(st.permutations(cloud))], ALL[:size], reference, ideal)
+    expected = [hypervolume(cloud[: end + 1], ALL[:size], reference, ideal) for end in range(len(cloud))]
+    assert history == pytest.approx(expected, abs=1e-12)
+    assert history == sorted(history)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_the_history_of_ten_thousand_trials(size):
+    rows = np.random.default_rng(0).uniform(0, SIDE, size=(10000, size)).tolist()
+    cloud = [point(trial, row) for trial, row in enumerate(rows)]
+    history = hypervolume_history(cloud, ALL[:size], *corners(size))
+    assert len(history) == 10000
+    assert history[-1] == pytest.approx(hypervolume(cloud, ALL[:size], *corners(size)), rel=1e-12)
+
+
+def test_the_reference_is_the_dense_network_and_guessing():
+    dense = Point(None, {}, {"flops": 2e9, "latency": 0.01, "accuracy": 0.9, "macro_f1": 0.8}, {}, b"")
+    objectives = (*ALL, Objective("recall:cat", True))
+    reference, ideal = reference_point(dense, objectives, np.array([0, 1, 1, 2, 1]))
+    assert reference == (2e9, 0.6, 0.01, 0.0, 0.0)
+    assert ideal == (0.0, 1.0, 0.0, 1.0, 1.0)
+    with pytest.raises(StudyError, match="the dense network has no parameters"):
+        reference_point(dense, (Objective("parameters", False),), np.array([0]))
+
+
+@pytest.mark.parametrize(
+    ("history", "patience", "expected"),
+    [
+        ([], 3, False),
+        ([0.5, 0.5, 0.5], 3, False),
+        ([0.5, 0.5, 0.5, 0.5], 3, True),
+        ([0.5, 0.5, 0.5, 0.5004], 3, True),
+        ([0.5, 0.5, 0.5, 0.501], 3, False),
+        ([0.1, 0.5, 0.5, 0.5], 3, False),
+        ([0.1, 0.5, 0.5, 0.5], 2, True),
+        ([0.0, 0.0, 0.0, 0.0], 3, False),
+        ([0.0, 0.0, 0.0, 0.1], 3, False),
+    ],
+)
+def test_a_study_stagnates_when_its_last_trials_gain_next_to_nothing(history, patience, expected):
+    assert stagnant(history, patience) is expected
+
+
+def test_the_tolerance_is_relative_to_what_was_reached_before():
+    assert stagnant([0.01, 0.0100009], 1, 1e-4)
+    assert not stagnant([0.01, 0.010002], 1, 1e-4)

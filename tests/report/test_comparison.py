@@ -1,0 +1,146 @@
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hscc_search.comparison.measure import LATENCY_BATCHES
+from hscc_search.comparison.methods import METHODS
+from hscc_search.comparison.summary import Summary
+from hscc_search.report.comparison import draw_comparison, write_comparison
+from hscc_search.report.figures import ACCENT, DENSE, FAINT
+from hscc_search.report.terminal import comparison_table
+
+RUNS = [f"{runtime} {batch}" for runtime in ("torch", "onnxruntime") for batch in LATENCY_BATCHES]
+PEERS = [method for method in METHODS if not method.startswith("hscc")]
+
+
+def summary(method, budget=3.0, epochs=0, **changes):
+    dense = method == "dense"
+    found = Summary(
+        method=method,
+        budget=budget,
+        epochs=epochs,
+        splits=3,
+        ratio=budget + 0.02 if not dense else 1.0,
+        parameters=138_357_544,
+        accuracy=1 - budget / 100,
+        accuracy_se=0.055,
+        macro_f1=0.9,
+        macro_f1_se=0.055,
+        to_dense=-0.995,
+        to_dense_se=0.055,
+        to_hscc=0.995,
+        to_hscc_se=0.055,
+        speedup={} if dense else dict.fromkeys(RUNS, 12.34),
+        failures=(),
+    )
+    return replace(found, **changes)
+
+
+def missing(method, budget):
+    nothing = dict.fromkeys(
+        (
+            "ratio",
+            "parameters",
+            "accuracy",
+            "accuracy_se",
+            "macro_f1",
+            "macro_f1_se",
+            "to_dense",
+            "to_dense_se",
+            "to_hscc",
+            "to_hscc_se",
+        )
+    )
+    return summary(method, budget, **nothing, splits=0, speedup={}, failures=("split 0: out of reach",))
+
+
+@pytest.fixture
+def summaries():
+    return [
+        summary("dense", 1.0),
+        summary("dense", 1.0, 5),
+        *(summary(method, budget, epochs) for budget in (6.0, 3.0) for method in METHODS for epochs in (0, 5)),
+    ]
+
+
+def test_each_method_is_a_line_of_accuracy_over_flops_with_errors(summaries):
+    figure = draw_comparison("own", summaries)
+    lines = {trace.name: trace for trace in figure.data}
+    assert len(lines) == len(figure.data)
+    assert lines.keys() == {
+        *("dense", "dense, 5 epochs"),
+        *METHODS,
+        *(f"{method}, 5 epochs" for method in METHODS),
+    }
+    for method in METHODS:
+        for name in (method, f"{method}, 5 epochs"):
+            assert lines[name].x == (3.02, 6.02)
+            assert lines[name].y == pytest.approx((97, 94))
+            assert lines[name].error_y.array == pytest.approx((5.5, 5.5))
+            assert lines[name].line.dash == ("dash" if "epochs" in name else "solid")
+    assert (lines["dense"].x, lines["dense"].y) == ((1.0,), (99.0,))
+    assert "own" in figure.layout.title.text
+    assert "FLOPs" in figure.layout.xaxis.title.text
+    assert "%" in figure.layout.yaxis.title.text
+
+
+def test_the_method_its_peers_and_its_controls_are_told_apart_by_colour(summaries):
+    colour = {trace.name: trace.line.color for trace in draw_comparison("own", summaries).data}
+    assert (colour["hscc"], colour["dense"]) == (ACCENT, DENSE)
+    peers = [colour[method] for method in PEERS]
+    assert len({*peers, ACCENT, DENSE, FAINT}) == len(PEERS) + 3
+    assert all(colour[method] == colour[f"{method}, 5 epochs"] for method in METHODS)
+
+
+def test_a_network_that_is_not_there_is_no_point():
+    figure = draw_comparison("own", [summary("hscc", 3.0), missing("hscc", 50.0), missing("alds", 50.0)])
+    assert {trace.name: len(trace.x) for trace in figure.data} == {"hscc": 1, "alds": 0}
+
+
+def test_the_page_and_the_summary_are_written_whole(summaries, tmp_path):
+    for _ in range(2):
+        write_comparison("own", [*summaries, missing("alds", 50.0)], tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "comparison.html"}
+    stored = json.loads((tmp_path / "summary.json").read_text())
+    assert [one["method"] for one in stored] == [*(one.method for one in summaries), "alds"]
+    assert stored[2]["accuracy"] == summaries[2].accuracy
+    assert stored[2]["speedup"] == summaries[2].speedup
+    page = (tmp_path / "comparison.html").read_text()
+    assert "cdn.plot.ly/plotly" not in page
+    assert all(method in page for method in METHODS)
+
+
+def printed(summaries):
+    console = Console(width=120, file=io.StringIO(), emoji=False)
+    console.print(comparison_table(summaries))
+    return console.file.getvalue()
+
+
+def test_the_table_of_all_methods_fits_120_columns(summaries):
+    text = printed([*summaries, missing("alds", 50.0)])
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 120
+    # No cell is broken either: a line for each row, with all its figures.
+    rows = [line.split() for line in text.splitlines() if "x  " in line or line.startswith(" dense")]
+    assert len(rows) == len(summaries)
+    for row, one in zip(rows, summaries, strict=True):
+        assert row[:2] == [one.method, str(one.epochs)]
+        if one.method != "dense":
+            assert row[2:8] == [f"{one.ratio:.2f}x", "138.36", "M", f"{100 * one.accuracy:.1f}", "±", "5.5"]
+            assert row[8:11] == ["-99.5", "±", "5.5"]
+            assert row[11:-4] == (["-"] if one.method == "hscc" else ["+99.5", "±", "5.5"])
+            assert row[-4:] == ["12.3x"] * 4
+
+
+def test_what_is_not_there_is_a_dash():
+    lines = [line.split() for line in printed([summary("hscc"), missing("alds", 50.0)]).splitlines()]
+    (row,) = [cells for cells in lines if cells[:1] == ["alds"]]
+    assert set(row[2:]) == {"-"}
+
+
+def test_without_latencies_the_table_has_no_columns_for_them():
+    assert "ORT" in printed([summary("hscc")])
+    assert "ORT" not in printed([summary("hscc", speedup={})])

@@ -1,0 +1,86 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from geometry import seeded
+from torch import nn
+
+from hscc_search.compression.division.regions import pieces
+from hscc_search.compression.form import LayerForm
+from hscc_search.compression.layers import build
+from hscc_search.runtime import onnx as export
+
+SIDE = 16
+QUARTERS = np.repeat(np.repeat([[0, 1], [2, 3]], 9, 0), 9, 1)[:SIDE, :SIDE]
+SCATTERED = np.where(np.arange(SIDE) == 3, QUARTERS.T, QUARTERS)
+
+
+def regional(labels, rank=2, inputs=None):
+    count = int(labels.max()) + 1
+    blueprint = LayerForm(labels.shape, ((rank,) * count,), pieces(labels), (inputs,))
+    return build(nn.Conv2d(3, 3, 3, padding=1), blueprint)
+
+
+class Shared(nn.Module):
+    """Its joined map is used before the ReLU, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = regional(QUARTERS)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y + y.relu()
+
+
+class Sliced(nn.Module):
+    """Two cuts along one axis."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x):
+        return x[:, :, :, 2:].narrow(self.axis, 3, 5) * 2
+
+
+NETWORKS = {
+    "quarters": lambda: nn.Sequential(regional(QUARTERS), nn.ReLU(), nn.Flatten(), nn.Linear(768, 4)),
+    "two layers": lambda: nn.Sequential(regional(QUARTERS, 2, 2), nn.ReLU(), regional(QUARTERS), nn.ReLU()),
+    "scattered": lambda: nn.Sequential(regional(SCATTERED), nn.ReLU()),
+    "rows": lambda: nn.Sequential(regional(QUARTERS // 2), nn.ReLU()),
+    "one axis": lambda: Sliced(-1),
+    "no regions": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+    "joined at the end": lambda: nn.Sequential(nn.ReLU(), regional(QUARTERS)),
+    "shared": Shared,
+}
+
+
+def exported(network, path):
+    export.write_onnx(network, SIDE, path)
+    return onnx.load(path).graph, onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_rewritten_graph_answers_the_same_bit_by_bit_and_copies_less(name, tmp_path, monkeypatch):
+    network = seeded(NETWORKS[name]).eval()
+    graph, session = exported(network, tmp_path / "rewritten.onnx")
+    monkeypatch.setattr(export, "save_copies", lambda model: None)
+    plain_graph, plain = exported(network, tmp_path / "plain.onnx")
+    x = np.random.default_rng(0).standard_normal((3, 3, SIDE, SIDE)).astype(np.float32)
+
+    (answer,) = session.run(["scores"], {"images": x})
+    assert np.array_equal(answer, plain.run(None, {"images": x})[0])
+    np.testing.assert_allclose(answer, network(torch.from_numpy(x)).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert copies(graph) <= copies(plain_graph)
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    behind = {(makers.get(value), node.op_type) for node in graph.node for value in node.input}
+    assert (("Slice", "Slice") in behind) == (name == "one axis")
+    assert (("Concat", "Relu") in behind) == (name == "shared")
+    if name in ("quarters", "two layers"):
+        assert copies(graph) < copies(plain_graph)
+
+
+def copies(graph):
+    return sum(node.op_type in ("Slice", "Concat", "Pad") for node in graph.node)

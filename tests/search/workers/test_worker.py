@@ -1,0 +1,205 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pytest
+from conftest import SMALL
+from optuna.trial import TrialState
+
+from hscc_search.errors import StudyError
+from hscc_search.search.record import find_study
+from hscc_search.search.stored_study import read_study
+from hscc_search.search.study import run_study, work_on
+from hscc_search.search.workers.heartbeat import at_work
+from hscc_search.storage import existing_storage
+
+both = pytest.mark.parametrize("small", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def small(request, digits):
+    """A digits study that trains and calibrates quickly; in SQLite, unless a test asks for both kinds of database."""
+
+    def make(**overrides):
+        config = digits(**{**SMALL, **overrides})
+        if getattr(request, "param", "sqlite") == "postgresql":
+            config = config.model_copy(update={"storage": request.getfixturevalue("database")})
+        return config
+
+    return make
+
+
+def stored(config):
+    return find_study(existing_storage(config.storage), config.name)
+
+
+def trials_of(config):
+    return stored(config).get_trials(deepcopy=False)
+
+
+def samples(trials):
+    return [tuple(sorted(trial.params.items())) for trial in trials]
+
+
+@pytest.mark.parametrize(("small", "workers"), [("sqlite", 4), ("postgresql", 8)], indirect=["small"])
+def test_many_workers_finish_exactly_what_is_asked(small, workers):
+    config = small(
+        trials=24,
+        space={
+            "regions": {"low": 1, "high": 4},
+            "clusters": {"low": 1, "high": 2},
+            "energy": {"low": 0.7, "high": 0.99, "levels": 4},
+        },
+    )
+    run_study(config.model_copy(update={"trials": 1}), "cpu")
+    study = run_study(config, "cpu", workers=workers)
+    trials = trials_of(config)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 24
+    assert len(set(samples(trials))) == 24
+    assert len(study.points) == 24
+
+
+def test_a_space_that_is_exhausted_ends_the_study(small):
+    space = {
+        "regions": {"low": 1, "high": 2},
+        "clusters": {"low": 1, "high": 1},
+        "energy": {"low": 0.7, "high": 0.99, "levels": 3},
+    }
+    config = small(trials=50, space=space, sampler="grid")
+    assert len(run_study(config, "cpu").points) == 6
+    assert len(run_study(config, "cpu").points) == 6
+
+
+def test_several_workers_give_trials_with_the_values_that_one_gives(small):
+    """What a trial finds depends on its sample alone."""
+    space = {
+        "regions": {"low": 1, "high": 2},
+        "clusters": {"low": 1, "high": 2},
+        "energy": {"low": 0.7, "high": 0.99, "levels": 2},
+    }
+    config = small(trials=8, space=space, sampler="grid")
+    alone = run_study(config, "cpu")
+    together = run_study(config.model_copy(update={"name": "together"}), "cpu", workers=2)
+
+    def by_sample(study):
+        return {tuple(sorted(p.settings.items())): (p.metrics, p.predictions) for p in study.points}
+
+    assert by_sample(alone) == by_sample(together)
+
+
+def test_a_worker_joins_with_nothing_but_the_storage(small):
+    config = small(trials=3)
+    run_study(config, "cpu")
+    longer = config.model_copy(update={"trials": 5})
+    run_study(longer.model_copy(update={"timeout": 1e-6}), "cpu")  # says how many are wanted, and measures nothing
+    study = work_on(config.storage, "digits", device="cpu")
+    assert len(study.points) == 5
+    assert study.config.trials == 5
+
+
+def start_worker(config, *arguments):
+    command = [sys.executable, "-m", "hscc_search.cli", "worker", config.name, "--storage", config.storage, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def wait_for(condition):
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.2)
+    raise AssertionError("it did not come about")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_worker_hands_its_trial_back(small, how):
+    config = small(trials=1)
+    run_study(config, "cpu")
+    run_study(config.model_copy(update={"trials": 400, "timeout": 1e-6}), "cpu")
+    process, study = start_worker(config), stored(config)
+    wait_for(lambda: len(study.trials) >= 3 and any(at_work(trial) for trial in study.trials))
+    process.send_signal(how)
+    _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+    states = [trial.state for trial in trials_of(config)]
+    assert TrialState.RUNNING not in states
+    assert TrialState.FAIL not in states
+    assert states.count(TrialState.WAITING) <= 1
+
+
+@both
+def test_a_crew_replaces_who_dies_and_ends_together(small):
+    config = small(trials=1)
+    run_study(config, "cpu")
+    run_study(config.model_copy(update={"trials": 16, "timeout": 1e-6}), "cpu")
+    process, study = start_worker(config, "--workers", "2"), stored(config)
+    wait_for(lambda: any(at_work(trial) for trial in study.trials))
+    victim = next(trial for trial in study.trials if at_work(trial))
+    os.kill(int(victim.system_attrs["hscc:worker"].split(":")[1]), signal.SIGKILL)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert b"16 trials finished" in stdout
+    trials = trials_of(config)
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
+    again = trials[victim.number]
+    assert again.system_attrs["hscc:attempt"] <= 2
+    assert again.params == victim.params
+
+
+def test_a_failing_trial_is_recorded_and_the_study_goes_on(small, monkeypatch):
+    from hscc_search.search.trial import Bench
+
+    measure, count = Bench.measure, iter(range(100))
+
+    def sometimes(bench, setting):
+        if next(count) % 3 == 1:
+            raise MemoryError("cannot allocate\n4 GB")
+        return measure(bench, setting)
+
+    monkeypatch.setattr(Bench, "measure", sometimes)
+    config = small(trials=6)
+    study = run_study(config, "cpu")
+    assert len(study.points) == 6
+    assert set(study.failures.values()) == {"MemoryError: cannot allocate 4 GB"}
+    assert len(study.failures) + len(study.points) == len(trials_of(config))
+    listed = set(samples(trials_of(config)))
+    assert len(listed) == len(trials_of(config))  # what failed is not tried again
+
+
+def test_patience_ends_a_study_whose_hypervolume_no_longer_grows(small):
+    space = {
+        "regions": {"low": 1, "high": 2},
+        "clusters": {"low": 1, "high": 1},
+        "energy": {"low": 0.7, "high": 0.998},
+    }
+    study = run_study(small(trials=300, patience=6, space=space), "cpu")
+    assert 6 < len(study.points) < 300
+    grown = study.hypervolumes()
+    assert grown[-1] < grown[-7] * 1.001
+
+
+def test_start_samples_are_tried_first(small):
+    start = [{"regions": 4, "clusters": 1, "energy": 0.9}, {"regions": 1, "clusters": 2, "energy": 0.8}]
+    study = run_study(small(trials=3, start=start), "cpu")
+    assert [point.settings for point in study.points][:2] == start
+
+
+def test_a_study_that_was_not_started_cannot_be_joined(small):
+    config = small(trials=1)
+    run_study(config, "cpu")
+    optuna.create_study(study_name="empty", storage=existing_storage(config.storage))
+    with pytest.raises(Exception, match="not started yet"):
+        work_on(config.storage, "empty")
+
+
+def test_trials_that_all_fail_end_each_worker(small, monkeypatch):
+    from hscc_search.search.trial import Bench
+
+    monkeypatch.setattr(Bench, "measure", lambda bench, setting: 1 / 0)
+    config = small(trials=3)
+    with pytest.raises(StudyError, match="5 trials in a row failed, the last one because ZeroDivisionError"):
+        run_study(config, "cpu")
+    assert read_study(config.storage, "digits").points == ()
