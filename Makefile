@@ -1,20 +1,21 @@
 # make study   search a small network on data that comes with scikit-learn, from an empty machine to an exported folder
-# make test    everything that must hold
+# make test    all tests
 # make check   lint and types
 # make benchmark           what compressing costs in time and memory
-# make benchmark-search    what a search costs beside its trials; with MRI=DIR of AlexNet on the MRI set
+# make benchmark-search    what a search costs beside its trials; MRI=DIR measures AlexNet on the MRI set too
 # make benchmark-samplers  how many trials each sampler takes on a landscape that was measured once
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-# Python compiles what is imported when it is, and keeps it; compiling all of torch takes twice as long as unpacking it.
+# Python compiles a module when it is first imported and keeps the result; compiling all of torch at once takes twice as
+# long as unpacking it.
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 STUDY := digits-study
 
 .PHONY: study test check benchmark benchmark-search benchmark-samplers clean
 
-# torch and torchvision are pinned together here: each torchvision fits one torch. pyproject.toml keeps the honest range.
+# torch and torchvision are pinned together here: each torchvision fits one torch. pyproject.toml has the range that works.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch==2.13.0

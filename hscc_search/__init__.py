@@ -5,7 +5,7 @@ A study, from the file to the front::
     config = StudyConfig.from_file("digits", trials=10)
     study = run_study(config)
     for point in study.front:
-        print(point["flops"], point["accuracy"], point.settings)
+        print(point["flops"], point["accuracy"], point.sample)
 
 One network, one setting::
 
@@ -14,66 +14,63 @@ One network, one setting::
 """
 
 import importlib
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hscc_search.compression.calibration.calibrate import Calibration, calibrate
-    from hscc_search.compression.compress import Compressed, compress
-    from hscc_search.compression.plan import LayerPlan
-    from hscc_search.compression.setting import Setting
-    from hscc_search.config import StudyConfig
-    from hscc_search.errors import HsccError
-    from hscc_search.export.bundle import load
-    from hscc_search.pareto.front import knee
-    from hscc_search.pareto.points import Point
-    from hscc_search.pareto.selection import select
-    from hscc_search.search.stored_study import Study, read_study
-    from hscc_search.search.study import load_dense, run_study, work_on
+    from hscc_search.compression.calibration.calibrate import Calibration as Calibration
+    from hscc_search.compression.calibration.calibrate import calibrate as calibrate
+    from hscc_search.compression.compress import Compressed as Compressed
+    from hscc_search.compression.compress import compress as compress
+    from hscc_search.compression.plan import LayerPlan as LayerPlan
+    from hscc_search.compression.setting import Setting as Setting
+    from hscc_search.config import StudyConfig as StudyConfig
+    from hscc_search.errors import HsccError as HsccError
+    from hscc_search.export.loading import load as load
+    from hscc_search.pareto.front import knee as knee
+    from hscc_search.pareto.points import Measured as Measured
+    from hscc_search.pareto.points import Point as Point
+    from hscc_search.pareto.selection import parse_rule as parse_rule
+    from hscc_search.pareto.selection import select as select
+    from hscc_search.search.stored_study import Study as Study
+    from hscc_search.search.stored_study import read_study as read_study
+    from hscc_search.search.study import run_study as run_study
+    from hscc_search.search.study import work_on as work_on
+    from hscc_search.search.trial import load_dense as load_dense
 
-# torch and Optuna take seconds to import, so a name is fetched when it is first used: `hscc-search --help` and a
-# mistyped study file answer at once.
-_HOME = {
-    "Calibration": "compression.calibration.calibrate",
-    "Compressed": "compression.compress",
-    "HsccError": "errors",
-    "LayerPlan": "compression.compress",
-    "Point": "pareto.points",
-    "Setting": "compression.setting",
-    "Study": "search.record",
-    "StudyConfig": "config",
-    "calibrate": "compression.calibration.calibrate",
-    "compress": "compression.compress",
-    "knee": "pareto.front",
-    "load": "export.bundle",
-    "load_dense": "search.study",
-    "read_study": "search.record",
-    "run_study": "search.study",
-    "select": "pareto.front",
-    "work_on": "search.study",
+# The module of each public name. torch and Optuna take seconds to import, so a name is imported when it is first used:
+# `hscc-search --help` and a mistyped study file answer at once. Type checkers read the imports above instead.
+_MODULES = {
+    "Calibration": "hscc_search.compression.calibration.calibrate",
+    "Compressed": "hscc_search.compression.compress",
+    "HsccError": "hscc_search.errors",
+    "LayerPlan": "hscc_search.compression.plan",
+    "Measured": "hscc_search.pareto.points",
+    "Point": "hscc_search.pareto.points",
+    "Setting": "hscc_search.compression.setting",
+    "Study": "hscc_search.search.stored_study",
+    "StudyConfig": "hscc_search.config",
+    "calibrate": "hscc_search.compression.calibration.calibrate",
+    "compress": "hscc_search.compression.compress",
+    "knee": "hscc_search.pareto.front",
+    "load": "hscc_search.export.loading",
+    "load_dense": "hscc_search.search.trial",
+    "parse_rule": "hscc_search.pareto.selection",
+    "read_study": "hscc_search.search.stored_study",
+    "run_study": "hscc_search.search.study",
+    "select": "hscc_search.pareto.selection",
+    "work_on": "hscc_search.search.study",
 }
-
-__all__ = [
-    "Calibration",
-    "Compressed",
-    "HsccError",
-    "LayerPlan",
-    "Point",
-    "Setting",
-    "Study",
-    "StudyConfig",
-    "calibrate",
-    "compress",
-    "knee",
-    "load",
-    "load_dense",
-    "read_study",
-    "run_study",
-    "select",
-    "work_on",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name == "__version__":
+        return metadata.version("hscc-search")
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,4 +1,4 @@
-"""Every exception that a user's input can cause.
+"""All errors that a user's input can cause.
 
 ::
 
@@ -46,3 +46,14 @@ class StudyError(HsccError):
 
 class ExportError(HsccError):
     """A folder cannot be written or read back."""
+
+
+def one_line(error: object, with_type: bool = False) -> str:
+    """The text of an error in one line of at most 500 characters, to be quoted in a message.
+
+    Args:
+        error: whose text may have several lines, or such a text itself.
+        with_type: whether the name of the error's class comes first, for errors whose text may be empty or says little.
+    """
+    words = f"{type(error).__name__}: {error}" if with_type else str(error)
+    return " ".join(words.split())[:500]

@@ -1,4 +1,4 @@
-"""Folders and files that are whole or absent, whatever kills the process that writes them."""
+"""Files and folders that are complete or absent, even if the process that writes them is killed."""
 
 import contextlib
 import hashlib
@@ -14,9 +14,14 @@ import platformdirs
 
 from hscc_search.errors import ConfigError
 
+# Others may read what is written: temporary files and folders are made for their owner alone.
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755
+# Seconds without a change after which a temporary folder counts as abandoned by its process.
+_ABANDONED_SECONDS = 24 * 3600
+
 
 def cache_folder(kind: str) -> Path:
-    """The user's cache folder for one kind of result; ``HSCC_CACHE`` names another place for all of them.
+    """Make the user's cache folder for one kind of result, below ``HSCC_CACHE`` where that is set.
 
     Raises:
         ConfigError: the folder cannot be made.
@@ -32,15 +37,16 @@ def cache_folder(kind: str) -> Path:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` to write to; it takes the name ``path`` at the end.
+    """Give a temporary file beside ``path`` to write to, which is renamed to ``path`` at the end, readable for all.
 
-    When the block raises, the temporary file is removed and ``path`` is left as it was.
+    When the block raises, the temporary file is removed and ``path`` stays as it was.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
+        temporary.chmod(_FILE_MODE)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -48,41 +54,45 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` to fill; it takes the name ``path`` at the end.
+    """Give a temporary folder beside ``path`` to fill, which is renamed to ``path`` at the end, readable for all.
 
-    When the block raises, the temporary folder is removed and ``path`` does not come to exist.
+    When the block raises, the temporary folder is removed and ``path`` is not made.
+
+    Raises:
+        OSError: ``path`` is there already and not empty.
     """
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)
+        for entry in temporary.iterdir():
+            if entry.is_file():
+                entry.chmod(_FILE_MODE)
+        temporary.chmod(_FOLDER_MODE)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_abandoned(folder: Path, age: float = 86400) -> None:
-    """Remove what :func:`folder_written_whole` left in ``folder`` when its process was killed.
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary folders that killed processes left in ``folder``, unless they were written to within a day.
 
-    Args:
-        folder: where it was to write.
-        age: in seconds, since when nothing in a temporary folder may have been written.
+    Such folders come from :func:`folder_written_whole`.
     """
     for temporary in folder.glob(".*"):
         try:
             newest = max(path.stat().st_mtime for path in (temporary, *temporary.iterdir()))
-        except OSError:  # it is no folder, or has just taken its name
+        except OSError:  # not a folder, or just renamed
             continue
-        if newest < time.time() - age:
+        if newest < time.time() - _ABANDONED_SECONDS:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_unused(folder: Path, age: float) -> None:
-    """Remove the folders in ``folder`` that were neither written nor, by :func:`used`, marked as used for a while.
+    """Remove the folders in ``folder`` that nobody has written or marked with :func:`mark_used` for some time.
 
     Args:
         folder: in the cache.
-        age: of that while, in seconds.
+        age: that time in seconds.
     """
     for entry in folder.iterdir():
         with contextlib.suppress(OSError):  # another process was faster
@@ -90,9 +100,9 @@ def remove_unused(folder: Path, age: float) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-def used(folder: Path) -> None:
+def mark_used(folder: Path) -> None:
     """Mark a folder in the cache as used now."""
-    with contextlib.suppress(OSError):  # a cache that only others may write
+    with contextlib.suppress(OSError):  # the folder is gone, or may not be written by this user
         os.utime(folder)
 
 

@@ -1,4 +1,4 @@
-"""How this process keeps its memory."""
+"""Settings of the C library's allocator and of Python's garbage collector that save time."""
 
 import ctypes
 import gc
@@ -6,24 +6,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# glibc, malloc.h
+# Parameters of mallopt in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Have freed memory kept for the next request instead of given back to the system.
+    """Keep freed memory for later requests instead of giving it back to the system.
 
-    glibc gives every large block back at once, and the system clears it page by page when the next tensor of the same
-    size asks for it. On a CPU that costs a quarter of the time of training and of compressing. The process then stays
-    as large as it once was, so only programs may ask for this, not libraries.
+    By default glibc gives every large block back at once, and the system clears its pages again for the next tensor of
+    the same size, which on a CPU costs a quarter of the time of training and of compressing. A process that keeps its
+    memory never shrinks, so this is for programs to call and not for libraries.
 
     Returns:
-        Whether the C library of this process can do that; elsewhere nothing changes.
+        Whether the C library can do that; where it cannot, nothing changes.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # musl has no such function, and others that have one may not know these parameters.
+    # musl has no such function, and other C libraries may have one that does not know these parameters.
     return mallopt is not None and all(
         [mallopt(_M_MMAP_MAX, 0) == 1, mallopt(_M_TRIM_THRESHOLD, -1) == 1],
     )
@@ -31,10 +31,10 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Leave out the search for garbage that refers to itself, for work that is short and reads much.
+    """Switch Python's garbage collector off for short work that makes many objects.
 
-    Python goes through all that it holds again and again while more comes in, which takes up to a third of the time of
-    reading a study with ten thousand trials.
+    The collector traverses all objects again and again while their number grows, which takes up to a third of the time
+    of reading a study with ten thousand trials.
     """
     enabled = gc.isenabled()
     gc.disable()

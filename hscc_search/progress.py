@@ -1,15 +1,17 @@
-"""How long work tells where it stands, without printing."""
+"""Progress of long work, reported to a callback and not printed, and libraries kept from printing."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of one task.
+    """A finished step of a task.
 
     Attributes:
-        task: what is being done, the same words for every step of one task.
+        task: what is being done; the same words for every step of a task.
         done: steps finished.
         total: steps in all.
         note: a few words on the last step, such as an accuracy.
@@ -26,3 +28,15 @@ Report = Callable[[Progress], None]
 
 def silent(progress: Progress) -> None:
     """Report to nobody."""
+
+
+@contextmanager
+def errors_only(logger_name: str) -> Iterator[None]:
+    """Let only errors through a library's logger, such as ``torch.onnx``, while the block runs."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

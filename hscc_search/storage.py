@@ -1,4 +1,4 @@
-"""Where studies are kept: any database that Optuna's RDB storage speaks to, or Optuna's proxy in front of one."""
+"""Open the databases of studies: any that Optuna's RDB storage supports, or Optuna's proxy in front of one."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -15,33 +15,34 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from hscc_search.errors import StorageError
+from hscc_search.errors import StorageError, one_line
 
-# Seconds that a writer waits for another one's lock (SQLite) or for the server to answer (PostgreSQL).
+# Seconds that a writer waits for the lock of another one (SQLite), and for a server to answer (PostgreSQL, proxy).
 BUSY_SECONDS = 60
 CONNECT_SECONDS = 10
-# A database that restarts is back within this time; a worker that waited in vain ends.
+# Seconds after which a call gives up waiting for a database; one that restarts is back earlier.
 PATIENCE_SECONDS = 180
 
-# PostgreSQL's locks are numbers that all who use a server share: "hscc" and a study's number, or that of opening.
-_LOCKS, _OPENING = 0x68736363_00000000, 0
+# PostgreSQL's advisory locks are numbers that all programs on a database share. These begin with "hscc" in ASCII and
+# end with the number of a lock, where 0 stands for opening the database.
+_FIRST_LOCK, _OPENING_LOCK = 0x68736363_00000000, 0
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def open_storage(url: str) -> BaseStorage:
-    """Open a database of studies, and make it one where it is none yet.
+    """Open a database of studies, and make its tables where there are none yet.
 
     SQLite is put into write-ahead mode, so that readers (a dashboard, ``front``) and a writer do not wait for each
-    other, and with a busy timeout, so that writers wait in turn.
+    other, and gets a busy timeout, so that writers wait for each other.
 
     Args:
         url: SQLAlchemy URL, such as ``sqlite:///studies.db`` or ``postgresql://user@host/database``, or
             ``grpc://host:port`` of a proxy in front of one.
 
     Raises:
-        StorageError: the URL is malformed, the database cannot be reached, or it holds something else.
+        StorageError: the URL is malformed, the database cannot be reached, or its tables are not Optuna's.
     """
     with _explained(url) as (parsed, options):
         if parsed.get_backend_name() == "grpc":
@@ -54,14 +55,14 @@ def open_storage(url: str) -> BaseStorage:
                 connection.close()
         engine = create_engine(url, **options)
         try:
-            with _locked(engine, _OPENING):  # or another process would make the same tables at this moment
+            with _locked(engine, _OPENING_LOCK):  # so that no other process makes the same tables now
                 return RDBStorage(url, engine_kwargs=options)
         finally:
             engine.dispose()
 
 
 def find_storage(url: str) -> BaseStorage | None:
-    """Open a database of studies if it is one; None where it is still to be made, and then nothing is left behind.
+    """Open a database of studies if there is one; where there is none, return None and make nothing.
 
     Raises:
         StorageError: as :func:`open_storage`.
@@ -95,23 +96,23 @@ def existing_storage(url: str) -> BaseStorage:
 
 
 def without_password(url: str) -> str:
-    """A database URL without its password."""
+    """Hide the password in a database URL, for messages."""
     return make_url(url).render_as_string(hide_password=True)
 
 
 def lockable(storage: BaseStorage) -> bool:
-    """Whether :func:`locked` can hold a lock of a storage."""
+    """Tell whether :func:`locked` can hold a lock of a storage."""
     return isinstance(storage, RDBStorage) and storage.engine.url.get_backend_name() in ("sqlite", "postgresql")
 
 
 def locked(storage: BaseStorage, number: int) -> AbstractContextManager[None]:
-    """Hold a lock that one process at a time can have. It goes with the process, whatever kills it.
+    """Hold a lock that only one process at a time can have; it is released when the process ends, even if killed.
 
-    A server that goes away takes the lock along, and nobody is told.
+    A server that stops releases the lock too, and its holder is not told.
 
     Args:
-        storage: SQLite or PostgreSQL.
-        number: which lock, 1 or more; SQLite has one for all numbers.
+        storage: on SQLite or PostgreSQL.
+        number: of the lock, 1 or more; SQLite has a single lock for all numbers.
     """
     assert isinstance(storage, RDBStorage)
     return _locked(storage.engine, number)
@@ -125,34 +126,40 @@ def _locked(engine: Engine, number: int) -> Iterator[None]:
     elif engine.url.get_backend_name() == "postgresql":
         connection = engine.connect()
         try:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCKS + number})
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _FIRST_LOCK + number})
             yield
         finally:
-            with suppress(DBAPIError):  # a server that went away took the lock along
+            with suppress(DBAPIError):  # a server that stopped has released the lock
                 connection.close()
     else:
         yield
 
 
 def patiently(call: Callable[P, R], attempt_failed: Callable[[RetryCallState], None] | None = None) -> Callable[P, R]:
-    """The same call, which waits for a storage that is away and does it again.
+    """Make a function that repeats a call while the storage cannot be reached.
 
     Args:
-        call: what uses a storage.
+        call: uses a storage.
         attempt_failed: called before each wait.
+
+    Returns:
+        The function; it raises the last error after :data:`PATIENCE_SECONDS`.
     """
-    again: Callable[P, R] = retry(
+    patient_call: Callable[P, R] = retry(
         retry=retry_if_exception(comes_from_storage),
         wait=wait_random_exponential(multiplier=0.1, max=2),
         stop=stop_after_delay(PATIENCE_SECONDS),
         before_sleep=attempt_failed,
         reraise=True,
     )(call)
-    return again
+    return patient_call
 
 
 def comes_from_storage(error: BaseException | None) -> bool:
-    """Whether a storage error stands behind another one: Optuna 5 trips over itself when its storage goes away."""
+    """Tell whether an error is a storage error or was raised while one was handled.
+
+    Optuna 5 raises unrelated errors when its storage becomes unreachable.
+    """
     while error is not None:
         if isinstance(error, (StorageInternalError, SQLAlchemyError, RpcError)):
             return True
@@ -161,7 +168,7 @@ def comes_from_storage(error: BaseException | None) -> bool:
 
 
 def _proxy(url: URL) -> GrpcStorageProxy:
-    """Optuna's proxy in front of a database."""
+    """Connect to Optuna's proxy in front of a database."""
     if not url.host or not url.port:
         raise StorageError(f"storage {url} names no proxy: use grpc://HOST:PORT")
     proxy = GrpcStorageProxy(host=url.host, port=url.port)
@@ -180,8 +187,8 @@ def serve_proxy(url: str, host: str, port: int, started: Callable[[str], None]) 
     Args:
         url: of the database.
         host: address to listen at.
-        port: to listen at.
-        started: called with the address before it answers.
+        port: number of the port to listen at.
+        started: called with the proxy's URL just before it answers.
 
     Raises:
         StorageError: the database cannot be used, or the port is taken.
@@ -193,14 +200,12 @@ def serve_proxy(url: str, host: str, port: int, started: Callable[[str], None]) 
     try:
         run_grpc_proxy_server(storage, host=host, port=port)
     except RuntimeError as error:
-        raise StorageError(
-            f"cannot listen at {host}:{port} ({_one_line(error)}): choose another with --port"
-        ) from error
+        raise StorageError(f"cannot listen at {host}:{port} ({one_line(error)}): choose another with --port") from error
 
 
 @contextmanager
 def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
-    """Check a URL and say in one line what goes wrong with it; gives the parsed URL and its engine's options."""
+    """Check a URL, give it parsed with its engine's options, and turn errors of the block into one-line errors."""
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
@@ -208,30 +213,30 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": BUSY_SECONDS}
-        _check_sqlite_place(parsed)
+        _check_sqlite_file(parsed)
     elif parsed.get_backend_name() == "postgresql":
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     try:
         if parsed.get_backend_name() != "grpc":
-            create_engine(url, **options).dispose()  # connects to nothing, but reads the URL's options
+            create_engine(url, **options).dispose()  # does not connect, but checks the URL's options
         yield parsed, options
     except (NoSuchModuleError, ImportError) as error:
-        raise StorageError(f"no driver for storage {without_password(url)}: {_one_line(error)}") from error
+        raise StorageError(f"no driver for storage {without_password(url)}: {one_line(error)}") from error
     except (DBAPIError, StorageInternalError, sqlite3.DatabaseError) as error:
         cause = error.__cause__ or error if isinstance(error, StorageInternalError) else error
         cause = cause.orig or cause if isinstance(cause, DBAPIError) else cause
-        raise StorageError(f"cannot use storage {without_password(url)}: {_one_line(cause)}") from error
-    except (RuntimeError, ValueError, TypeError) as error:  # tables of another Optuna, or options of the wrong type
-        raise StorageError(f"cannot use storage {without_password(url)}: {_one_line(error)}") from error
+        raise StorageError(f"cannot use storage {without_password(url)}: {one_line(cause)}") from error
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+    ) as error:  # tables of another Optuna version, or options of the wrong type
+        raise StorageError(f"cannot use storage {without_password(url)}: {one_line(error)}") from error
 
 
-def _check_sqlite_place(url: URL) -> None:
+def _check_sqlite_file(url: URL) -> None:
     if not url.database or url.database == ":memory:":
         raise StorageError("storage sqlite:// without a file forgets everything: use sqlite:///studies.db")
     folder = Path(url.database).parent
     if not folder.is_dir():
         raise StorageError(f"cannot use storage {without_password(str(url))}: there is no folder {folder.absolute()}")
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:300]

@@ -1,6 +1,6 @@
 """Samplers on a landscape that was measured once: how many trials each takes to 99 % of the grid's hypervolume.
 
-Run by `make benchmark-samplers`. The landscape is the file ``landscapes/brain_tumor_alexnet.csv``: every setting of a
+Run by `make benchmark-samplers`. The landscape is the file ``landscapes/brain_tumor_alexnet.csv``: every sample of a
 grid of 324, each compressed and evaluated on the MRI set. With a storage and a study's name as arguments the file is
 written anew from that study, which must have been run with the sampler ``grid``.
 """
@@ -8,6 +8,7 @@ written anew from that study, which must have been run with the sampler ``grid``
 import csv
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -17,7 +18,7 @@ from rich.table import Table
 from hscc_search.config import StudyConfig
 from hscc_search.pareto.hypervolume import hypervolume, hypervolume_history
 from hscc_search.pareto.objectives import objectives_of
-from hscc_search.pareto.points import Point
+from hscc_search.pareto.points import Measured, Point
 from hscc_search.search.propose import Tried, propose
 from hscc_search.search.space import Space
 from hscc_search.search.stored_study import read_study
@@ -39,19 +40,18 @@ def config_of(sampler, seed):
 
 
 def read_landscape():
-    """The dense network's point first; then a point for each setting."""
+    """Read the dense network and a point for each sample."""
     with LANDSCAPE.open() as file:
         rows = list(csv.DictReader(file))
-    points = []
-    for number, row in enumerate(rows):
-        metrics = {"flops": float(row["flops"]), "accuracy": float(row["accuracy"])}
-        settings = (
-            {}
-            if row["regions"] == ""
-            else {"regions": int(row["regions"]), "clusters": int(row["clusters"]), "budget": float(row["budget"])}
-        )
-        points.append(Point(number - 1 if settings else None, settings, metrics, {}, b""))
-    return points[0], points[1:]
+    metrics = [{"flops": float(row["flops"]), "accuracy": float(row["accuracy"])} for row in rows]
+    samples = [
+        {"regions": int(row["regions"]), "clusters": int(row["clusters"]), "budget": float(row["budget"])}
+        for row in rows[1:]
+    ]
+    points = [
+        Point(of, {}, b"", trial, sample) for trial, (sample, of) in enumerate(zip(samples, metrics[1:], strict=True))
+    ]
+    return Measured(metrics[0], {}, b""), points
 
 
 def write_landscape(storage, name):
@@ -60,18 +60,22 @@ def write_landscape(storage, name):
     with LANDSCAPE.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["regions", "clusters", "budget", "flops", "accuracy"])
-        for point in (study.dense, *sorted(study.points, key=lambda point: tuple(point.settings.values()))):
-            settings = [point.settings.get(key, "") for key in ("regions", "clusters", "budget")]
-            writer.writerow([*settings, int(point["flops"]), f"{point['accuracy']:.6f}"])
+        writer.writerow(["", "", "", *written(study.dense)])
+        for point in sorted(study.points, key=lambda point: tuple(point.sample.values())):
+            writer.writerow([*(point.sample[key] for key in ("regions", "clusters", "budget")), *written(point)])
+
+
+def written(network):
+    return int(network["flops"]), f"{network['accuracy']:.6f}"
 
 
 def trace(sampler, seed, dense, points, bound):
     """The hypervolume after each trial of one sampler, until it has passed a bound and 40 trials."""
     config = config_of("auto" if sampler == DEFAULT else sampler, seed)
     space, objectives = Space(config, {}), objectives_of(config)
-    at = {space.key(point.settings): point for point in points}
+    at = {space.key(point.sample): point for point in points}
     study = optuna.create_study(directions=["minimize", "maximize"], sampler=optuna.samplers.TPESampler(seed=seed))
-    tried, found, history = [], [], []
+    tried, reached, history = [], [], []
     for count in range(MOST):
         if count >= 40 and history[-1] >= bound:
             break
@@ -86,8 +90,8 @@ def trace(sampler, seed, dense, points, bound):
         if sampler == DEFAULT:
             study.tell(trial, values)
         tried.append(Tried(sample, values, attributes=attributes))
-        found.append(Point(count, point.settings, point.metrics, {}, b""))
-        history = hypervolume_history(found, objectives, *corners(dense))
+        reached.append(replace(point, trial=count))
+        history = hypervolume_history(reached, objectives, *corners(dense))
     return history
 
 

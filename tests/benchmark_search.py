@@ -22,9 +22,12 @@ from hscc_search.config import StudyConfig
 from hscc_search.evaluation.predictions import predict
 from hscc_search.memory import keep_freed_memory
 from hscc_search.pareto.objectives import objectives_of
+from hscc_search.pareto.points import Measured
 from hscc_search.search.propose import propose
-from hscc_search.search.record import find_study, packed, unpacked
+from hscc_search.search.record import TrialRecord, point_from_stored
+from hscc_search.search.stored_study import find_study, read_study
 from hscc_search.search.study import run_study, start_study
+from hscc_search.search.trial import run_trial
 from hscc_search.storage import existing_storage
 
 COUNTS = (100, 500, 10_000)
@@ -37,31 +40,33 @@ def seconds_of(work):
 
 
 def fill(config, count):
-    """Trials with made-up results, as a study of that length would hold."""
+    """Add trials with made-up results, as a study of that length would hold them."""
     storage = existing_storage(config.storage)
     study = find_study(storage, config.name)
     trials = study.get_trials(deepcopy=False)
-    model = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    models = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    plan_of = read_study(storage, config.name).plan_of
     chance = random.Random(0)
     for index in range(len(trials), count):
-        like = chance.choice(model)
-        measured = {**like.user_attrs["measured"], "metrics": dict(like.user_attrs["measured"]["metrics"])}
-        predictions = np.frombuffer(unpacked(measured["predictions"]), "<u2").copy()
+        model = chance.choice(models)
+        point = point_from_stored(model.number, model.user_attrs["measured"])
+        predictions = np.frombuffer(point.predictions, "<u2").copy()
         predictions[chance.sample(range(len(predictions)), 5)] = chance.randrange(10)
-        measured["predictions"] = packed(predictions.tobytes())
-        measured["metrics"]["flops"] = int(measured["metrics"]["flops"] * chance.uniform(1, 2))
-        measured["metrics"]["accuracy"] -= chance.uniform(0, 0.1)
-        sample = {**like.params, "energy": chance.uniform(0.7, 0.998)}
-        measured["settings"] = sample
+        changed = {
+            "flops": int(point["flops"] * chance.uniform(1, 2)),
+            "accuracy": point["accuracy"] - chance.uniform(0, 0.1),
+        }
+        sample = {**model.params, "energy": chance.uniform(0.7, 0.998)}
+        measured = Measured({**point.metrics, **changed}, point.errors, predictions.tobytes())
         storage.create_new_trial(
             study._study_id,
             create_trial(
                 state=TrialState.COMPLETE,
                 params=sample,
-                distributions=like.distributions,
-                values=[measured["metrics"]["flops"], measured["metrics"]["accuracy"]],
-                user_attrs={"measured": measured, "plan": like.user_attrs["plan"]},
-                system_attrs=like.system_attrs,
+                distributions=model.distributions,
+                values=list(changed.values()),
+                user_attrs=TrialRecord(measured, sample, {}, plan_of(model.number)).stored(),
+                system_attrs=model.system_attrs,
             ),
         )
         if index % 1000 == 0:
@@ -73,9 +78,9 @@ def overhead(folder):
     run_study(config, "cpu")
     for count in COUNTS:
         fill(config, count)
-        ledger, bench = start_study(config.model_copy(update={"trials": 100_000}), "cpu")
+        ledger, prepared = start_study(config.model_copy(update={"trials": 100_000}), "cpu")
         ledger.trials()
-        rows = [timed_trial(ledger, bench) for _ in range(11)]
+        rows = [timed_trial(ledger, prepared) for _ in range(11)]
         beside, whole = (1000 * statistics.median(column) for column in zip(*rows, strict=True))
         print(
             f"digits, {count} trials: choosing and storing {beside:.1f} ms of a trial's {whole:.0f} ms "
@@ -87,23 +92,23 @@ def overhead(folder):
     print(f"front of {count} trials: {statistics.median(taken):.2f} s, process and all", flush=True)
 
 
-def timed_trial(ledger, bench):
-    """Seconds of choosing and storing one trial, and of all of it."""
-    claiming, trial = seconds_of(lambda: claim(ledger, bench))
-    measuring, measured = seconds_of(lambda: bench.measure(ledger.space.setting(trial.params)))
-    found = {"measured": model_record(ledger), "plan": []}
-    values = [float(measured.cost.flops), measured.quality.accuracy]
-    storing, _ = seconds_of(lambda: ledger.finish(trial, values, {}, found))
+def timed_trial(ledger, prepared):
+    """Time choosing and storing one trial, and all of it, in seconds."""
+    claiming, trial = seconds_of(lambda: claim(ledger, prepared))
+    measuring, result = seconds_of(lambda: run_trial(prepared, ledger.space.setting(trial.params)))
+    storing, _ = seconds_of(lambda: store(ledger, trial, result))
     return claiming + storing, claiming + measuring + storing
 
 
-def claim(ledger, bench):
-    objectives = objectives_of(bench.config)
+def store(ledger, trial, result):
+    measured = result.measured
+    record = TrialRecord(measured, trial.params, {}, result.compressed.plan)
+    ledger.finish(trial, [float(measured["flops"]), measured["accuracy"]], (), record.stored())
+
+
+def claim(ledger, prepared):
+    objectives = objectives_of(prepared.config)
     return ledger.claim(100_000, lambda tried, count: propose(ledger.space, objectives, tried, count))
-
-
-def model_record(ledger):
-    return next(trial for trial in ledger.trials() if trial.state == TrialState.COMPLETE).user_attrs["measured"]
 
 
 def two_workers(folder):
@@ -156,8 +161,8 @@ def mri(data, folder):
         training__epochs=6,  # times hardly depend on how well it was trained, and all 60 may take hours
         trials=30,
     )
-    ledger, bench = start_study(config, "cpu")
-    rows = [timed_mri_trial(ledger, bench) for _ in range(30)]
+    ledger, prepared = start_study(config, "cpu")
+    rows = [timed_mri_trial(ledger, prepared) for _ in range(30)]
     whole, compressed, dense = (statistics.median(column) for column in zip(*rows, strict=True))
     shares = [trial / passes for trial, passes, _ in rows]
     print(f"MRI AlexNet, 30 trials: {whole:.2f} s each, {statistics.median(shares):.2f}x (median of the shares)")
@@ -165,19 +170,19 @@ def mri(data, folder):
     print(f"{whole / dense:.2f}x with the dense network's pass over the calibration images, {dense:.2f} s")
 
 
-def timed_mri_trial(ledger, bench):
-    """Seconds of one trial, and of two passes each: over the validation images and over the calibration images."""
+def timed_mri_trial(ledger, prepared):
+    """Time one trial, and both networks' passes over the validation and the calibration images, in seconds."""
     began = time.perf_counter()
-    trial = claim(ledger, bench)
-    measured = bench.measure(ledger.space.setting(trial.params))
-    ledger.finish(trial, [float(measured.cost.flops), measured.quality.accuracy], {}, {})
+    trial = claim(ledger, prepared)
+    result = run_trial(prepared, ledger.space.setting(trial.params))
+    store(ledger, trial, result)
     whole = time.perf_counter() - began
-    network = measured.compressed.network
-    images = bench.calibration.images
-    evaluating, _ = seconds_of(lambda: predict(network, bench.validation, bench.config.data, bench.device))
+    network, opened = result.compressed.network, prepared.opened
+    images = prepared.calibration.images
+    evaluating, _ = seconds_of(lambda: predict(network, opened.parts.validation, opened.config.data, opened.device))
     compressed, _ = seconds_of(lambda: passes(network, images))
     # A tenth of the images tells how long the dense network takes for all.
-    dense, _ = seconds_of(lambda: passes(bench.network, images[::10]))
+    dense, _ = seconds_of(lambda: passes(opened.network, images[::10]))
     return whole, evaluating + compressed, evaluating + 10 * dense
 
 

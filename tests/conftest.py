@@ -2,16 +2,16 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 # Many small computations: waiting for a second thread costs more than it brings, the more on a busy machine. Before
 # torch is imported, so that it holds here and in all processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import command_line
 import numpy as np
 import pytest
 import torch
@@ -48,23 +48,23 @@ def pytest_runtest_setup():
     torch.manual_seed(0)
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a command that ended has printed."""
+
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture(scope="session")
 def cli():
     """Run the command line as a user does: ``cli("front", "digits", cwd=folder)``."""
 
     def call(*arguments, cwd, code=0, env=None):
-        command = [sys.executable, "-m", "hscc_search.cli", *map(str, arguments)]
-        done = subprocess.run(
-            command,
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            env={**os.environ, **(env or {})},
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        command = command_line.start(*arguments, cwd=cwd, env=env)
+        stdout, stderr = command.communicate()
+        assert command.returncode == code, f"exit {command.returncode}\n{stdout}\n{stderr}"
+        return Done(stdout, stderr)
 
     return call
 
@@ -130,12 +130,10 @@ def proxy(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     database = f"sqlite:///{tmp_path_factory.mktemp('proxied')}/studies.db"
-    command = [sys.executable, "-m", "hscc_search.cli", "proxy", "--storage", database, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
+    process = command_line.start("proxy", "--storage", database, "--port", port, cwd=tmp_path_factory.getbasetemp())
+    while process.returncode is None:
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
             break
         time.sleep(0.1)
     yield f"grpc://127.0.0.1:{port}"
-    process.terminate()
-    process.wait()
+    process.kill()

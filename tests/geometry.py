@@ -34,6 +34,11 @@ def smooth_images(count, seed=0, side=SIDE):
     return functional.interpolate(coarse, size=(side, side), mode="bicubic")
 
 
+def random_images(count=4, side=SIDE, seed=0):
+    """Images of independent random values."""
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
 class Residual(nn.Module):
     """A small ResNet: a projected skip connection, batch norms, activations in place; strided, grouped, dilated."""
 
@@ -53,6 +58,22 @@ class Residual(nn.Module):
         branch = functional.relu(self.norm(self.reduce(x)))
         x = functional.relu(self.grouped(branch) + self.project(x))
         return self.head(functional.relu(x + self.norm_mix(self.mix(x))).mean(dim=(2, 3)))
+
+
+class OnMaps(nn.Module):
+    """Linear layers on maps with the channels last, as in ConvNeXt."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, stride=2, padding=1)
+        self.wide = nn.Linear(24, 64)
+        self.narrow = nn.Linear(64, 24)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = x + self.narrow(functional.relu(self.wide(x), inplace=True))
+        return self.head(x.mean(dim=(1, 2)))
 
 
 def seeded(build, seed=0):

@@ -1,4 +1,4 @@
-"""Networks of the paper's zoo that neither torchvision nor timm has, for ``models.build("networks:NAME", ...)``."""
+"""Networks of the paper's zoo that neither torchvision nor timm has, for ``build_network("networks:NAME", ...)``."""
 
 import itertools
 

@@ -186,6 +186,13 @@ def nothing(folder, image_folder):
         (nothing, ["run", "digits", "--workers", "0"], ["--workers", "0"]),
         (nothing, ["worker", "digits", "--workers", "two"], ["--workers", "'two'"]),
         (nothing, ["worker", "digits"], ["hscc-studies.db", "--storage"]),
+        (nothing, ["export", "digits", "--out", "new", "--select", "best"], ["'best'", "knee", "min-accuracy:X"]),
+        (
+            nothing,
+            ["compare", "digits", "--out", "new", "--budgets", "3;6"],
+            ["--budgets", "'3;6'", "numbers with commas"],
+        ),
+        (nothing, ["compare", "digits", "--out", "new", "--seeds", "0.5"], ["--seeds", "'0.5'", "whole numbers"]),
         (nothing, ["worker", "digits", "--storage", "grpc://nowhere:1"], ["nowhere:1", "hscc-search proxy"]),
         (nothing, ["worker", "digits", "--storage", "grpc://nowhere"], ["grpc://nowhere", "grpc://HOST:PORT"]),
         (nothing, ["proxy", "--storage", "grpc://nowhere:1"], ["nowhere:1"]),
@@ -204,7 +211,7 @@ def nothing(folder, image_folder):
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(refused, tmp_path, image_folder, prepare, arguments, said):
     prepare(tmp_path, image_folder)
     line = refused(*arguments)
-    assert [part for part in said if part not in line] == []
+    assert [words for words in said if words not in line] == []
 
 
 @pytest.mark.parametrize(
@@ -219,7 +226,8 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(refused, tmp_path, 
         (["studies", "copy", "digits", "digits"], ["'digits'", "another name"]),
         (["studies", "copy", "digits", "two words"], ["'two words'", "pattern"]),
         (["studies", "copy", "digits", "other", "--to", "nowhere.db"], ["'nowhere.db'", "sqlite:///"]),
-        (["export", "digits", "--out", "there"], ["there", "exists"]),
+        (["front", "digits", "--html", "absent/front.html"], ["--html", "no folder absent"]),
+        (["export", "digits", "--out", "existing"], ["existing", "exists"]),
         (["export", "digits", "--out", "file/new"], ["file"]),
         (["export", "digits", "--out", "new", "--select", "best"], ["'best'", "knee", "min-accuracy:X"]),
         (["export", "digits", "--out", "new", "--select", "min-accuracy:2"], ["'min-accuracy:2'", "from 0 to 1"]),
@@ -227,13 +235,13 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(refused, tmp_path, 
     ids=lambda value: " ".join(value),
 )
 def test_bad_input_leaves_a_finished_study_as_it_is(refused, finished, tmp_path, arguments, said):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "precious").touch()
+    (tmp_path / "existing").mkdir()
+    (tmp_path / "existing" / "precious").touch()
     (tmp_path / "file").touch()
     storage = ["--storage", f"sqlite:///{finished}/studies.db"]
-    group = 1 if arguments[0] == "studies" else len(arguments)  # there the option belongs to the group
-    line = refused(*arguments[:group], *storage, *arguments[group:])
-    assert [part for part in said if part not in line] == []
+    before = 1 if arguments[0] == "studies" else len(arguments)  # an option of the group stands before its command
+    line = refused(*arguments[:before], *storage, *arguments[before:])
+    assert [words for words in said if words not in line] == []
 
 
 def test_a_process_that_is_refused_ends_with_2(cli, tmp_path):
@@ -254,13 +262,13 @@ def test_studies_are_listed_copied_and_removed(cli, finished, tmp_path):
     told = cli("studies", "--storage", storage, "copy", "digits", "mine", "--to", own, cwd=tmp_path).stdout
     assert "2 trials" in told
     listing = json.loads(cli("studies", "--storage", own, "--format", "json", cwd=tmp_path).stdout)
-    (row,) = listing
-    assert (row["name"], row["finished"], row["wanted"], row["failed"], row["workers"]) == ("mine", 2, 2, 0, 0)
+    (status,) = listing
+    assert [status[key] for key in ("name", "finished", "wanted", "failed", "workers")] == ["mine", 2, 2, 0, 0]
     table = cli("studies", "--storage", own, cwd=tmp_path).stdout
-    assert all(part in table for part in ("mine", "hypervolume", f"{row['hypervolume']:.4f}", "workers"))
+    assert all(words in table for words in ("mine", "hypervolume", f"{status['hypervolume']:.4f}", "workers"))
 
     before = stored(tmp_path / "own.db")
-    # Asked without anybody to answer, and answered with no: nothing is removed.
+    # Without an answer, and with the answer no, nothing is removed.
     for answer in ("", "n\n"):
         command = [sys.executable, "-m", "hscc_search.cli", "studies", "--storage", own, "rm", "mine"]
         done = subprocess.run(command, input=answer, capture_output=True, text=True, check=False)
@@ -285,7 +293,7 @@ def test_the_front_as_json_and_csv_holds_what_the_table_shows(cli, finished, tmp
     for row, point in zip(members, tree["front"], strict=True):
         assert {name: float(row[name]) for name in point["metrics"]} == point["metrics"]
         assert {name: float(row[f"{name}_se"]) for name in point["errors"]} == point["errors"]
-        assert {name: float(row[name]) for name in point["settings"]} == point["settings"]
+        assert {name: float(row[name]) for name in point["sample"]} == point["sample"]
         assert float(row["probability"]) == point["probability"]
     assert {name: float(dense[name]) for name in tree["dense"]["metrics"]} == tree["dense"]["metrics"]
     table = cli("front", "digits", *storage, cwd=tmp_path).stdout

@@ -15,8 +15,7 @@ from optuna.trial import TrialState
 
 from hscc_search.pareto.front import front
 from hscc_search.pareto.points import Point
-from hscc_search.search.record import find_study
-from hscc_search.search.stored_study import read_study
+from hscc_search.search.stored_study import find_study, read_study
 from hscc_search.search.study import join_study, run_study
 from hscc_search.search.workers.ledger import Ledger
 from hscc_search.search.workers.worker import work
@@ -25,24 +24,24 @@ from hscc_search.storage import existing_storage, patiently
 KILLS, CREW, TRIALS = 50, 3, 100
 
 
-def work_until_killed(bench, space):
-    """A worker as the command line runs it, but forked from here, so that it is at work at once."""
+def work_until_killed(prepared, space):
+    """Work as the command line does, but forked from the test, so that the worker starts at once."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = patiently(existing_storage)(space.config.storage)
     study = patiently(find_study)(storage, space.config.name)
-    work(Ledger(study, storage, space), bench)
+    work(Ledger(study, storage, space), prepared)
 
 
 def storm(config, disturbances):
-    """Run a study while its workers are killed; ``disturbances`` maps a number of kills to what happens then."""
+    """Run a study while its workers are killed; ``disturbances`` maps a number of kills to a call made then."""
     run_study(config.model_copy(update={"trials": 1}), "cpu")
     run_study(config.model_copy(update={"timeout": 1e-6}), "cpu")  # says how many are wanted
-    ledger, bench = join_study(config.storage, config.name, device="cpu")
+    ledger, prepared = join_study(config.storage, config.name, device="cpu")
     context = multiprocessing.get_context("fork")
     chance = random.Random(0)
 
     def start():
-        process = context.Process(target=work_until_killed, args=(bench, ledger.space))
+        process = context.Process(target=work_until_killed, args=(prepared, ledger.space))
         process.start()
         return process
 
@@ -85,7 +84,7 @@ def check(config, *reasons):
             assert trial.values == [metrics["flops"], metrics["accuracy"]]
             assert trial.user_attrs["plan"]
     study = read_study(config.storage, config.name)
-    raw = [Point(t.number, t.params, t.user_attrs["measured"]["metrics"], {}, b"") for t in complete]
+    raw = [Point(t.user_attrs["measured"]["metrics"], {}, b"", t.number, t.params) for t in complete]
     expected = [point.trial for point in front(raw, study.objectives)]
     assert [point.trial for point in study.front] == expected
     best = find_study(storage, config.name).best_trials
@@ -112,7 +111,7 @@ def test_postgresql_survives_killed_workers_and_restarts(digits, tmp_path_factor
             time.sleep(seconds)
             server.start()
 
-        storm(config, {15: partial(restart, 3), 35: partial(restart, 30)})
+        storm(config, {15: partial(restart, 3), 35: partial(restart, 12)})
         check(config, "another worker was quicker")  # a lock goes with its server
     finally:
         server.cleanup()

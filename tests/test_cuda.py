@@ -11,7 +11,8 @@ from hscc_search.compression.setting import Setting
 from hscc_search.dense.device import choose_device
 from hscc_search.dense.networks import DigitsCNN
 from hscc_search.evaluation.counters import measure_cost
-from hscc_search.export.bundle import export, load
+from hscc_search.export.export import export
+from hscc_search.export.loading import load
 from hscc_search.search.study import run_study
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -21,7 +22,7 @@ SETTINGS = {
     "whole": {"energy": 0.9},
     "divided": {"energy": 0.9, "regions": 4, "clusters": 2},
     "budget": {"budget": 3, "regions": 4, "clusters": 2},
-    "controls": {"ratio": 0.5, "regions": 3, "region_strategy": "random", "clusters": 2, "cluster_strategy": "random"},
+    "controls": {"channel_share": 0.5, "regions": 3, "region_strategy": "random", "clusters": 2, "cluster_strategy": "random"},
 }
 
 
@@ -29,42 +30,44 @@ SETTINGS = {
 def both(request):
     """A network's calibration by device."""
     network, images = seeded(NETWORKS[request.param]), smooth_images(64)
-    places = [choose_device("cpu"), choose_device("cuda")]
-    return {place.type: calibrate(network.to(place), images.to(place)) for place in places}
+    devices = [choose_device("cpu"), choose_device("cuda")]
+    return {device.type: calibrate(network.to(device), images.to(device)) for device in devices}
 
 
 def scores(network):
-    place = next(network.parameters()).device
+    device = next(network.parameters()).device
     with torch.no_grad():
-        return network(smooth_images(64, seed=5).to(place)).cpu()
+        return network(smooth_images(64, seed=5).to(device)).cpu()
 
 
 def assert_alike(networks, tolerance, more_macs=0.0):
     costs = {device: measure_cost(network, SIDE) for device, network in networks.items()}
-    found = {device: scores(network) for device, network in networks.items()}
+    answers = {device: scores(network) for device, network in networks.items()}
     assert {next(network.parameters()).device.type for network in networks.values()} == set(networks)
     assert costs["cuda"].macs == pytest.approx(costs["cpu"].macs, rel=more_macs)
-    assert (found["cuda"] - found["cpu"]).norm() < tolerance * found["cpu"].norm()
+    assert (answers["cuda"] - answers["cpu"]).norm() < tolerance * answers["cpu"].norm()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_network_is_compressed_to_the_same(both, setting):
-    networks = {device: compress(found, Setting(**SETTINGS[setting])).network for device, found in both.items()}
+    networks = {
+        device: compress(calibration, Setting(**SETTINGS[setting])).network for device, calibration in both.items()
+    }
     assert_alike(networks, 1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_peers_compress_to_the_same(both, method):
-    networks = {device: METHODS[method](found.network, found, 2) for device, found in both.items()}
+    networks = {device: METHODS[method](calibration, 2) for device, calibration in both.items()}
     assert_alike(networks, 0.02, 1e-3)  # rounding may give an axis more to one layer, and one less to another
 
 
 def test_a_calibration_that_was_kept_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("HSCC_CACHE", str(tmp_path))
-    place = choose_device("cuda")
-    network, images = seeded(Residual).to(place), smooth_images(64).to(place)
-    found = [compress(calibrate(network, images, keep=True), Setting(energy=0.9)) for _ in range(2)]
-    assert torch.equal(*(scores(each.network) for each in found))
+    device = choose_device("cuda")
+    network, images = seeded(Residual).to(device), smooth_images(64).to(device)
+    results = [compress(calibrate(network, images, keep=True), Setting(energy=0.9)) for _ in range(2)]
+    assert torch.equal(*(scores(each.network) for each in results))
 
 
 def test_a_study_with_fine_tuning_is_searched_and_exported(digits, tmp_path):
@@ -73,9 +76,9 @@ def test_a_study_with_fine_tuning_is_searched_and_exported(digits, tmp_path):
     assert len(study.points) == 3
     point = max(study.points, key=lambda point: point["accuracy"])
     metrics = export(study, point, config, tmp_path / "out", "cuda")
-    assert metrics["test"]["accuracy"] > 0.8
+    assert metrics.compressed.test.metrics["accuracy"] > 0.8
     assert not next(load(tmp_path / "out").parameters()).is_cuda
-    assert abs(metrics["validation"]["accuracy"] - point["accuracy"]) < 0.02
+    assert abs(metrics.compressed.validation.metrics["accuracy"] - point["accuracy"]) < 0.02
 
 
 def test_two_workers_share_a_gpu(digits):

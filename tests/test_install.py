@@ -10,27 +10,27 @@ from conftest import ROOT
 
 IMPORT_ALL = """
 import importlib, pkgutil, sys
-for package in ("hscc_search", "dashboards"):
-    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-        importlib.import_module(module.name)
+import hscc_search
+for module in pkgutil.walk_packages(hscc_search.__path__, "hscc_search."):
+    importlib.import_module(module.name)
 print(*{name.split(".")[0] for name in sys.modules})
 """
 
 
 def needed(name):
-    """The distributions that installing one installs, by their names in lower case."""
-    found, waiting = set(), [name]
+    """The distributions that are installed with one, by their names in lower case."""
+    known, waiting = set(), [name]
     while waiting:
         name = re.split(r"[^\w.-]", waiting.pop())[0].lower().replace("_", "-")
-        if name not in found:
-            found.add(name)
+        if name not in known:
+            known.add(name)
             with contextlib.suppress(metadata.PackageNotFoundError):  # for another platform or Python
                 waiting += [line for line in metadata.requires(name) or () if "extra ==" not in line]
-    return found
+    return known
 
 
 def test_all_that_is_imported_is_asked_for():
-    """What tests and checks bring along is not there where a user installs the package."""
+    """What tests and checks bring along is missing where a user installs the package."""
     done = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, check=True, capture_output=True, text=True)
     owners = metadata.packages_distributions()
     imported = {owner.lower().replace("_", "-") for name in done.stdout.split() for owner in owners.get(name, ())[:1]}
@@ -39,23 +39,40 @@ def test_all_that_is_imported_is_asked_for():
 
 
 def test_an_installed_package_runs_from_any_folder(tmp_path):
-    """As a user installs it: a new environment, pip install, another folder."""
+    """As a user installs it from what is published: a new environment, pip install, another folder."""
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python, command = environment / "bin" / "python", environment / "bin" / "hscc-search"
-    # What it needs is taken from where the tests run: to install torch again takes longer than all the rest.
     (packages,) = environment.glob("lib/python*/site-packages")
+    # What it needs is taken from where the tests run: to install torch again takes longer than all the rest.
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--ignore-installed", "--no-deps"]
-    subprocess.run([*pip, ROOT], check=True)
+    before = set(packages.iterdir())
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--ignore-installed"]
+    subprocess.run([*pip, "--no-deps", source_archive(pip, tmp_path)], check=True)
+    assert {path.name for path in set(packages.iterdir()) - before} == {
+        "hscc_search",
+        f"hscc_search-{metadata.version('hscc-search')}.dist-info",
+    }
+    assert not [*(packages / "hscc_search").rglob("*.md")]
+
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     # No Python path of the tests may lend the new environment what it lacks.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    place = [python, "-c", "import hscc_search; print(hscc_search.__file__)"]
-    found = subprocess.run(place, cwd=elsewhere, env=clean, check=True, capture_output=True, text=True).stdout
-    assert found.startswith(str(packages))
+    where = [python, "-c", "import hscc_search; print(hscc_search.__file__)"]
+    installed = subprocess.run(where, cwd=elsewhere, env=clean, check=True, capture_output=True, text=True).stdout
+    assert installed.startswith(str(packages))
     for arguments in (["run", "digits", "--trials", "3"], ["front", "digits", "--html", "front.html"]):
         subprocess.run([command, *arguments], cwd=elsewhere, env=clean, check=True, capture_output=True)
     assert (elsewhere / "hscc-studies.db").exists()
-    assert (elsewhere / "front.html").exists()
+    assert "plotly" in (elsewhere / "front.html").read_text()
+
+
+def source_archive(pip, folder):
+    """Pack the source as it is published, from which pip then builds what it installs."""
+    tools = folder / "tools"
+    subprocess.run([*pip, "--target", tools, "hatchling"], check=True)
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder / "dist"]
+    subprocess.run(build, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tools)}, check=True, capture_output=True)
+    (archive,) = (folder / "dist").iterdir()
+    return archive

@@ -26,13 +26,13 @@ print(page_faults(10))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc on Linux")
 def test_freed_memory_is_used_again_and_not_fetched_anew():
-    def fetched(*arguments):
+    def page_faults(*arguments):
         done = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
     pages = 10 * 100 * 2**20 // mmap.PAGESIZE
-    assert fetched() > pages / 2
-    assert fetched("keep") < pages / 100
+    assert page_faults() > pages / 2
+    assert page_faults("keep") < pages / 100
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -45,8 +45,8 @@ def test_from_a_study_file_to_a_folder_that_runs(cli, mri, study_file):
     test = split(load_dataset(data), data.validation, data.test, data.split_seed).test
     session = onnxruntime.InferenceSession(folder / "out" / "model.onnx")
     scores = session.run(None, {"images": test.images.astype(np.float32) / 255})[0]
-    assert int((scores.argmax(1) == test.labels).sum()) == metrics["test"]["right"]
-    assert metrics["dense"]["accuracy"] > 0.5
+    assert int((scores.argmax(1) == test.labels).sum()) == metrics["right"]
+    assert metrics["dense"]["test"]["metrics"]["accuracy"] > 0.5
 
 
 def test_the_shipped_study_reads_the_set(mri):

@@ -52,17 +52,19 @@ def test_commands_for_many_machines_run(cli, folder, database):
     ]
     assert export.startswith("export HSCC_STORAGE=postgresql://")
     environment = {**os.environ, "HSCC_STORAGE": database}
-    here, there = folder / "here", folder / "there"
-    here.mkdir()
-    there.mkdir()
+    first_machine, second_machine = folder / "first", folder / "second"
+    first_machine.mkdir()
+    second_machine.mkdir()
     command = [sys.executable, "-m", "hscc_search.cli", *shlex.split(run)[1:]]
-    first = subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, text=True)
-    while not any(row.finished for row in listed(database)):
+    first = subprocess.Popen(command, cwd=first_machine, env=environment, stdout=subprocess.PIPE, text=True)
+    while not any(status.finished for status in listed(database)):
         assert first.poll() is None
         time.sleep(0.2)
-    cli(*shlex.split(worker)[1:], cwd=there, env=environment)
+    cli(*shlex.split(worker)[1:], cwd=second_machine, env=environment)
     assert "20 trials finished, 20 wanted" in first.communicate()[0]
-    assert re.search(r"digits +20 +20 +0 +0 +0 +0", cli(*shlex.split(studies)[1:], cwd=there, env=environment).stdout)
+    assert re.search(
+        r"digits +20 +20 +0 +0 +0 +0", cli(*shlex.split(studies)[1:], cwd=second_machine, env=environment).stdout
+    )
 
 
 def listed(url):
@@ -106,7 +108,7 @@ def test_the_python_example_runs(folder):
 def test_every_command_is_in_the_table_and_every_option_has_help():
     import click
 
-    from hscc_search.cli import _commands
+    from hscc_search.cli import commands
 
     def walk(command, path):
         if isinstance(command, click.Group):
@@ -115,7 +117,7 @@ def test_every_command_is_in_the_table_and_every_option_has_help():
         else:
             yield " ".join(path), command
 
-    for name, command in walk(_commands, ["hscc-search"]):
+    for name, command in walk(commands, ["hscc-search"]):
         assert f"`{name}" in README
         for option in command.params:
-            assert isinstance(option, click.Argument) or option.name == "form" or option.help, f"{name} {option.name}"
+            assert isinstance(option, click.Argument) or option.help, f"{name} {option.name}"

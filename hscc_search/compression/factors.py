@@ -8,12 +8,12 @@ gives the coordinates z = A y^, a recombination P brings them back.
 1. :func:`fit_predictor`: M = I + (S - T)(T + ridge)^-1 predicts y from y^. The ridge shrinks towards the identity, so
    that M is exactly I where nothing was compressed before, and stays near it in directions that too few samples
    describe: it is the mean eigenvalue of T times dimensions / samples. A fully connected layer with as many dimensions
-   as samples would otherwise learn the calibration images by heart.
+   as samples would otherwise overfit the calibration images.
 2. :func:`factorise`: A = U^T M with U the first principal axes of M y^, reduced-rank regression, and the P that goes
    with it.
 3. :func:`refit`: P = U + (cov(y, z) - U cov(z)) (cov(z) + ridge)^-1, least squares shrunk towards U.
-4. :func:`refine`: where an activation behind the layer clips responses, P and the bias are refined for what it lets
-   through.
+4. :func:`refine`: where an activation behind the layer clips responses, P and the bias are improved for the values
+   that it lets through.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-# Relative to the mean eigenvalue of the matrix that it is added to; the least that is taken.
+# The smallest ridge, relative to the mean eigenvalue of the matrix that it is added to.
 RIDGE = 1e-3
-# Steps towards what an activation behind the layer lets through, and how much longer than a least squares fit they are.
-_REFINEMENTS, _STRETCH = 3, 1.5
-# So many samples for each basis filter are enough for one step.
-_ENOUGH = 64
+# Samples per basis filter that are enough for one step of a refinement.
+SAMPLES_PER_FILTER = 64
+# Steps of a refinement, and their length relative to a least squares fit.
+_STEPS, _STRETCH = 3, 1.5
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Factors:
 
 
 def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
-    """Step 1.
+    """Fit the predictor of the dense responses, step 1.
 
     Args:
         dense: y, float (n, C).
@@ -78,10 +78,10 @@ def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
     if count < dense.shape[1]:
         values, vectors = torch.linalg.eigh((centred @ centred.T).double() / count)
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-        kept = values > values.sum() * 1e-12
-        values, vectors = values[kept], vectors[:, kept]
+        significant = values > values.sum() * 1e-12
+        values, vectors = values[significant], vectors[:, significant]
         coordinates = vectors * (values * count).sqrt()
-        # Products of this size in the samples' own precision, as their covariance is.
+        # In the samples' precision, like their covariance: products of this size are slow in double precision.
         axes = (centred.T @ vectors.to(centred.dtype)).double() / (values * count).sqrt()
         gap_axes = (gap.T @ coordinates.to(gap.dtype)).double() / count
     else:
@@ -92,22 +92,22 @@ def fit_predictor(dense: torch.Tensor, delivered: torch.Tensor) -> Predictor:
         axes=axes,
         variances=values,
         gap=gap_axes,
-        gain=gap_axes / (values + _ridge(values, count)),
+        gain=gap_axes / (values + ridge(values, count)),
         samples=count,
     )
 
 
 def factorise(predictor: Predictor, rank: int) -> Factors:
-    """Step 2.
+    """Choose a basis and its recombination, step 2.
 
     Args:
         predictor: from :func:`fit_predictor`.
-        rank: K, at least 1; beyond what the responses fill the filters are empty.
+        rank: K, at least 1; filters beyond the rank of the responses change nothing.
     """
     # F F^T = M T M^T
     spread = (predictor.axes + predictor.gain) * predictor.variances.sqrt()
-    found, _ = principal_axes(spread, rank)
-    axes = functional.pad(found, (0, rank - found.shape[1]))
+    leading, _ = principal_axes(spread, rank)
+    axes = functional.pad(leading, (0, rank - leading.shape[1]))
     basis = axes.T + (axes.T @ predictor.gain) @ predictor.axes.T
     inner = basis @ predictor.axes
     covariance = (inner * predictor.variances) @ inner.T
@@ -118,7 +118,7 @@ def factorise(predictor: Predictor, rank: int) -> Factors:
 def refit(
     dense: torch.Tensor, coordinates: torch.Tensor, recombination: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Step 3: fit a recombination to what the basis filters answer.
+    """Fit a recombination to what the basis filters answer, step 3.
 
     Args:
         dense: y, float (n, C).
@@ -132,8 +132,8 @@ def refit(
     mean = coordinates.mean(dim=0)
     centred = coordinates - mean
     covariance = centred.T @ centred / count
-    left = dense.T @ centred / count - recombination @ covariance
-    fitted = recombination + left @ _inverse(covariance, count)
+    residual = dense.T @ centred / count - recombination @ covariance
+    fitted = recombination + residual @ _inverse(covariance, count)
     return fitted, dense.mean(dim=0) - fitted @ mean
 
 
@@ -145,11 +145,11 @@ def refine(
     low: torch.Tensor,
     high: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Step 4: improve a recombination where an activation behind it lets values between two bounds through.
+    """Improve a recombination in front of an activation that clips values to two bounds, step 4.
 
-    With f the clipping activation, takes steps towards the least of the matching loss of f, the convex loss whose
-    gradient is ``(f(P z + bias) - f(y)) z`` (Auer, Herbster and Warmuth 1996): f changes nothing by more than its
-    argument changes, so cov(z) bounds the curvature, and steps up to twice a least squares fit to what is left go down.
+    With f the clipping activation, take steps towards the minimum of the matching loss of f, the convex loss whose
+    gradient is ``(f(P z + bias) - f(y)) z`` (Auer, Herbster and Warmuth 1996). f is 1-Lipschitz, so cov(z) bounds the
+    curvature, and a step of up to twice the least squares fit to the residual lowers the loss.
 
     Args:
         dense: y, float (n, C).
@@ -163,61 +163,74 @@ def refine(
         P and the bias.
     """
     count, rank = coordinates.shape
-    # Each step looks at other samples, as long as they are many for the rank.
-    strides = max(1, min(_REFINEMENTS, count // (_ENOUGH * rank)))
+    # Each step takes other samples, if these are enough for the rank.
+    strides = max(1, min(_STEPS, count // (SAMPLES_PER_FILTER * rank)))
     centred = coordinates[::strides] - coordinates[::strides].mean(dim=0)
     inverse = _STRETCH * _inverse(centred.T @ centred / len(centred), count)
-    for step in range(_REFINEMENTS):
-        seen = coordinates[step % strides :: strides]
-        mean = seen.mean(dim=0)
-        left = torch.addmm(offset, seen, recombination.T).clamp_(low, high)
-        left = dense[step % strides :: strides].clamp(low, high).sub_(left)
-        change = left.T @ ((seen - mean) @ inverse) / len(seen)
+    for step in range(_STEPS):
+        samples = coordinates[step % strides :: strides]
+        mean = samples.mean(dim=0)
+        answers = torch.addmm(offset, samples, recombination.T).clamp_(low, high)
+        residual = dense[step % strides :: strides].clamp(low, high).sub_(answers)
+        change = residual.T @ ((samples - mean) @ inverse) / len(samples)
         recombination = recombination + change
-        offset = offset + _STRETCH * left.mean(dim=0) - change @ mean
+        offset = offset + _STRETCH * residual.mean(dim=0) - change @ mean
     return recombination, offset
 
 
 def balanced(first: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two factors with the same product, whose weights are of the same size: further training needs that.
+    """Balance two factors without changing their product: further training needs weights of the same size.
 
     Args:
         first: float (K, D).
         last: float (C, K).
 
     Returns:
-        Both, each row of ``first`` with the norm of its column of ``last``; where one of them is 0 as they were.
+        Both, each row of ``first`` with the norm of its column of ``last``; unchanged where one of these is 0.
     """
-    sizes, others = first.norm(dim=1).double(), last.norm(dim=0).double()
-    scale = torch.where((sizes > 0) & (others > 0), (others / sizes).sqrt(), torch.ones_like(sizes))
+    rows, columns = first.norm(dim=1).double(), last.norm(dim=0).double()
+    scale = torch.where((rows > 0) & (columns > 0), (columns / rows).sqrt(), torch.ones_like(rows))
     return first * scale[:, None].to(first.dtype), last / scale.to(last.dtype)
 
 
 def principal_axes(rows: torch.Tensor, count: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvectors and eigenvalues, descending, of ``rows @ rows.T``.
+    """The eigenvectors and eigenvalues of ``rows @ rows.T``, by descending eigenvalue.
 
     Args:
         rows: float64 (channels, r).
-        count: how many at most, all by default.
+        count: of eigenvectors, at most; None for all.
+
+    Returns:
+        Eigenvectors as columns, float64 (channels, axes), and eigenvalues, float64 (axes,). With fewer columns than
+        rows, those of eigenvalue 0 are left out.
     """
     if rows.shape[0] <= rows.shape[1]:
         values, axes = torch.linalg.eigh(rows @ rows.T)
         return axes.flip(1)[:, :count], values.flip(0).clamp(min=0)[:count]
     values, vectors = torch.linalg.eigh(rows.T @ rows)
     values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    kept = (values > values.sum() * 1e-12).nonzero()[:count, 0]
-    values, vectors = values[kept], vectors[:, kept]
+    significant = (values > values.sum() * 1e-12).nonzero()[:count, 0]
+    values, vectors = values[significant], vectors[:, significant]
     return rows @ vectors / values.sqrt(), values
 
 
-def _inverse(covariance: torch.Tensor, samples: int) -> torch.Tensor:
-    """(covariance + ridge)^-1, found in double precision."""
-    exact = covariance.double()
-    ridge = _ridge(exact.diagonal(), samples) * torch.eye(len(exact)).to(exact)
-    return torch.cholesky_inverse(torch.linalg.cholesky(exact + ridge)).to(covariance.dtype)
+def ridge(values: torch.Tensor, samples: int) -> torch.Tensor:
+    """The ridge for a covariance: its mean eigenvalue times the larger of dimensions / samples and :data:`RIDGE`.
 
+    Args:
+        values: the eigenvalues of the covariance or its diagonal, float64 (dimensions,).
+        samples: that it was estimated from.
 
-def _ridge(values: torch.Tensor, samples: int) -> torch.Tensor:
+    Returns:
+        float64, a scalar.
+    """
     share = max(RIDGE, len(values) / samples)
-    # Its inverse is used with samples of single precision.
+    # Large enough for its inverse to be finite in single precision.
     return share * values.sum() / max(len(values), 1) + 1e-30
+
+
+def _inverse(covariance: torch.Tensor, samples: int) -> torch.Tensor:
+    """(covariance + ridge)^-1, computed in double precision."""
+    exact = covariance.double()
+    shrinkage = ridge(exact.diagonal(), samples) * torch.eye(len(exact)).to(exact)
+    return torch.cholesky_inverse(torch.linalg.cholesky(exact + shrinkage)).to(covariance.dtype)

@@ -1,81 +1,106 @@
-"""One point of the search space."""
+"""What the compressor is asked for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 from hscc_search.compression.division.partition import Division
-from hscc_search.compression.ranks.energy import check_share
+from hscc_search.config import ClusterStrategy, RegionStrategy
 from hscc_search.errors import CompressionError
 
-# What a budget may be of.
-COSTS = ("flops", "parameters")
+# What a budget is of.
+BudgetOf = Literal["flops", "parameters"]
+
+# A setting chooses its ranks by one of these.
+_RULES = ("energy", "channel_share", "budget")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the search space. Exactly one of ``energy``, ``ratio`` and ``budget`` says how ranks are chosen.
+    """What the compressor is asked for: how layers are divided, and how ranks are chosen.
+
+    Exactly one of ``energy``, ``channel_share`` and ``budget`` says how ranks are chosen; none of them where
+    ``by_layer`` gives an energy to every layer.
 
     Attributes:
         regions: regions per convolution, at most.
         clusters: clusters per region, at most.
         energy: share of each cluster's response variance that its rank keeps, above 0 and up to 1.
-        ratio: share of each cluster's channels that its rank has, above 0 and up to 1; a control.
-        budget: how many times less the whole network shall cost, above 1; ranks are divided over layers, regions and
-            clusters so that the loss grows least.
-        budget_of: what costs, ``flops`` or ``parameters``.
-        region_gain: with a budget, a layer is divided only where its regions bring its loss and the price of its cost
-            down by this share, 0 to 1; with 0 every layer is. Pieces of a map cost time, and smaller gains do not hold
-            on other images.
-        rank_multiple: the total rank of a region is a multiple of it, for the sake of the kernels.
+        channel_share: rank of each cluster as a share of its channels, above 0 and up to 1: a control for
+            measurements, which looks at no variance.
+        budget: cost of the dense network over cost of the compressed one, above 1; ranks are divided over layers,
+            regions and clusters so that the loss grows least.
+        budget_of: the cost that ``budget`` is of. FLOPs are counted as multiply-adds (MACs), of which each is two
+            FLOPs in the dense and in the compressed network, so that the ratio is the same.
+        region_gain: with a budget, a layer is divided only where its regions lower the sum of its loss and the price of
+            its cost by this share, 0 to 1; with 0 every layer is divided. Pieces of a map cost time, and smaller gains
+            do not hold on other images.
+        rank_multiple: divisor of the total rank of each region: kernels are fast at certain widths.
         region_strategy: a key of :data:`hscc_search.compression.division.regions.STRATEGIES`.
         cluster_strategy: a key of :data:`hscc_search.compression.division.clusters.STRATEGIES`.
         seed: of regions and clusters.
-        by_layer: by the path of a layer what is different there: ``regions``, ``clusters``, ``energy``.
+        by_layer: for the path of a layer the values that differ there: ``regions``, ``clusters``, ``energy``.
 
     Raises:
-        CompressionError: a value is out of range.
+        CompressionError: a value is out of range, or it is not clear how ranks are chosen.
     """
 
     regions: int = 1
     clusters: int = 1
     energy: float | None = None
-    ratio: float | None = None
+    channel_share: float | None = None
     budget: float | None = None
-    budget_of: str = "flops"
+    budget_of: BudgetOf = "flops"
     region_gain: float = 0.1
     rank_multiple: int = 1
-    region_strategy: str = "grid"
-    cluster_strategy: str = "coactivation"
+    region_strategy: RegionStrategy = "grid"
+    cluster_strategy: ClusterStrategy = "coactivation"
     seed: int = 0
     by_layer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = [name for name in ("energy", "ratio", "budget") if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none of them"
-            raise CompressionError(f"a setting needs exactly one of energy, ratio and budget, not {found}")
-        for name in ("energy", "ratio"):
+        self._check_rule()
+        for name in ("energy", "channel_share"):
             if getattr(self, name) is not None:
                 check_share(name, getattr(self, name))
         if self.budget is not None and not self.budget > 1:
             raise CompressionError(f"budget must be above 1, not {self.budget}")
-        if self.budget_of not in COSTS:
-            raise CompressionError(f"a budget is of {' or '.join(COSTS)}, not of {self.budget_of!r}")
+        if self.budget_of not in get_args(BudgetOf):
+            raise CompressionError(f"a budget is of {' or '.join(get_args(BudgetOf))}, not of {self.budget_of!r}")
         if not 0 <= self.region_gain <= 1:
             raise CompressionError(f"region_gain must be from 0 to 1, not {self.region_gain}")
         if self.rank_multiple < 1:
             raise CompressionError(f"rank_multiple must be 1 or more, not {self.rank_multiple}")
         self.division  # noqa: B018  (checks its values)
-        for name in self.by_layer:
-            self.of(name)
+        for layer in self.by_layer:
+            self.of(layer)
+
+    def _check_rule(self) -> None:
+        given = [name for name in _RULES if getattr(self, name) is not None]
+        by_layer_alone = not given and any("energy" in values for values in self.by_layer.values())
+        if len(given) != 1 and not by_layer_alone:
+            names = " and ".join(given) or "none of them"
+            raise CompressionError(f"a setting needs exactly one of {', '.join(_RULES[:-1])} and budget, not {names}")
 
     def of(self, layer: str) -> "Setting":
-        """What holds for one layer."""
-        own = self.by_layer.get(layer)
-        return replace(self, by_layer={}, **own) if own else self
+        """The setting of one layer, without ``by_layer``.
+
+        Raises:
+            CompressionError: neither the layer nor the whole network has a rule for ranks, or the layer's own values
+                are out of range.
+        """
+        own = self.by_layer.get(layer, {})
+        if "energy" not in own and all(getattr(self, name) is None for name in _RULES):
+            raise CompressionError(f"the setting has no energy for layer {layer}, and none for the whole network")
+        return replace(self, by_layer={}, **own) if self.by_layer else self
 
     @property
     def division(self) -> Division:
         """How the layers are divided."""
         return Division(self.region_strategy, self.regions, self.cluster_strategy, self.clusters, self.seed)
+
+
+def check_share(name: str, share: float) -> None:
+    """Raise CompressionError unless a share is above 0 and at most 1."""
+    if not 0 < share <= 1:
+        raise CompressionError(f"{name} must be above 0 and at most 1, not {share}")

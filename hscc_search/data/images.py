@@ -1,9 +1,8 @@
-"""Find labelled images, read them once, and keep the decoded pixels in the user's cache folder."""
+"""Read labelled images once, and keep the decoded pixels in the user's cache folder."""
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hscc_search.config import DataConfig
-from hscc_search.data.copies import copy_groups, near_pairs, perceptual_hash
-from hscc_search.errors import DataError
+from hscc_search.data.copies import copy_groups, perceptual_hash
+from hscc_search.errors import DataError, one_line
 from hscc_search.files import cache_folder, folder_written_whole, sha256
 from hscc_search.progress import Progress, Report, silent
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
-# Part of the cache key: raise it when the way from file to pixels changes.
+# Part of the cache key: raise it when the same file would be decoded to other pixels.
 _PIXEL_VERSION = 1
 
 
@@ -28,11 +27,11 @@ class Dataset:
     """Decoded images with labels.
 
     Attributes:
-        images: uint8, shape (images, 3, side, side), RGB; mapped from a file, read on access.
+        images: uint8, shape (images, 3, image_size, image_size), RGB; mapped from a file, read on access.
         labels: int64, shape (images,), positions in ``classes``.
         classes: class names in alphabetical order.
         groups: int64, shape (images,); images that are copies of each other have the same number.
-        fingerprint: SHA-256 over class names and image contents; where the files lie does not matter.
+        fingerprint: SHA-256 over class names and image contents, whatever the files are called.
     """
 
     images: np.ndarray
@@ -44,7 +43,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Source:
-    """One image before it is read: its class, what identifies its content, and how to open it."""
+    """An image before it is decoded: its class, the SHA-256 of its content, and its file or its pixels."""
 
     class_name: str
     digest: str
@@ -58,23 +57,104 @@ class _Source:
         return read_image(self.path)
 
 
-@dataclass(frozen=True)
-class FolderReport:
-    """What ``hscc-search data check`` found.
+def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
+    """Read the images that a study file names, from the cache if they have been read before.
 
-    Attributes:
-        classes: images per class, readable or not.
-        exact_copies: images whose bytes another image, standing before it, has too.
-        near_pairs: pairs of images that show the same thing without being exact copies.
-        conflicts: pairs of copies that carry different labels.
-        unreadable: files that cannot be used, and why.
+    Raises:
+        DataError: the folder or an image in it cannot be used, or there are fewer than two classes.
     """
+    sources = _digit_sources() if config.path is None else _folder_sources(config.path)
+    # Sorted by content, so that neither the order nor the names of files change a split.
+    sources.sort(key=lambda source: (source.class_name, source.digest))
+    classes = tuple(sorted({source.class_name for source in sources}))
+    if len(classes) < 2:
+        raise DataError(
+            f"only one class, {classes[0]!r}, below {config.path}: a classifier needs two or more class folders"
+        )
+    listing = "\n".join(f"{source.class_name} {source.digest}" for source in sources)
+    fingerprint = hashlib.sha256(listing.encode()).hexdigest()
+    folder = cache_folder("pixels") / f"{fingerprint[:32]}-{config.image_size}-v{_PIXEL_VERSION}"
+    if not folder.exists():
+        images, groups = _decode(sources, config.image_size, report)
+        try:
+            with folder_written_whole(folder) as temporary:
+                np.save(temporary / "images.npy", images)
+                np.save(temporary / "groups.npy", groups)
+        except OSError:
+            # Expected where another process has finished the same folder first; else the folder is missing.
+            if not folder.exists():
+                raise
+    labels = np.array([classes.index(source.class_name) for source in sources], np.int64)
+    return Dataset(
+        images=np.load(folder / "images.npy", mmap_mode="r"),
+        labels=labels,
+        classes=classes,
+        groups=np.load(folder / "groups.npy"),
+        fingerprint=fingerprint,
+    )
 
-    classes: dict[str, int]
-    exact_copies: int
-    near_pairs: int
-    conflicts: list[tuple[Path, Path]]
-    unreadable: list[tuple[Path, str]]
+
+def _folder_sources(folder: Path) -> list[_Source]:
+    files = find_images(folder)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(file_digest, [path for path, _ in files]))
+    return [_Source(class_name, digest, path, None) for (path, class_name), digest in zip(files, digests, strict=True)]
+
+
+def _digit_sources() -> list[_Source]:
+    from sklearn.datasets import load_digits  # slow to import, and only this source needs it
+
+    digits = load_digits()
+    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
+    return [
+        _Source(str(label), hashlib.sha256(image.tobytes()).hexdigest(), None, image)
+        for image, label in zip(pixels, digits.target, strict=True)
+    ]
+
+
+def _decode(sources: Sequence[_Source], image_size: int, report: Report) -> tuple[np.ndarray, np.ndarray]:
+    """Read all images; returns their pixels and the groups of copies among them, as in :class:`Dataset`."""
+
+    def pixels_and_hash(source: _Source) -> tuple[np.ndarray, np.ndarray]:
+        image = source.open()
+        resized = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        return np.asarray(resized).transpose(2, 0, 1), perceptual_hash(image)
+
+    images = np.empty((len(sources), 3, image_size, image_size), np.uint8)
+    hashes = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for index, (pixels, bits) in enumerate(pool.map(pixels_and_hash, sources)):
+            images[index] = pixels
+            hashes.append(bits)
+            report(Progress("reading images", index + 1, len(sources)))
+    return images, copy_groups(np.stack(hashes))
+
+
+def find_images(folder: Path) -> list[tuple[Path, str]]:
+    """List the images below a folder, each with its class: the name of the folder that directly holds it.
+
+    Class folders may lie at any depth. Those with the same name are one class, such as in Training and in Testing.
+
+    Raises:
+        DataError: there is no such folder, no image below it, or an image outside of a class folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no image folder at {folder}: give a folder with one folder of images per class")
+    paths: list[Path] = []
+    visited: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real_folder = os.path.realpath(root)
+        if real_folder in visited:  # a link leads back
+            folders.clear()
+            continue
+        visited.add(real_folder)
+        paths += [Path(root) / name for name in names if Path(name).suffix.lower() in _EXTENSIONS and name[0] != "."]
+    if not paths:
+        raise DataError(f"no images below {folder}: expected class folders with files such as .jpg or .png")
+    for path in paths:
+        if path.parent == folder:
+            raise DataError(f"image {path} lies outside of a class folder: move it to {folder}/<class>/")
+    return [(path, path.parent.name) for path in sorted(paths)]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -93,151 +173,24 @@ def read_image(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except DataError:
         raise
-    except Exception as error:  # Pillow's readers raise what they meet: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and others
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())
-    return DataError(
-        f"cannot read image {path} ({reason}): replace or remove it; `hscc-search data check` lists all such files"
-    )
+def file_digest(path: Path) -> str:
+    """SHA-256 of an image file.
 
-
-def _digest(path: Path) -> str:
+    Raises:
+        DataError: the file cannot be read.
+    """
     try:
         return sha256(path)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
-def find_images(folder: Path) -> list[tuple[Path, str]]:
-    """Every image below a folder with its class, which is the name of the folder that directly holds it.
-
-    Class folders may lie at any depth; those of equal name are one class, so that a Training/Testing pair merges.
-
-    Raises:
-        DataError: no such folder, no images, or an image outside of a class folder.
-    """
-    if not folder.is_dir():
-        raise DataError(f"no image folder at {folder}: give a folder with one folder of images per class")
-    paths: list[Path] = []
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(root)) in seen:  # a link leads back
-            folders.clear()
-            continue
-        seen.add(place)
-        paths += [Path(root) / name for name in names if Path(name).suffix.lower() in EXTENSIONS and name[0] != "."]
-    if not paths:
-        raise DataError(f"no images below {folder}: expected class folders with files such as .jpg or .png")
-    for path in paths:
-        if path.parent == folder:
-            raise DataError(f"image {path} lies outside of a class folder: move it to {folder}/<class>/")
-    return [(path, path.parent.name) for path in sorted(paths)]
-
-
-def check_folder(folder: Path, report: Report = silent) -> FolderReport:
-    """Count images, copies, label conflicts and unreadable files below a folder.
-
-    Raises:
-        DataError: as :func:`find_images`.
-    """
-    found = find_images(folder)
-    unreadable: list[tuple[Path, str]] = []
-    kept: list[tuple[Path, str, str, np.ndarray]] = []
-
-    def look(item: tuple[Path, str]) -> tuple[str, np.ndarray] | DataError:
-        try:
-            return _digest(item[0]), perceptual_hash(read_image(item[0]))
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, ((path, class_name), result) in enumerate(zip(found, pool.map(look, found), strict=True), 1):
-            if isinstance(result, DataError):
-                cause = result.__cause__
-                unreadable.append((path, str(cause) if cause else str(result)))
-            else:
-                kept.append((path, class_name, *result))
-            report(Progress("checking images", done, len(found)))
-    digests = [digest for _, _, digest, _ in kept]
-    pairs = near_pairs(np.stack([bits for *_, bits in kept])) if kept else np.empty((0, 2), np.int64)
-    return FolderReport(
-        classes=dict(sorted(Counter(class_name for _, class_name in found).items())),
-        exact_copies=len(digests) - len(set(digests)),
-        near_pairs=sum(digests[first] != digests[second] for first, second in pairs),
-        conflicts=[(kept[first][0], kept[second][0]) for first, second in pairs if kept[first][1] != kept[second][1]],
-        unreadable=unreadable,
-    )
-
-
-def _folder_sources(folder: Path) -> list[_Source]:
-    found = find_images(folder)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(_digest, [path for path, _ in found]))
-    return [_Source(class_name, digest, path, None) for (path, class_name), digest in zip(found, digests, strict=True)]
-
-
-def _digit_sources() -> list[_Source]:
-    from sklearn.datasets import load_digits  # slow to import, and only this source needs it
-
-    digits = load_digits()
-    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
-    return [
-        _Source(str(label), hashlib.sha256(image.tobytes()).hexdigest(), None, image)
-        for image, label in zip(pixels, digits.target, strict=True)
-    ]
-
-
-def _decode(sources: Iterable[_Source], total: int, side: int, report: Report) -> tuple[np.ndarray, np.ndarray]:
-    def pixels_and_hash(source: _Source) -> tuple[np.ndarray, np.ndarray]:
-        image = source.open()
-        resized = image.resize((side, side), Image.Resampling.BILINEAR)
-        return np.asarray(resized).transpose(2, 0, 1), perceptual_hash(image)
-
-    images = np.empty((total, 3, side, side), np.uint8)
-    hashes = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, (pixels, bits) in enumerate(pool.map(pixels_and_hash, sources)):
-            images[index] = pixels
-            hashes.append(bits)
-            report(Progress("reading images", index + 1, total))
-    return images, copy_groups(np.stack(hashes))
-
-
-def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
-    """Read the images that a study file names, from the cache where they were read before.
-
-    Raises:
-        DataError: the folder or an image in it cannot be used, or there are fewer than two classes.
-    """
-    sources = _digit_sources() if config.path is None else _folder_sources(config.path)
-    # Sorted by content, so that neither the order nor the names of files change a split.
-    sources.sort(key=lambda source: (source.class_name, source.digest))
-    classes = tuple(sorted({source.class_name for source in sources}))
-    if len(classes) < 2:
-        raise DataError(
-            f"only one class, {classes[0]!r}, below {config.path}: a classifier needs two or more class folders"
-        )
-    listing = "\n".join(f"{source.class_name} {source.digest}" for source in sources)
-    fingerprint = hashlib.sha256(listing.encode()).hexdigest()
-    folder = cache_folder("pixels") / f"{fingerprint[:32]}-{config.image_size}-v{_PIXEL_VERSION}"
-    if not folder.exists():
-        images, groups = _decode(sources, len(sources), config.image_size, report)
-        try:
-            with folder_written_whole(folder) as temporary:
-                np.save(temporary / "images.npy", images)
-                np.save(temporary / "groups.npy", groups)
-        except OSError:
-            # Another process finished the same folder first; any other failure leaves it missing.
-            if not folder.exists():
-                raise
-    labels = np.array([classes.index(source.class_name) for source in sources], np.int64)
-    return Dataset(
-        images=np.load(folder / "images.npy", mmap_mode="r"),
-        labels=labels,
-        classes=classes,
-        groups=np.load(folder / "groups.npy"),
-        fingerprint=fingerprint,
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"cannot read image {path} ({one_line(error)}): "
+        "replace or remove it; `hscc-search data check` lists all such files"
     )

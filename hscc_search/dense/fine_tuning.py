@@ -1,7 +1,5 @@
 """Train a compressed network further, with the dense network as its teacher."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 from torch.nn import functional
@@ -9,10 +7,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part
-from hscc_search.dense.training import _on_device, _optimizer, _scores, _steps, _train_epoch
+from hscc_search.dense.epochs import Batch, Loss, label_loss, run_epoch, start_descent, training_scores
 from hscc_search.progress import Progress, Report, silent
 
-# The share of the steps of fine-tuning that the average of its weights reaches back.
+# Share of all steps, counted from the last one, that the average of the weights covers.
 _AVERAGED_SHARE = 0.1
 
 
@@ -27,8 +25,8 @@ def fine_tune(
     """Train a compressed network further, in place, with distillation from the dense network (Hinton et al. 2015).
 
     The loss is ``(1 - d) * cross entropy + d * t^2 * KL(dense || compressed)`` of scores divided by t, with weight d
-    and temperature t of ``config.finetuning``; both networks see the same augmented images. What is left at the end is
-    an exponential moving average of the weights over about the last tenth of the steps (Polyak and Juditsky 1992).
+    and temperature t of ``config.finetuning``; both networks see the same augmented images. The network ends with an
+    exponential moving average of its weights over about the last tenth of the steps (Polyak and Juditsky 1992).
 
     Args:
         network: a compressed network, or any other that takes the same images and gives the same classes.
@@ -39,46 +37,41 @@ def fine_tune(
         report: told after each epoch.
     """
     tuning = config.finetuning
-    data = _on_device(train, device)
     network.requires_grad_(True)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(network, config.training, tuning.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=tuning.learning_rate, total_steps=tuning.epochs * _steps(config, data)
-    )
-    teacher = Teacher(dense, tuning.distillation, tuning.temperature) if tuning.distillation > 0 else None
-    decay = max(0.0, 1 - 1 / (_AVERAGED_SHARE * tuning.epochs * _steps(config, data)))
+    descent = start_descent(network, config, train, tuning.learning_rate, tuning.epochs, device)
+    decay = max(0.0, 1 - 1 / (_AVERAGED_SHARE * tuning.epochs * descent.steps_per_epoch))
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(network))
+    descent.optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(network))
+    loss = _with_teacher(label_loss(config), dense, tuning.distillation, tuning.temperature)
     for epoch in range(tuning.epochs):
-        loss = _train_epoch(network, data, config, epoch, optimizer, schedule, teacher)
-        report(Progress("fine-tuning", epoch + 1, tuning.epochs, f"loss {loss:.3f}"))
+        mean_loss = run_epoch(descent, epoch, loss)
+        report(Progress("fine-tuning", epoch + 1, tuning.epochs, f"loss {mean_loss:.3f}"))
     network.load_state_dict(averaged.module.state_dict())
     network.eval()
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A network to learn from.
+def _with_teacher(by_labels: Loss, dense: nn.Module, weight: float, temperature: float) -> Loss:
+    """Add the divergence from the dense network's scores to a loss, with a weight from 0 to 1 against it."""
+    if weight == 0:
+        return by_labels
 
-    Attributes:
-        network: gives the scores.
-        weight: of its scores against the labels, 0 to 1.
-        temperature: that softens the scores.
-    """
-
-    network: nn.Module
-    weight: float
-    temperature: float
-
-    def loss(self, batch: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """How far the scores ``output`` of a batch are from the teacher's."""
+    def loss(batch: Batch, scores: torch.Tensor) -> torch.Tensor:
+        labels_loss = by_labels(batch, scores)
         with torch.no_grad():
-            wanted = _scores(self.network, batch)
-        divergence = functional.kl_div(
-            (output / self.temperature).log_softmax(1),
-            (wanted / self.temperature).log_softmax(1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return divergence * self.temperature**2
+            dense_scores = training_scores(dense, batch.images)
+        teacher_loss = _divergence(scores, dense_scores, temperature)
+        return (1 - weight) * labels_loss + weight * teacher_loss
+
+    return loss
+
+
+def _divergence(scores: torch.Tensor, dense_scores: torch.Tensor, temperature: float) -> torch.Tensor:
+    """t^2 times the Kullback-Leibler divergence of softened scores, so that gradients keep their size for any t."""
+    divergence = functional.kl_div(
+        (scores / temperature).log_softmax(1),
+        (dense_scores / temperature).log_softmax(1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return divergence * temperature**2

@@ -1,4 +1,4 @@
-"""The dense networks: build_network one by name, read its weights, find the device it runs on."""
+"""Build a network by the name that a study file gives it."""
 
 import difflib
 import importlib
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hscc_search.dense.torchvision_operators import make_importable
-from hscc_search.errors import ModelError
+from hscc_search.errors import ModelError, one_line
 
 
 class DigitsCNN(nn.Sequential):
@@ -23,7 +23,7 @@ class DigitsCNN(nn.Sequential):
     """
 
     def __init__(self, classes: int, image_size: int = 16) -> None:
-        side = image_size // 4
+        pooled_size = image_size // 4
         super().__init__(
             nn.Conv2d(3, 32, 3, padding=1),
             nn.ReLU(),
@@ -36,7 +36,7 @@ class DigitsCNN(nn.Sequential):
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(128 * side * side, 128),
+            nn.Linear(128 * pooled_size * pooled_size, 128),
             nn.ReLU(),
             nn.Linear(128, classes),
         )
@@ -55,18 +55,18 @@ def build_network(name: str, classes: int, image_size: int, weights: str | None 
             layer is then made anew for ``classes`` outputs.
 
     Raises:
-        ModelError: there is no such network, function or weights, it fails to build_network, or it does not take such images.
+        ModelError: there is no such network, function or weights, it cannot be built, or it cannot take such images.
     """
     network = _build(name, classes, image_size, weights).eval()
     try:
         with torch.no_grad():
             output = network(torch.zeros(1, 3, image_size, image_size))
     except Exception as error:  # whatever a network raises
-        message = f"{name} cannot take images of {image_size} x {image_size} pixels: {_one_line(error)}"
+        message = f"{name} cannot take images of {image_size} x {image_size} pixels: {one_line(error, with_type=True)}"
         raise ModelError(message) from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, classes):
-        found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ModelError(f"{name} must return scores of shape (images, {classes}), not {found} for one image")
+        returned = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ModelError(f"{name} must return scores of shape (images, {classes}), not {returned} for one image")
     return network
 
 
@@ -82,23 +82,15 @@ def _build(name: str, classes: int, image_size: int, weights: str | None) -> nn.
     make_importable()
     from torchvision import models
 
-    known = models.list_models(module=models)
-    if name in known:
+    torchvision_names = models.list_models(module=models)
+    if name in torchvision_names:
         return _build_torchvision(name, classes, weights)
     import timm  # after torchvision has been asked, since it is slow to import
 
-    known_to_timm = timm.list_models()
-    if name.removeprefix("timm/") in known_to_timm:
+    timm_names = timm.list_models()
+    if name.removeprefix("timm/") in timm_names:
         return _build_timm(name.removeprefix("timm/"), classes, image_size, weights)
-    close = difflib.get_close_matches(name, known) + [
-        f"timm/{other}" if other in known else other
-        for other in difflib.get_close_matches(name.removeprefix("timm/"), known_to_timm)
-    ]
-    raise ModelError(
-        f"no network named {name!r} in torchvision or timm: "
-        + (f"did you mean {' or '.join(close)}? Else " if close else "")
-        + "give digits_cnn, a classifier such as alexnet, or your own module:function"
-    )
+    raise _unknown_name(name, torchvision_names, timm_names)
 
 
 def _build_torchvision(name: str, classes: int, weights: str | None) -> nn.Module:
@@ -110,7 +102,9 @@ def _build_torchvision(name: str, classes: int, weights: str | None) -> nn.Modul
     try:
         network: nn.Module = models.get_model(name, weights=weights)
     except Exception as error:
-        raise ModelError(f"cannot get torchvision weights {weights!r} for {name}: {_one_line(error)}") from error
+        raise ModelError(
+            f"cannot get torchvision weights {weights!r} for {name}: {one_line(error, with_type=True)}"
+        ) from error
     _replace_last_layer(network, classes)
     return network
 
@@ -118,9 +112,10 @@ def _build_torchvision(name: str, classes: int, weights: str | None) -> nn.Modul
 def _build_timm(name: str, classes: int, image_size: int, weights: str | None) -> nn.Module:
     import timm
 
+    tagged_name = name if weights in (None, "DEFAULT") else f"{name}.{weights}"
+
     def create(**extra: Any) -> nn.Module:
-        tagged = name if weights in (None, "DEFAULT") else f"{name}.{weights}"
-        return timm.create_model(tagged, pretrained=weights is not None, num_classes=classes, **extra)
+        return timm.create_model(tagged_name, pretrained=weights is not None, num_classes=classes, **extra)
 
     try:
         try:
@@ -130,39 +125,52 @@ def _build_timm(name: str, classes: int, image_size: int, weights: str | None) -
                 raise
             return create()
     except Exception as error:
-        wanted = f"get timm weights {weights!r} for" if weights is not None else "build_network timm network"
-        raise ModelError(f"cannot {wanted} {name} at {image_size} pixels: {_one_line(error)}") from error
+        task = f"get timm weights {weights!r} for" if weights is not None else "build timm network"
+        raise ModelError(f"cannot {task} {name} at {image_size} pixels: {one_line(error, with_type=True)}") from error
 
 
 def _build_own(name: str, classes: int) -> nn.Module:
     module_name, _, function_name = name.partition(":")
     folder = str(Path.cwd())
     if folder not in sys.path:
-        sys.path.insert(0, folder)  # a console script does not look into the folder that it is started from
+        sys.path.insert(0, folder)  # a console script does not search the working folder
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         network = function(classes)
     except Exception as error:  # whatever the user's code raises
-        raise ModelError(f"cannot build_network {name} with {classes} classes: {_one_line(error)}") from error
+        raise ModelError(f"cannot build {name} with {classes} classes: {one_line(error, with_type=True)}") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
     return network
 
 
+def _unknown_name(name: str, torchvision_names: list[str], timm_names: list[str]) -> ModelError:
+    close_names = difflib.get_close_matches(name, torchvision_names)
+    for timm_name in difflib.get_close_matches(name.removeprefix("timm/"), timm_names):
+        close_names.append(f"timm/{timm_name}" if timm_name in torchvision_names else timm_name)
+    suggestion = f"did you mean {' or '.join(close_names)}? Else " if close_names else ""
+    return ModelError(
+        f"no network named {name!r} in torchvision or timm: {suggestion}"
+        "give digits_cnn, a classifier such as alexnet, or your own module:function"
+    )
+
+
 def _replace_last_layer(network: nn.Module, classes: int) -> None:
-    name, layer = [
-        (name, layer) for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))
-    ][-1]
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    name, last = layers[-1]
     parent_name, _, child = name.rpartition(".")
     parent = network.get_submodule(parent_name)
-    if isinstance(layer, nn.Linear):
-        setattr(parent, child, nn.Linear(layer.in_features, classes))
-    elif isinstance(layer, nn.Conv2d):
-        setattr(parent, child, nn.Conv2d(layer.in_channels, classes, kernel_size=1))
+    if isinstance(last, nn.Linear):
+        setattr(parent, child, nn.Linear(last.in_features, classes))
+    else:
+        setattr(parent, child, nn.Conv2d(last.in_channels, classes, kernel_size=1))
 
 
 def source_of_own(name: str) -> str | None:
-    """The source text behind a ``module:function`` name, which decides whether cached weights still fit."""
+    """Read the source text of the module of a ``module:function`` name, None for other names.
+
+    It is part of the key of cached weights: they do not fit a network whose code has changed.
+    """
     if ":" not in name:
         return None
     module_name, _, _ = name.partition(":")
@@ -170,13 +178,13 @@ def source_of_own(name: str) -> str | None:
 
 
 def kaiming_initialise(network: nn.Module) -> None:
-    """Kaiming-normal weights and zero biases for the layers of a network that does not normalise.
+    """Draw Kaiming-normal weights and set biases to zero, in place, unless the network normalises.
 
     AlexNet with torch's default initialisation needs many epochs to leave its plateau. A network that normalises
     keeps its own initialisation: the scale of its convolutions matters little, while narrow attention weights and
     heads that begin at zero would be lost.
     """
-    # By name, since timm has dozens of normalisations (and networks made to do without) that share no base class.
+    # Recognised by name: timm has dozens of normalisation layers that share no base class.
     if any("Norm" in type(layer).__name__ for layer in network.modules()):
         return
     for layer in network.modules():
@@ -184,7 +192,3 @@ def kaiming_initialise(network: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

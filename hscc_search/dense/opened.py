@@ -1,4 +1,4 @@
-"""The dense network of a study with its weights, and the images it belongs to, opened once."""
+"""Open images, split and dense network of a study together."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def open_dense(
     fingerprint: str | None = None,
     weights: str | None = None,
 ) -> Opened:
-    """Open the images and the dense network of a study; the network is trained now where it was not before.
+    """Open the images and the dense network of a study, and train the network unless its weights are in the cache.
 
     Args:
         config: of the study.
@@ -66,7 +66,7 @@ def open_dense(
     """
     chosen_device = choose_device(device)
     dataset = load_dataset(config.data, report)
-    # Before anything is trained on the wrong images.
+    # Checked before a network would be trained on the wrong images.
     if fingerprint not in (None, dataset.fingerprint):
         raise StudyError(
             f"study {config.name} was started on other images than those at {config.data.path}: "
@@ -103,30 +103,30 @@ def _with_weights(
 
 @contextmanager
 def _alone(path: Path, progress: Progress, report: Report) -> Iterator[None]:
-    """Hold the lock of a file that is being made; say so where another process holds it, and wait."""
+    """Hold the lock of a file that is being made; where another process holds it, report that and wait."""
     lock = FileLock(path.with_suffix(".lock"))
     try:
-        held = lock.acquire(blocking=False)
+        acquired = lock.acquire(blocking=False)
     except Timeout:
         report(replace(progress, note="another process is at it"))
-        held = lock.acquire()
-    with held:
+        acquired = lock.acquire()
+    with acquired:
         yield
 
 
 def build(config: StudyConfig, classes: int) -> nn.Module:
-    """Build the dense network of a study as it is before any training: the same for the same seed."""
+    """Build the dense network of a study before any training; equal seeds give equal weights."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         network = build_network(config.model.name, classes, config.data.image_size, config.model.weights)
-        # A function of the user's own may return weights that it has loaded; those are not ours to draw anew.
+        # Published weights are kept, and so are those of a user's own function, which may have loaded them.
         if config.model.weights is None and ":" not in config.model.name:
             kaiming_initialise(network)
     return network
 
 
 def checkpoint_path(config: StudyConfig, dataset: Dataset) -> Path:
-    """Name the file that keeps the trained weights of a study, by all that they depend on."""
+    """Path of the trained weights of a study in the cache, named by a digest of all that they depend on."""
     key = {
         "version": _TRAINING_VERSION,
         "seed": config.seed,

@@ -1,9 +1,9 @@
 """Make torchvision import beside a CPU build of torch.
 
 torchvision's wheel is built for CUDA. Beside a CPU build of torch its compiled operators do not load, and the
-import fails where it describes the operators ``torchvision::nms`` and ``torchvision::qnms``, which nobody here
-calls. Declaring the two first makes models, transforms and data sets work. Where torchvision imports by itself
-this module does nothing.
+import fails where torchvision registers shapes for the operators ``torchvision::nms`` and ``torchvision::qnms``.
+Nothing here calls them; declaring the two first makes models, transforms and data sets work. Where torchvision
+imports by itself this module does nothing.
 """
 
 import torch
@@ -12,12 +12,12 @@ _SCHEMAS = (
     "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
-# A library's declarations are withdrawn when it is collected.
+# Kept alive: torch withdraws a library's declarations when the object is garbage-collected.
 _libraries: list[torch.library.Library] = []
 
 
 def make_importable() -> None:
-    """Declare the missing operators if, and only if, ``import torchvision`` fails for want of them."""
+    """Declare the missing operators if ``import torchvision`` fails without them, and only then."""
     try:
         import torchvision
     except RuntimeError as error:

@@ -1,1 +1,5 @@
-"""What a network costs and how well it does: ``cost`` and ``counters``, ``predictions`` and ``quality``."""
+"""The cost of a network and the quality of its predictions.
+
+``cost`` holds MACs, FLOPs, parameters and bytes, and ``counters`` counts them. ``predictions`` runs a network over
+images, and ``quality`` compares the predicted classes with the labels.
+"""

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds, FLOPs, parameters, bytes."""
+"""The cost of a network: multiply-adds, FLOPs, parameters and bytes. Needs no torch."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +11,7 @@ class Cost:
     Attributes:
         macs: multiply-adds of convolutions, fully connected layers and matrix products.
         flops: twice the MACs.
-        parameters: number of weights.
+        parameters: number of weights and biases.
         megabytes: parameters and buffers, in 10^6 bytes.
     """
 
@@ -21,7 +21,7 @@ class Cost:
     megabytes: float
 
     def stored(self) -> dict[str, Any]:
-        """JSON-compatible values."""
+        """JSON-compatible values by name."""
         return asdict(self)
 
 
@@ -31,7 +31,7 @@ class CountedCost(Cost):
 
     Attributes:
         macs_torch: MACs by torch's own counter; a difference means that one of them misses an operator.
-        uncounted: operators that fvcore does not know, with how often they occur.
+        uncounted: operators that fvcore does not know, by name, and how often each occurs in one run.
     """
 
     macs_torch: int

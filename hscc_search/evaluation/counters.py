@@ -1,6 +1,4 @@
-"""Count what a network costs while it runs."""
-
-import logging
+"""Count the cost of a network while it runs."""
 
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -8,14 +6,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hscc_search.evaluation.cost import Cost, CountedCost
+from hscc_search.progress import errors_only
 
-# fvcore's names of the operators that multiply and add. What it counts beside these (normalisation, pooling) are
-# other operations, and torch's counter and the formula leave them out as well.
+# fvcore's names of the operators that multiply and add. It also counts normalisation and pooling, which are other
+# operations: torch's counter and the formula of a compressed layer leave them out as well.
 _MULTIPLY_ADD = {"conv", "linear", "addmm", "matmul", "bmm", "einsum"}
 
 
 def cost_of(network: nn.Module, macs: int) -> Cost:
-    """Cost of a network whose MACs are known, such as by the formula of a compressed one."""
+    """The cost of a network whose MACs are known.
+
+    Args:
+        network: dense or compressed.
+        macs: multiply-adds per image, such as the formula of the compressed layers gives.
+    """
     tensors = [*network.parameters(), *network.buffers()]
     return Cost(
         macs=macs,
@@ -27,24 +31,21 @@ def cost_of(network: nn.Module, macs: int) -> Cost:
 
 @torch.no_grad()
 def measure_cost(network: nn.Module, image_size: int) -> CountedCost:
-    """Count on one image of zeros.
+    """Count the cost of a network on one image of zeros.
 
     Args:
         network: in evaluation mode; takes float32 (images, 3, image_size, image_size).
-        image_size: side of the image in pixels.
+        image_size: height and width of the image in pixels.
+
+    Source: fvcore's ``FlopCountAnalysis`` for the MACs, checked against torch's ``FlopCounterMode``.
     """
     image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
     analysis = FlopCountAnalysis(network, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    tracer = logging.getLogger("torch.jit._trace")
-    level = tracer.level
-    tracer.setLevel(logging.ERROR)
-    try:
+    with errors_only("torch.jit._trace"):
         counted = analysis.by_operator()
-    finally:
-        tracer.setLevel(level)
     with FlopCounterMode(display=False) as counter:
         network(image)
-    # fvcore calls them flops, but counts multiply-adds. This is the one place where that is put right.
+    # fvcore calls these flops but counts multiply-adds; they are converted here and nowhere else.
     macs = sum(int(count) for operator, count in counted.items() if operator in _MULTIPLY_ADD)
     return CountedCost(
         **cost_of(network, macs).stored(),

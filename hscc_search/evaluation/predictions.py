@@ -9,7 +9,7 @@ from torch import nn
 from hscc_search.config import DataConfig
 from hscc_search.data import Part
 
-# Images per batch wherever a network only answers.
+# Images per batch wherever a network runs without training.
 BATCH_SIZE = 64
 
 
@@ -40,7 +40,13 @@ def network_input(images: torch.Tensor, config: DataConfig) -> torch.Tensor:
 
 @torch.no_grad()
 def predict(network: nn.Module, part: Part, config: DataConfig, device: torch.device) -> np.ndarray:
-    """Run a network over a part of the data, in evaluation mode.
+    """Run a network over a part of the data in evaluation mode, without gradients.
+
+    Args:
+        network: on the device; it is left in evaluation mode.
+        part: its images are used.
+        config: holds mean and std per channel.
+        device: where to compute.
 
     Returns:
         Scores before softmax, float32, shape (images, classes).
@@ -54,5 +60,5 @@ def predict(network: nn.Module, part: Part, config: DataConfig, device: torch.de
 
 
 def batches(images: np.ndarray) -> Sequence[np.ndarray]:
-    """Cut images into batches of :data:`BATCH_SIZE`."""
+    """Cut images, shape (images, ...), into batches of at most :data:`BATCH_SIZE`."""
     return [images[first : first + BATCH_SIZE] for first in range(0, len(images), BATCH_SIZE)]

@@ -1,4 +1,4 @@
-"""How often a network is right, and how surely that is known."""
+"""Accuracy, recall and F1 of predicted classes, each with its standard error over images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ BOOTSTRAP_DRAWS = 1000
 
 @dataclass(frozen=True)
 class Quality:
-    """Metrics on one part of the data, by name.
+    """Metrics of predictions on one part of the data, by name.
 
     Attributes:
         metrics: ``accuracy``, ``macro_f1``, and for each class ``recall:CLASS`` and ``f1:CLASS``; 0 to 1.
@@ -25,10 +25,10 @@ def measure_quality(predicted: np.ndarray, labels: np.ndarray, classes: Sequence
     """Measure accuracy, macro F1, recall and F1 per class, each with its bootstrap standard error over images.
 
     Args:
-        predicted: integers, shape (images,), class positions.
-        labels: integers, shape (images,).
+        predicted: predicted classes as positions in ``classes``, integers of shape (images,).
+        labels: true classes, likewise.
         classes: class names.
-        seed: of the bootstrap.
+        seed: of the bootstrap's :data:`BOOTSTRAP_DRAWS` draws.
     """
     count = len(classes)
     confusion = np.bincount(labels.astype(np.int64) * count + predicted, minlength=count * count)
@@ -42,7 +42,10 @@ def measure_quality(predicted: np.ndarray, labels: np.ndarray, classes: Sequence
 
 
 def _measures(confusions: np.ndarray) -> dict[str, np.ndarray]:
-    """Measures of confusion matrices (draws, true class, predicted class); 0 where a class does not occur.
+    """Compute the measures of confusion matrices; those of a class that does not occur are 0.
+
+    Args:
+        confusions: number of images, shape (draws, true classes, predicted classes).
 
     Returns:
         Accuracy and macro F1, shape (draws,), and recall and F1 of each class, shape (draws, classes).
@@ -59,8 +62,8 @@ def _measures(confusions: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _named(measures: dict[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:
-    """Give each class's share of a measure a name of its own."""
-    named = {}
+    """Name the values of a measure: ``measure:CLASS`` where it has a value for each class."""
+    named: dict[str, float] = {}
     for measure, values in measures.items():
         if values.ndim:
             named |= {f"{measure}:{name}": float(value) for name, value in zip(classes, values, strict=True)}

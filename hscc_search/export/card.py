@@ -1,95 +1,120 @@
 """The model card of an exported folder."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
+from hscc_search.evaluation.quality import Quality
+from hscc_search.export.folder import Metrics, Results
 
-_USE = """\
+_CARD = """\
+# {study}: {model}, {ratio:.2f}x fewer FLOPs
+
+Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {sample}{finetuned}.
+
+## Use
+
+Takes RGB images of {image_size} x {image_size} pixels, float32 values 0 to 1, shape (images, 3, {image_size}, \
+{image_size}); normalisation is part of the network. Returns one score per class, before softmax: {class_names}.
+
 ```python
 import numpy as np, onnxruntime
 from PIL import Image
 
-image = Image.open("image.jpg").convert("RGB").resize(({side}, {side}), Image.Resampling.BILINEAR)
+image = Image.open("image.jpg").convert("RGB").resize(({image_size}, {image_size}), Image.Resampling.BILINEAR)
 pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
 scores = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels}})[0]
 print({classes}[scores.argmax()])
-```"""
+```
+
+As a torch module that can be trained further: `hscc_search.load("this folder")`.
+
+## Results
+
+| | dense | compressed |
+|---|---|---|
+{results}
+
+± is one bootstrap standard error over images ({test_images} in the test part, {validation_images} in the validation \
+part). One multiply-add is one MAC and two FLOPs. The trial was chosen on the validation part; the test part was used \
+for this table only, with ONNX Runtime running model.onnx.
+
+## Layers
+
+| layer | regions | form | fewer MACs |
+|---|---|---|---|
+{layers}
+
+## Limits
+
+Measured on images of the study's data set only. Other scanners, populations and image sizes were not tested; the \
+network is no medical device.
+"""
 
 
-def model_card(metrics: dict[str, Any], config: StudyConfig, plan: tuple[LayerPlan, ...]) -> str:
-    """Markdown that says what the folder holds, how to run it, what it reaches and what was not looked at."""
-    dense, test, validation = metrics["dense"], metrics["test"], metrics["validation"]
-    classes, side = metrics["classes"], config.data.image_size
-    settings = ", ".join(
-        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in metrics["settings"].items()
+def model_card(metrics: Metrics, config: StudyConfig, plan: Sequence[LayerPlan]) -> str:
+    """Write in Markdown what the folder holds, how to run it, what it reaches, and what was not tested.
+
+    Args:
+        metrics: of the dense and the compressed network.
+        config: of the study.
+        plan: what became of each layer.
+    """
+    return _CARD.format(
+        study=metrics.study,
+        model=config.model.name,
+        ratio=metrics.flops_ratio,
+        trial=metrics.trial,
+        sample=_in_words(metrics.sample),
+        finetuned=_finetuned(metrics.finetuning_epochs),
+        image_size=config.data.image_size,
+        class_names=", ".join(metrics.classes),
+        classes=list(metrics.classes),
+        results=_results(metrics),
+        test_images=metrics.test_images,
+        validation_images=metrics.validation_images,
+        layers=_layers(plan),
     )
-    epochs = metrics["finetuning_epochs"]
-    tuned = f", fine-tuned for {epochs} epoch{'s'[: epochs > 1]}" if epochs else ""
-    rows = [
-        ("accuracy, test part", _with_error(dense, "accuracy"), _with_error(test, "accuracy")),
-        ("macro F1, test part", _with_error(dense, "macro_f1"), _with_error(test, "macro_f1")),
-        (
-            "accuracy, validation part",
-            _with_error(dense["validation"], "accuracy"),
-            _with_error(validation, "accuracy"),
-        ),
-        *(
-            (f"recall of {name}, test part", f"{dense['recall'][index]:.3f}", f"{test['recall'][index]:.3f}")
-            for index, name in enumerate(classes)
-        ),
-        ("GMACs per image", f"{dense['macs'] / 1e9:.4f}", f"{test['macs'] / 1e9:.4f}"),
-        ("GFLOPs per image", f"{dense['flops'] / 1e9:.4f}", f"{test['flops'] / 1e9:.4f}"),
-        ("parameters", f"{dense['parameters']:,}", f"{test['parameters']:,}"),
-        ("size in MB", f"{dense['megabytes']:.1f}", f"{test['megabytes']:.1f}"),
-    ]
-    layers = [
+
+
+def _in_words(sample: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in sample.items()
+    )
+
+
+def _finetuned(epochs: int) -> str:
+    return f", fine-tuned for {epochs} epoch{'s'[: epochs > 1]}" if epochs else ""
+
+
+def _results(metrics: Metrics) -> str:
+    dense, compressed = (_cells(results, metrics.classes) for results in (metrics.dense, metrics.compressed))
+    return "\n".join(f"| {name} | {dense[name]} | {compressed[name]} |" for name in dense)
+
+
+def _cells(results: Results, classes: Sequence[str]) -> dict[str, str]:
+    """The column of one network in the table of results, by row."""
+    cost, recalls = results.cost, results.test.metrics
+    return {
+        "accuracy, test part": _with_error(results.test, "accuracy"),
+        "macro F1, test part": _with_error(results.test, "macro_f1"),
+        "accuracy, validation part": _with_error(results.validation, "accuracy"),
+        **{f"recall of {name}, test part": f"{recalls[f'recall:{name}']:.3f}" for name in classes},
+        "GMACs per image": f"{cost.macs / 1e9:.4f}",
+        "GFLOPs per image": f"{cost.flops / 1e9:.4f}",
+        "parameters": f"{cost.parameters:,}",
+        "size in MB": f"{cost.megabytes:.1f}",
+    }
+
+
+def _with_error(quality: Quality, metric: str) -> str:
+    return f"{quality.metrics[metric]:.4f} ± {quality.errors[metric]:.4f}"
+
+
+def _layers(plan: Sequence[LayerPlan]) -> str:
+    return "\n".join(
         f"| {layer.name} | {layer.regions or '-'} | {layer.summary} | {layer.macs_dense / layer.macs:.2f}x |"
         for layer in plan
         if layer.macs
-    ]
-    return "\n".join(
-        [
-            f"# {config.name}: {config.model.name}, {dense['flops'] / test['flops']:.2f}x fewer FLOPs",
-            "",
-            f"Trial {metrics['trial']} of study {config.name}, compressed by HSCC (arXiv 2604.23375) with "
-            f"{settings}{tuned}.",
-            "",
-            "## Use",
-            "",
-            f"Takes RGB images of {side} x {side} pixels, float32 values 0 to 1, shape (batch, 3, {side}, {side}); "
-            f"normalisation is part of the network. Returns one score per class: {', '.join(classes)}.",
-            "",
-            _USE.format(side=side, classes=classes),
-            "",
-            'As a torch module that can be trained further: `hscc_search.load("this folder")`.',
-            "",
-            "## Figures",
-            "",
-            "| | dense | compressed |",
-            "|---|---|---|",
-            *(f"| {name} | {before} | {after} |" for name, before, after in rows),
-            "",
-            f"± is one bootstrap standard error over images ({test['images']} in the test part, "
-            f"{validation['images']} in the validation part). One multiply-add is one MAC and two FLOPs. The setting "
-            "was chosen on the validation part; the test part was used for this table alone, run by ONNX Runtime from "
-            "model.onnx.",
-            "",
-            "## Layers",
-            "",
-            "| layer | regions | what became of it | fewer MACs |",
-            "|---|---|---|---|",
-            *layers,
-            "",
-            "## Limits",
-            "",
-            "Measured on images of the study's data set only. Other scanners, populations and image sizes were not "
-            "looked at; the network is no medical device.",
-            "",
-        ]
     )
-
-
-def _with_error(figures: dict[str, Any], key: str) -> str:
-    return f"{figures[key]:.4f} ± {figures[key + '_se']:.4f}"

@@ -6,19 +6,19 @@ import torch
 from torch import nn
 
 from hscc_search.errors import CompressionError
+from hscc_search.evaluation.predictions import normalise
 
 
 class Deployed(nn.Module):
-    """Takes RGB images as they come and returns class scores.
+    """A network that takes RGB images with values 0 to 1 and returns class scores.
 
-    Takes float32 (images, 3, image_size, image_size) with values 0 to 1, returns float32 (images, classes) before
-    softmax.
+    Takes float32 (images, 3, image_size, image_size), returns float32 (images, classes) before softmax.
 
     Args:
         network: takes normalised images.
         mean: per channel, of values 0 to 1.
         std: per channel.
-        image_size: the only side that the network takes, in pixels.
+        image_size: side of the images in pixels; the network takes no others.
     """
 
     mean: torch.Tensor
@@ -37,7 +37,8 @@ class Deployed(nn.Module):
         Raises:
             CompressionError: the images have another size.
         """
-        side = self.image_size
-        if images.shape[1:] != (3, side, side):
-            raise CompressionError(f"this network takes shape (n, 3, {side}, {side}), not {tuple(images.shape)}")
-        return self.network((images - self.mean) / self.std)  # type: ignore[no-any-return]
+        wanted = (3, self.image_size, self.image_size)
+        if images.shape[1:] != wanted:
+            shape = ", ".join(map(str, wanted))
+            raise CompressionError(f"this network takes shape (images, {shape}), not {tuple(images.shape)}")
+        return self.network(normalise(images, self.mean, self.std))  # type: ignore[no-any-return]

@@ -1,0 +1,4 @@
+"""Trials as points in the space of a study's objectives. Numbers only: needs neither torch nor Optuna.
+
+objectives -> points -> front -> resampling -> confidence -> selection; the hypervolume beside them.
+"""

@@ -1,4 +1,4 @@
-"""How surely a trial is on the front: accuracies on a few hundred images are noisy."""
+"""The probability that a trial is on the front: accuracies on a few hundred images are noisy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ import numpy as np
 from hscc_search.errors import StudyError
 from hscc_search.pareto.objectives import Objective
 from hscc_search.pareto.points import Point, oriented, predictions_of
-from hscc_search.pareto.resampling import _draw, resample, widening
+from hscc_search.pareto.resampling import draw_counts, resample, widening
 
-# Draws that are looked at together: some arrays of this many values per trial are held at a time.
-_AT_ONCE = 200
-# The widening is estimated on this many draws and, evenly spread, on about as many trials as this.
-_WIDENING_DRAWS, _WIDENING_TRIALS = 200, 1000
+# Draws that are computed at a time, which bounds the memory.
+DRAWS_AT_ONCE = 200
+# Draws, and about how many evenly spread trials, that the widening is estimated on.
+WIDENING_DRAWS, WIDENING_TRIALS = 200, 1000
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """What drawing the validation images again says about a front.
+    """What bootstrap draws of the validation images say about a front.
 
     Attributes:
         probability: by trial number the share of draws in which the trial is on the front; 0 for infeasible ones.
             Of trials that are equal in all objectives and in their predictions the first carries it, as the first
             stands for them on the front; the others have 0.
-        close: trials that cannot be told apart from the front: no member of it beats them in 95 % of the draws or
+        close: trials that cannot be told apart from the front: no member of it dominates them in 95 % of the draws or
             more. Equal trials are close together.
         knee: the trial that is the knee of most draws; None without feasible trials.
     """
@@ -46,8 +46,8 @@ def confidence(
     """Paired bootstrap of a front over the validation images (Efron 1979).
 
     All trials are measured on the same draws, so that errors they have in common cancel. Metrics that depend on
-    images are computed anew for each draw; costs stay, and so do the trials that keep the constraints. One trial
-    beats another in a draw when it is at least as good in every objective there and better in one.
+    images are computed anew for each draw; costs stay, and so does which trials are feasible. One trial dominates
+    another in a draw when it is at least as good in every objective there and better in one.
 
     The observed values differ by more than the true ones do, since noise has been added, and the plain bootstrap adds
     it a second time around values that are too far apart. So each draw's noise is widened by :func:`widening`.
@@ -57,7 +57,7 @@ def confidence(
     are given little are on the front more often than that: 21 % of those with 0.05 to 0.2.
 
     Args:
-        points: finished trials in any order; the dense network is left out.
+        points: finished trials in any order.
         objectives: two to four. A cost with a metric on images takes one sweep for many draws, others one per draw.
         labels: integers, shape (images,), true classes of the validation images.
         classes: class names.
@@ -67,52 +67,100 @@ def confidence(
     Raises:
         StudyError: a trial lacks a metric, predictions do not fit the labels, or a recall is of no class.
     """
-    numbered = {point.trial: point for point in points if point.trial is not None}
-    probability = dict.fromkeys(sorted(numbered), 0.0)
-    kept = [numbered[trial] for trial in probability if numbered[trial].feasible]
-    if not kept:
+    trials = sorted(points, key=lambda point: point.trial)
+    probability = {point.trial: 0.0 for point in trials}
+    feasible = [point for point in trials if point.feasible]
+    if not feasible:
         return Confidence(probability, frozenset(), None)
-    groups, values = _equal(kept, objectives)
-    field = _Field([group[0] for group in groups], values, objectives, labels, classes, seed)
-    counts = _draw(len(labels), draws if field.on_images.any() else 0, seed)
+    groups, values = _group_equal(feasible, objectives)
+    bootstrap = _Bootstrap([group[0] for group in groups], values, objectives, labels, classes, seed)
+    counts = draw_counts(len(labels), draws if bootstrap.on_images.any() else 0, seed)
+    tally = _tally(bootstrap, counts)
 
-    # Who is beaten in every draw by one and the same trial is on no front, and nobody else is on one without it.
-    beaten = np.zeros(len(groups), dtype=np.int64)
-    for drawn in field.draw(counts):
-        beaten += _beats([column[field.champions] for column in drawn], drawn)
-    survivors = np.flatnonzero(beaten < len(counts))
-    doubtful = np.flatnonzero(20 * beaten < 19 * len(counts))  # less than 95 %
+    for group, on_front in zip(groups, (tally.on_front / len(counts)).tolist(), strict=True):
+        probability[group[0].trial] = on_front
+    close = frozenset(point.trial for row in tally.close for point in groups[row])
+    # Of those that are the knee equally often the best by the first objective, then the first trial.
+    knee = max(range(len(groups)), key=lambda row: (tally.is_knee[row], -values[row, 0], -groups[row][0].trial))
+    return Confidence(probability, close, groups[knee][0].trial)
 
-    on_front = np.zeros(len(groups), dtype=np.int64)
-    is_knee = np.zeros(len(groups), dtype=np.int64)
-    beaten_by = np.zeros((len(field.members), len(doubtful)), dtype=np.int64)
-    # Members survive: none beats another on all images, so each is its own champion.
-    members, suspects = np.searchsorted(survivors, field.members), np.searchsorted(survivors, doubtful)
-    for drawn in field.draw(counts, survivors):
-        on = _unbeaten(drawn)
+
+def _group_equal(points: Sequence[Point], objectives: Sequence[Objective]) -> tuple[list[list[Point]], np.ndarray]:
+    """Group points that are the same in every draw, in the order in which a front is listed.
+
+    Returns:
+        The groups, each in the order of the points, and their oriented values, shape (groups, objectives).
+    """
+    values = oriented(points, objectives)
+    first = values[:, 0] * objectives[0].sign
+    groups: dict[tuple[bytes, bytes], list[int]] = {}
+    for row in np.lexsort((*values.T[::-1], first)).tolist():
+        groups.setdefault((values[row].tobytes(), points[row].predictions), []).append(row)
+    return [[points[row] for row in rows] for rows in groups.values()], values[[rows[0] for rows in groups.values()]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Tally:
+    """In how many draws each trial of a bootstrap is what.
+
+    Attributes:
+        on_front: draws in which a trial is on the front, shape (trials,).
+        is_knee: draws in which a trial is the front's knee, shape (trials,).
+        close: rows of the trials that no member of the front as measured dominates in 95 % of the draws.
+    """
+
+    on_front: np.ndarray
+    is_knee: np.ndarray
+    close: np.ndarray
+
+
+def _tally(bootstrap: "_Bootstrap", counts: np.ndarray) -> _Tally:
+    """Count fronts and knees over all draws, in two passes."""
+    # Four subsets of the trials; members are doubtful, and doubtful trials are survivors:
+    #
+    # subset     which trials                                                used for
+    # champions  for each trial the member that dominates it most clearly    a cheap first pass over all trials
+    # survivors  not dominated by their champion in every draw               the fronts and knees of draws
+    # doubtful   dominated by their champion in less than 95 % of the draws  candidates for being close
+    # members    the front as measured, each its own champion                what closeness is measured against
+    #
+    # A trial that the same trial dominates in all draws is never on a front and can be dropped without changing any.
+    trials = len(bootstrap.values)
+    dominated = np.zeros(trials, dtype=np.int64)
+    for drawn in bootstrap.draw(counts):
+        dominated += _dominates([column[bootstrap.champions] for column in drawn], drawn)
+    survivors = np.flatnonzero(dominated < len(counts))
+    doubtful = np.flatnonzero(_below_95_percent(dominated, len(counts)))
+
+    on_front, is_knee = np.zeros(trials, dtype=np.int64), np.zeros(trials, dtype=np.int64)
+    dominated_by = np.zeros((len(bootstrap.members), len(doubtful)), dtype=np.int64)
+    # Rows among the survivors, which alone are drawn in the second pass.
+    member_rows = np.searchsorted(survivors, bootstrap.members)
+    doubtful_rows = np.searchsorted(survivors, doubtful)
+    for drawn in bootstrap.draw(counts, survivors):
+        on = _nondominated(drawn)
         on_front[survivors] += on.sum(axis=1)
-        is_knee += np.bincount(survivors[_knees(drawn, on)], minlength=len(groups))
-        suspected = [column[suspects] for column in drawn]
-        for row, member in enumerate(members):
-            beaten_by[row] += _beats([column[member : member + 1] for column in drawn], suspected)
-    close = doubtful[20 * beaten_by.max(axis=0) < 19 * len(counts)]
-
-    for group, share in zip(groups, (on_front / len(counts)).tolist(), strict=True):
-        probability[_trial(group[0])] = share
-    best = max(range(len(groups)), key=lambda row: (is_knee[row], -field.values[row, 0], -_trial(groups[row][0])))
-    return Confidence(
-        probability, frozenset(_trial(point) for row in close for point in groups[row]), _trial(groups[best][0])
-    )
+        is_knee += np.bincount(survivors[_knees(drawn, on)], minlength=trials)
+        candidates = [column[doubtful_rows] for column in drawn]
+        for position, row in enumerate(member_rows):
+            dominated_by[position] += _dominates([column[row : row + 1] for column in drawn], candidates)
+    close = doubtful[_below_95_percent(dominated_by.max(axis=0), len(counts))]
+    return _Tally(on_front, is_knee, close)
 
 
-class _Field:
-    """Trials that compete, no two of them equal, in the order in which a front is listed.
+def _below_95_percent(draws: np.ndarray, of: int) -> np.ndarray:
+    below: np.ndarray = 20 * draws < 19 * of
+    return below
+
+
+class _Bootstrap:
+    """Values of trials, no two of them equal, in draws of the validation images.
 
     Attributes:
         values: as measured, oriented, shape (trials, objectives).
         on_images: which objectives depend on images, shape (objectives,).
         members: rows of the front as measured.
-        champions: by row the member that beats it most clearly, or the row itself.
+        champions: by row the member that dominates it most clearly, or the row itself.
     """
 
     def __init__(
@@ -135,21 +183,30 @@ class _Field:
         self.on_images = np.array([objective.on_images for objective in objectives])
         self.members = np.flatnonzero(moocore.is_nondominated(values))
         self.champions = self._champions()
-        some = slice(None, None, -(-len(points) // _WIDENING_TRIALS))
-        every, counts = _draw(len(labels), 0, seed), _draw(len(labels), _WIDENING_DRAWS, seed)
         self._whole, self._widening = {}, {}
+        sampled = slice(None, None, -(-len(points) // WIDENING_TRIALS))
+        all_images, counts = draw_counts(len(labels), 0, seed), draw_counts(len(labels), WIDENING_DRAWS, seed)
         for column in np.flatnonzero(self.on_images).tolist():
-            whole = self._resample(column, self._predictions, every)
-            drawn = self._resample(column, self._predictions[some], counts)
-            self._whole[column], self._widening[column] = whole, widening(whole[some, 0], drawn, len(points))
+            whole = self._resample(column, self._predictions, all_images)
+            drawn = self._resample(column, self._predictions[sampled], counts)
+            self._whole[column] = whole
+            self._widening[column] = widening(whole[sampled, 0], drawn, len(points))
 
     def draw(self, counts: np.ndarray, rows: np.ndarray | slice = slice(None)) -> Iterator[list[np.ndarray]]:
-        """For each chunk of draws and each objective oriented values: (rows, draws), or (rows, 1) where they stay."""
+        """Compute draws chunk by chunk.
+
+        Args:
+            counts: uint16, shape (draws, images), how often each image is drawn.
+            rows: of some trials, in place of all.
+
+        Yields:
+            For each objective oriented values, shape (rows, draws of the chunk), or (rows, 1) for costs.
+        """
         predictions = self._predictions[rows]
-        for start in range(0, len(counts), _AT_ONCE):
+        for start in range(0, len(counts), DRAWS_AT_ONCE):
             drawn = [self.values[rows, column, None] for column in range(len(self._objectives))]
             for column, whole in self._whole.items():
-                values = self._resample(column, predictions, counts[start : start + _AT_ONCE])
+                values = self._resample(column, predictions, counts[start : start + DRAWS_AT_ONCE])
                 values -= whole[rows]
                 values *= self._widening[column]
                 values += whole[rows]
@@ -162,7 +219,10 @@ class _Field:
         return np.negative(values, out=values) if objective.maximise else values
 
     def _champions(self) -> np.ndarray:
-        """Any choice is right; a good one leaves few trials to look at closely."""
+        """Choose for each trial a member that costs no more, with the largest lead in its worst metric on images.
+
+        Any choice gives the same confidence; a good one leaves few survivors for the second pass.
+        """
         costs, noisy = self.values[:, ~self.on_images], self.values[:, self.on_images]
         champions = np.arange(len(self.values))
         lead = np.full(len(self.values), -np.inf)
@@ -173,45 +233,40 @@ class _Field:
         return champions
 
 
-def _equal(points: Sequence[Point], objectives: Sequence[Objective]) -> tuple[list[list[Point]], np.ndarray]:
-    """Points that no draw can tell apart, together, in the order in which a front is listed.
+def _dominates(winners: list[np.ndarray], losers: list[np.ndarray]) -> np.ndarray:
+    """Count the draws in which each winner dominates its loser, shape (trials,).
 
-    Returns:
-        The groups, each in the order of the points, and their oriented values, shape (groups, objectives).
+    The arrays are as in :meth:`_Bootstrap.draw`.
     """
-    values = oriented(points, objectives)
-    first = values[:, 0] * objectives[0].sign
-    groups: dict[tuple[bytes, bytes], list[int]] = {}
-    for row in np.lexsort((*values.T[::-1], first)).tolist():
-        groups.setdefault((values[row].tobytes(), points[row].predictions), []).append(row)
-    return [[points[row] for row in rows] for rows in groups.values()], values[[rows[0] for rows in groups.values()]]
-
-
-def _beats(ones: list[np.ndarray], others: list[np.ndarray]) -> np.ndarray:
-    """In how many draws each trial beats its counterpart; arrays as in :meth:`_Field.draw`."""
     as_good, better = np.ones((1, 1), dtype=np.bool_), np.zeros((1, 1), dtype=np.bool_)
-    for one, other in zip(ones, others, strict=True):
-        as_good = as_good & (one <= other)
-        better = better | (one < other)
+    for winner, loser in zip(winners, losers, strict=True):
+        as_good = as_good & (winner <= loser)
+        better = better | (winner < loser)
     draws: np.ndarray = np.count_nonzero(as_good & better, axis=1)
     return draws
 
 
-def _unbeaten(drawn: list[np.ndarray]) -> np.ndarray:
-    """Who is on the front of each draw: bool, shape (trials, draws); arrays as in :meth:`_Field.draw`."""
+def _nondominated(drawn: list[np.ndarray]) -> np.ndarray:
+    """Which trials are on the front of each draw: bool, shape (trials, draws); arrays as in :meth:`_Bootstrap.draw`."""
     if len(drawn) == 2 and sorted(column.shape[1] > 1 for column in drawn) == [False, True]:
         cost, noisy = sorted(drawn, key=lambda column: column.shape[1])
-        order = np.argsort(cost[:, 0], kind="stable")
-        cost, noisy = cost[order, 0], noisy[order]
-        least = np.vstack([np.full(noisy.shape[1], np.inf), np.minimum.accumulate(noisy, axis=0)])
-        cheaper, not_dearer = np.searchsorted(cost, cost, "left"), np.searchsorted(cost, cost, "right")
-        on = np.empty(noisy.shape, dtype=np.bool_)
-        on[order] = (noisy < least[cheaper]) & (noisy == least[not_dearer])
-        return on
+        return _nondominated_in_plane(cost[:, 0], noisy)
     values = np.stack(np.broadcast_arrays(*drawn), axis=-1)
     return np.stack(
         [moocore.is_nondominated(values[:, draw], keep_weakly=True) for draw in range(values.shape[1])], axis=1
     )
+
+
+def _nondominated_in_plane(cost: np.ndarray, noisy: np.ndarray) -> np.ndarray:
+    """Sweep all draws at once where only one of two objectives depends on images: shapes (trials,), (trials, draws)."""
+    order = np.argsort(cost, kind="stable")
+    cost, noisy = cost[order], noisy[order]
+    # Row n: the least noisy value among the n cheapest trials.
+    least = np.vstack([np.full(noisy.shape[1], np.inf), np.minimum.accumulate(noisy, axis=0)])
+    cheaper, not_dearer = np.searchsorted(cost, cost, "left"), np.searchsorted(cost, cost, "right")
+    on = np.empty(noisy.shape, dtype=np.bool_)
+    on[order] = (noisy < least[cheaper]) & (noisy == least[not_dearer])
+    return on
 
 
 def _knees(drawn: list[np.ndarray], on: np.ndarray) -> np.ndarray:
@@ -227,8 +282,3 @@ def _knees(drawn: list[np.ndarray], on: np.ndarray) -> np.ndarray:
     goodness[:, few] = -values[:, few]  # of the last objective
     knees: np.ndarray = rows[np.where(on, goodness, -np.inf).argmax(axis=0)]
     return knees
-
-
-def _trial(point: Point) -> int:
-    assert point.trial is not None  # the dense network was left out
-    return point.trial

@@ -1,4 +1,4 @@
-"""Who is Pareto-optimal, and which of them to take."""
+"""The Pareto front of a study, and its knee."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from hscc_search.pareto.points import Point, oriented
 
 
 def front(points: Sequence[Point], objectives: Sequence[Objective]) -> list[Point]:
-    """The feasible points that no other feasible point beats.
+    """List the feasible points that no other feasible point dominates.
 
-    One beats another when it is at least as good in every objective and better in one. Two objectives are swept in
-    ascending order of the first, three and more go through moocore's sweeps (Kung, Luccio and Preparata 1975).
+    One point dominates another when it is at least as good in every objective and better in one. Found by the
+    sweeps of Kung, Luccio and Preparata (1975).
 
     Args:
         points: in any order.
@@ -26,26 +26,21 @@ def front(points: Sequence[Point], objectives: Sequence[Objective]) -> list[Poin
     Raises:
         StudyError: a point lacks a metric.
     """
-    # The order of trials decides between equals, whatever order they come in.
-    kept = sorted((point for point in points if point.feasible), key=_number)
-    if not kept:
-        return []
-    values = oriented(kept, objectives)
-    if len(objectives) == 2:
-        rows = np.lexsort((values[:, 1], values[:, 0]))  # stable: of equals the first trial comes first
-        second = values[rows, 1]
-        rows = rows[second < np.append(np.inf, np.minimum.accumulate(second)[:-1])]
-    else:
-        rows = np.flatnonzero(moocore.is_nondominated(values))
-    return [kept[row] for row in sorted(rows.tolist(), key=lambda row: (kept[row][objectives[0].metric], *values[row]))]
+    # Of equal points moocore takes the first, so trials are put in order.
+    feasible = sorted((point for point in points if point.feasible), key=lambda point: point.trial)
+    values = oriented(feasible, objectives)
+    members = np.flatnonzero(moocore.is_nondominated(values))
+    first = values[members, 0] * objectives[0].sign
+    order = np.lexsort((*values[members].T[::-1], first))
+    return [feasible[position] for position in members[order].tolist()]
 
 
 def knee(members: Sequence[Point], objectives: Sequence[Objective]) -> Point:
-    """The point of a front that gives most of everything.
+    """Choose the point of a front that is the best compromise between the objectives.
 
-    Goodness is scaled to 0..1 over the front in each objective, and the largest sum wins. With two objectives that
-    is the point furthest beyond the straight line between the ends (Das 1999). A front of one or two points has no
-    bend: the best by the last objective is taken.
+    Each objective is scaled over the front to goodness from 0 to 1, and the largest sum wins. With two objectives
+    that is the point furthest beyond the straight line between the ends (Das 1999). A front of one or two points has
+    no bend: the best by the last objective is taken.
 
     Raises:
         StudyError: the front is empty.
@@ -56,10 +51,6 @@ def knee(members: Sequence[Point], objectives: Sequence[Objective]) -> Point:
     if len(members) < 3:
         return members[int(values[:, -1].argmin())]
     worst, best = values.max(axis=0), values.min(axis=0)
-    # Where all are equal, the objective has no say.
+    # An objective in which all are equal adds nothing.
     span = np.where(worst > best, worst - best, 1)
     return members[int(((worst - values) / span).sum(axis=1).argmax())]
-
-
-def _number(point: Point) -> int:
-    return -1 if point.trial is None else point.trial

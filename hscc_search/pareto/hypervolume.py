@@ -1,4 +1,4 @@
-"""How much of what could be had a front reaches, and whether a study still gains."""
+"""The normalised hypervolume of a front, and whether a study still raises it."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,15 @@ import moocore
 import numpy as np
 
 from hscc_search.pareto.objectives import Objective
-from hscc_search.pareto.points import Point, oriented
+from hscc_search.pareto.points import Measured, Point, oriented
 
 
 def reference_point(
-    dense: Point, objectives: Sequence[Objective], labels: np.ndarray
+    dense: Measured, objectives: Sequence[Objective], labels: np.ndarray
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The corners between which the hypervolume is measured.
+    """The two corners of the box in which the hypervolume is measured.
 
-    Costs go from the dense network's to 0, accuracy from what guessing the most frequent class reaches to 1, macro
+    Costs go from the dense network's to 0, accuracy from that of guessing the most frequent class to 1, macro
     F1 and recalls from 0 to 1.
 
     Args:
@@ -23,7 +23,8 @@ def reference_point(
         labels: integers, shape (images,), true classes of the validation images.
 
     Returns:
-        The worst values that count, and the ideal ones, per objective in the units of its metric.
+        The reference point (the worst values that count) and the ideal point, each with a value per objective in the
+        unit of its metric.
 
     Raises:
         StudyError: the dense network lacks a metric.
@@ -43,7 +44,9 @@ def hypervolume(
     reference: tuple[float, ...],
     ideal: tuple[float, ...],
 ) -> float:
-    """Share of the box between reference and ideal that feasible points beat (Zitzler and Thiele 1999), exact.
+    """The exact share of the box between reference and ideal that feasible points dominate.
+
+    The hypervolume indicator of Zitzler and Thiele (1999), normalised by the volume of the box.
 
     Args:
         points: in any order; those that are not better than the reference in every objective add nothing.
@@ -67,12 +70,11 @@ def hypervolume_history(
     reference: tuple[float, ...],
     ideal: tuple[float, ...],
 ) -> list[float]:
-    """The hypervolume after each trial, by trial number; the dense network is left out.
+    """The hypervolume after each trial, in the order of their numbers.
 
-    Args and raises as in :func:`hypervolume`.
+    Arguments and raises as in :func:`hypervolume`.
     """
-    numbered = {point.trial: point for point in points if point.trial is not None}
-    trials = [numbered[trial] for trial in sorted(numbered)]
+    trials = sorted(points, key=lambda point: point.trial)
     scaled = _scaled(trials, objectives, reference, ideal)
     members = np.empty((0, len(objectives)))
     history: list[float] = []
@@ -80,22 +82,22 @@ def hypervolume_history(
         share = history[-1] if history else 0.0
         if point.feasible and (values < 1).all() and not (members <= values).all(axis=1).any():
             members = np.vstack([members[~(values <= members).all(axis=1)], values])
-            share = max(share, _share(members))  # rounding must not let it fall
+            share = max(share, _share(members))  # a new member cannot lower it, only rounding can
         history.append(share)
     return history
 
 
 def stagnant(history: Sequence[float], patience: int, tolerance: float = 1e-3) -> bool:
-    """Whether the last trials gained next to nothing.
+    """Whether the last trials have hardly raised the hypervolume.
 
     Args:
         history: from :func:`hypervolume_history`.
-        patience: number of last trials that are looked at, 1 or more.
-        tolerance: gain, as a share of the hypervolume before these trials, that is worth going on for.
+        patience: number of last trials to consider, 1 or more.
+        tolerance: gain from which a study is not stagnant, as a share of the hypervolume before these trials.
 
     Returns:
-        False while the history is not longer than the patience, and while nothing was found at all: then there is
-        no front yet that could stand still.
+        False while the history is not longer than the patience, and while the hypervolume is 0: there is no front
+        yet that could stand still.
     """
     if len(history) <= patience:
         return False
@@ -109,7 +111,7 @@ def _scaled(
     reference: tuple[float, ...],
     ideal: tuple[float, ...],
 ) -> np.ndarray:
-    """Values as shares of the way from ideal (0) to reference (1), shape (points, objectives)."""
+    """Scale values so that ideal is 0 and reference is 1: shape (points, objectives), all 1 for an empty box."""
     signs = np.array([objective.sign for objective in objectives])
     nadir, best = signs * np.array(reference), signs * np.array(ideal)
     room = nadir - best
@@ -120,5 +122,6 @@ def _scaled(
 
 
 def _share(scaled: np.ndarray) -> float:
+    """The share of the unit box that scaled values dominate."""
     inside = scaled[(scaled < 1).all(axis=1)]
     return float(moocore.hypervolume(inside, ref=1)) if len(inside) else 0.0

@@ -1,4 +1,4 @@
-"""What a study looks for: its objectives, its constraints, and how metrics are written."""
+"""The objectives and constraints of a study, and how metrics are written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from typing import Literal
 
 from hscc_search.config import StudyConfig
 
-# Metrics that depend on the validation images, and of which more is better.
+# Metrics that depend on the validation images; all of them are maximised.
 _QUALITIES = ("accuracy", "macro_f1", "recall")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A metric that a study makes as small or as large as it can.
+    """A metric that a study minimises or maximises.
 
     Attributes:
         metric: ``flops``, ``macs``, ``parameters``, ``megabytes``, ``latency``, ``accuracy``, ``macro_f1`` or
@@ -25,7 +25,7 @@ class Objective:
 
     @property
     def on_images(self) -> bool:
-        """Whether other validation images would give another value; the costs of a network would stay."""
+        """Whether the metric depends on the validation images; costs do not."""
         return self.metric.split(":")[0] in _QUALITIES
 
     @property
@@ -45,29 +45,30 @@ def objectives_of(config: StudyConfig) -> tuple[Objective, ...]:
 
 
 def violations(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Say by constraint how far a network misses it, in the unit of its metric; 0 where it is kept."""
-    return {name: max(0.0, excess) for name, excess in excesses(config, metrics).items()}
+    """Measure how far a network misses each constraint, in the unit of its metric; 0 where it keeps it."""
+    # In this order NaN stays NaN, which no constraint allows.
+    return {name: max(excess, 0.0) for name, excess in excesses(config, metrics).items()}
 
 
 def excesses(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Say by constraint by how much a network is beyond its bound; negative where there is room left.
+    """Measure how far a network is beyond the bound of each constraint; negative where there is room left.
 
-    Samplers learn from this room, so Optuna is told these and not the violations.
+    Samplers learn from this room, so Optuna is given the excesses and not the violations.
     """
     beyond = {}
-    for bound in config.constraints:
-        value = metrics[bound.metric]
-        if bound.at_least is not None:
-            beyond[f"{bound.metric} >= {bound.at_least:g}"] = bound.at_least - value
+    for constraint in config.constraints:
+        value = metrics[constraint.metric]
+        if constraint.at_least is not None:
+            beyond[f"{constraint.metric} >= {constraint.at_least:g}"] = constraint.at_least - value
         else:
-            assert bound.at_most is not None
-            beyond[f"{bound.metric} <= {bound.at_most:g}"] = value - bound.at_most
+            assert constraint.at_most is not None
+            beyond[f"{constraint.metric} <= {constraint.at_most:g}"] = value - constraint.at_most
     return beyond
 
 
 def needs_latency(config: StudyConfig) -> bool:
     """Whether trials of a study measure latency."""
-    return "latency" in (*config.objectives, *(bound.metric for bound in config.constraints))
+    return "latency" in (*config.objectives, *(constraint.metric for constraint in config.constraints))
 
 
 def title(metric: str) -> str:

@@ -2,18 +2,69 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from hscc_search.errors import ConfigError, StudyError
 from hscc_search.pareto.confidence import confidence
-from hscc_search.pareto.front import _number, front
+from hscc_search.pareto.front import front
 from hscc_search.pareto.objectives import Objective
-from hscc_search.pareto.points import Point, name_of
+from hscc_search.pareto.points import Point
+
+
+@dataclass(frozen=True)
+class Knee:
+    """The knee of most bootstrap draws, see :func:`hscc_search.pareto.confidence.confidence`."""
+
+
+@dataclass(frozen=True)
+class ByTrial:
+    """The trial of a number, whether it is feasible or not."""
+
+    trial: int
+
+
+@dataclass(frozen=True)
+class MinAccuracy:
+    """The feasible trial of fewest FLOPs with at least this validation accuracy, 0 to 1."""
+
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class MaxFlops:
+    """The most accurate feasible trial with at most these FLOPs per image, above 0."""
+
+    flops: float
+
+
+Rule = Knee | ByTrial | MinAccuracy | MaxFlops
+
+
+def parse_rule(text: str) -> Rule:
+    """Read a rule: ``knee``, ``trial:N``, ``min-accuracy:X`` with X from 0 to 1, or ``max-flops:X`` with X above 0.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    kind, _, value = text.partition(":")
+    if text == "knee":
+        return Knee()
+    if kind == "trial" and value.isdecimal():
+        return ByTrial(int(value))
+    bound = _number(value)
+    if kind == "min-accuracy" and 0 <= bound <= 1:
+        return MinAccuracy(bound)
+    if kind == "max-flops" and bound > 0:
+        return MaxFlops(bound)
+    raise ConfigError(
+        f"cannot select {text!r}: use knee, trial:N, min-accuracy:X with X from 0 to 1, or max-flops:X with X above 0"
+    )
 
 
 def select(
-    rule: str,
+    rule: Rule,
     points: Sequence[Point],
     objectives: Sequence[Objective],
     labels: np.ndarray,
@@ -23,63 +74,78 @@ def select(
     """Choose a trial.
 
     Args:
-        rule: ``knee`` (the knee of most bootstrap draws, see :func:`hscc_search.pareto.confidence.confidence`),
-            ``trial:N``, ``min-accuracy:X`` (fewest FLOPs with accuracy X or more) or ``max-flops:X`` (most accurate
-            with at most X FLOPs). All but ``trial:N`` take only trials that keep the constraints.
+        rule: from :func:`parse_rule`.
         points: all finished trials.
         objectives: of the study.
-        labels: int64, shape (images,), true classes of the validation images.
+        labels: integers, shape (images,), true classes of the validation images.
         classes: class names.
         seed: of the bootstrap.
 
     Raises:
-        ConfigError: there is no such rule.
-        StudyError: no trial fits it.
+        StudyError: no trial fits the rule.
     """
-    kind, _, text = rule.partition(":")
-    if kind == "trial" and text.isdecimal():
-        found = [point for point in points if point.trial == int(text)]
-        if not found:
-            members = ", ".join(str(point.trial) for point in front(points, objectives)) or "none"
-            raise StudyError(f"no finished trial {text}: the front holds {members}")
-        return found[0]
-    if rule == "knee":
-        _some_feasible(points)
-        chosen = confidence(points, objectives, labels, classes, seed).knee
-        return next(point for point in points if point.trial == chosen)
-    if kind in ("min-accuracy", "max-flops"):
-        try:
-            bound = float(text)
-        except ValueError:
-            bound = math.nan
-        if kind == "min-accuracy" and 0 <= bound <= 1:
-            kept = _some_feasible(points)
-            fitting = [point for point in kept if point["accuracy"] >= bound]
-            if not fitting:
-                best = max(point["accuracy"] for point in kept)
-                raise StudyError(f"no trial has an accuracy of {bound:g} or more: the highest is {best:.4f}")
-            return min(fitting, key=lambda point: (point["flops"], -point["accuracy"], _number(point)))
-        if kind == "max-flops" and bound > 0:
-            kept = _some_feasible(points)
-            fitting = [point for point in kept if point["flops"] <= bound]
-            if not fitting:
-                fewest = min(point["flops"] for point in kept)
-                raise StudyError(f"no trial has {bound:g} FLOPs or fewer: the fewest are {fewest:.0f}")
-            return min(fitting, key=lambda point: (-point["accuracy"], point["flops"], _number(point)))
-    raise ConfigError(
-        f"cannot select {rule!r}: use knee, trial:N, min-accuracy:X with X from 0 to 1, or max-flops:X with X above 0"
-    )
+    match rule:
+        case ByTrial(trial):
+            return _numbered(trial, points, objectives)
+        case Knee():
+            _require_feasible(points)
+            return _numbered(confidence(points, objectives, labels, classes, seed).knee, points, objectives)
+        case MinAccuracy(accuracy):
+            return _cheapest(accuracy, points)
+        case MaxFlops(flops):
+            return _most_accurate(flops, points)
 
 
-def _some_feasible(points: Sequence[Point]) -> list[Point]:
-    """The feasible points; raises StudyError where there is none."""
+def why_none_is_feasible(points: Sequence[Point]) -> str:
+    """Say which trial misses its constraints least, where no trial is feasible."""
+    worst = [(*max((size, name) for name, size in point.violations.items()), point) for point in points]
+    size, name, nearest = min(worst, key=lambda violation: (violation[0], violation[2].trial))
+    return f"no trial is feasible: {nearest.name} comes nearest, it violates {name} by {size:.4g}"
+
+
+def _number(text: str) -> float:
+    """Read a number; NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _numbered(trial: int | None, points: Sequence[Point], objectives: Sequence[Objective]) -> Point:
+    for point in points:
+        if point.trial == trial:
+            return point
+    members = ", ".join(str(point.trial) for point in front(points, objectives)) or "none"
+    raise StudyError(f"no finished trial {trial}: the front holds {members}")
+
+
+def _cheapest(accuracy: float, points: Sequence[Point]) -> Point:
+    feasible = _require_feasible(points)
+    fitting = [point for point in feasible if point["accuracy"] >= accuracy]
+    if not fitting:
+        best = max(point["accuracy"] for point in feasible)
+        raise StudyError(f"no trial has an accuracy of {accuracy:g} or more: the highest is {best:.4f}")
+    return min(fitting, key=lambda point: (point["flops"], -point["accuracy"], point.trial))
+
+
+def _most_accurate(flops: float, points: Sequence[Point]) -> Point:
+    feasible = _require_feasible(points)
+    fitting = [point for point in feasible if point["flops"] <= flops]
+    if not fitting:
+        fewest = min(point["flops"] for point in feasible)
+        raise StudyError(f"no trial has {flops:g} FLOPs or fewer: the fewest are {fewest:.0f}")
+    return min(fitting, key=lambda point: (-point["accuracy"], point["flops"], point.trial))
+
+
+def _require_feasible(points: Sequence[Point]) -> list[Point]:
+    """List the feasible points.
+
+    Raises:
+        StudyError: there is none.
+    """
     if not points:
         raise StudyError("the front is empty: run the study first")
-    kept = [point for point in points if point.feasible]
-    if not kept:
-        worst = [(*max((size, name) for name, size in point.constraints.items()), point) for point in points]
-        size, name, nearest = min(worst, key=lambda entry: (entry[0], _number(entry[2])))
-        raise StudyError(
-            f"no trial keeps the constraints: {name_of(nearest)} comes nearest, it violates {name} by {size:g}"
-        )
-    return kept
+    feasible = [point for point in points if point.feasible]
+    if not feasible:
+        raise StudyError(why_none_is_feasible(points))
+    return feasible

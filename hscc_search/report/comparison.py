@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -17,12 +16,10 @@ _PEERS = ("#5f3dc4", "#2b8a3e", "#e67700", "#a61e4d", "#364fc7", "#087f5b")
 def write_comparison(study: str, summaries: Sequence[Summary], folder: Path) -> None:
     """Write ``summary.json`` and ``comparison.html`` into a comparison's folder."""
     with written_whole(folder / "summary.json") as temporary:
-        tree = [asdict(summary) for summary in summaries]
+        tree = [summary.stored() for summary in summaries]
         temporary.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-        temporary.chmod(0o644)
     with written_whole(folder / "comparison.html") as temporary:
         draw_comparison(study, summaries).write_html(temporary, include_plotlyjs=True, config={"displaylogo": False})
-        temporary.chmod(0o644)
 
 
 def draw_comparison(study: str, summaries: Sequence[Summary]) -> go.Figure:
@@ -32,13 +29,17 @@ def draw_comparison(study: str, summaries: Sequence[Summary]) -> go.Figure:
     colours = {**dict(zip(peers, _PEERS * len(peers), strict=False)), "hscc": ACCENT, "dense": DENSE}
     lines = dict.fromkeys((summary.method, summary.epochs) for summary in summaries)
     for method, epochs in lines:
-        points = [s for s in summaries if (s.method, s.epochs) == (method, epochs) and s.accuracy is not None]
-        points.sort(key=lambda point: point.ratio or 0)
+        points = [
+            (summary.flops_ratio, summary.accuracy)
+            for summary in summaries
+            if (summary.method, summary.epochs) == (method, epochs) and summary.flops_ratio and summary.accuracy
+        ]
+        points.sort(key=lambda point: point[0])
         name = f"{method}, {epochs} epochs" if epochs else method
         figure.add_scatter(
-            x=[point.ratio for point in points],
-            y=[100 * (point.accuracy or 0) for point in points],
-            error_y={"type": "data", "array": [100 * (point.accuracy_se or 0) for point in points], "thickness": 1},
+            x=[ratio for ratio, _ in points],
+            y=[100 * accuracy.value for _, accuracy in points],
+            error_y={"type": "data", "array": [100 * accuracy.se for _, accuracy in points], "thickness": 1},
             name=name,
             mode="lines+markers",
             line={

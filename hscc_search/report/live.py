@@ -1,4 +1,4 @@
-"""optuna-dashboard and the Plotly front on one local address, for looking only."""
+"""optuna-dashboard and the Plotly front on one local address, read-only."""
 
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -20,10 +20,10 @@ _Application = Callable[[_Environment, Callable[..., Any]], Iterable[bytes]]
 
 
 def application(storage: str) -> _Application:
-    """A WSGI application: ``/`` lists the studies, ``/front/NAME`` draws one, all else is optuna-dashboard's.
+    """Make a WSGI application: ``/`` lists the studies, ``/front/NAME`` draws one, all else is optuna-dashboard's.
 
-    optuna-dashboard has no authentication, and a request without any deletes a study; so whatever would change
-    something is refused.
+    optuna-dashboard has no authentication, and a plain DELETE request removes a study; so all methods but GET and
+    HEAD are refused.
 
     Raises:
         StorageError: the storage cannot be reached.
@@ -60,7 +60,7 @@ def serve(storage: str, host: str, port: int, started: Callable[[str], None]) ->
         storage: database URL.
         host: address to listen at.
         port: 0 takes a free one.
-        started: called with the address once it answers.
+        started: called with the address once the server listens.
 
     Raises:
         StorageError: the storage cannot be reached, or the address is taken.
@@ -79,8 +79,8 @@ def serve(storage: str, host: str, port: int, started: Callable[[str], None]) ->
 
 
 def _respond(
-    start: Callable[..., Any], status: HTTPStatus, kind: str, body: bytes, *headers: tuple[str, str]
+    start: Callable[..., Any], status: HTTPStatus, media_type: str, body: bytes, *headers: tuple[str, str]
 ) -> Iterable[bytes]:
-    own = [("Content-Type", f"{kind}; charset=utf-8"), ("Content-Length", str(len(body))), *headers]
-    start(f"{status.value} {status.phrase}", own)
+    usual = [("Content-Type", f"{media_type}; charset=utf-8"), ("Content-Length", str(len(body)))]
+    start(f"{status.value} {status.phrase}", [*usual, *headers])
     return [body]

@@ -1,14 +1,11 @@
-"""What the command line draws: progress, the front as a table and as CSV."""
+"""What the command line draws: progress, and the front, studies and comparisons as tables."""
 
-import csv
-import io
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich import box
@@ -19,26 +16,25 @@ from rich.table import Table
 
 from hscc_search.progress import Progress, Report
 
-if TYPE_CHECKING:  # importing these takes seconds, and drawing needs only what is handed in
-    from hscc_search.comparison.summary import Summary
-    from hscc_search.pareto.points import Point
+if TYPE_CHECKING:  # importing these takes seconds, and only what is handed in is needed
+    from hscc_search.comparison.summary import Estimate, Summary
     from hscc_search.search.catalogue import StudyStatus
     from hscc_search.search.stored_study import Study
 
 # A pipe has no width of its own, and 80 columns would cut the front's table.
 out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
 err_console = Console(stderr=True, emoji=False)
-# Of the trials that cannot be told apart from the front so many are shown.
-_CLOSE = 8
-# Between two lines of progress in a log file.
+# Trials shown of those that cannot be told apart from the front.
+_MOST_CLOSE = 8
+# Seconds between two lines of progress in a log file.
 _LOG_SECONDS = 15
 
 
 @contextmanager
 def progress_bars() -> Iterator[Report]:
-    """Show a bar per task on the error stream; where that is no terminal, a line now and then."""
+    """Show a bar per task on the error stream; where that is no terminal, a line every 15 seconds."""
     if not err_console.is_terminal:
-        yield _log_line(time.monotonic())
+        yield _log_lines()
         return
     columns = (
         TextColumn("{task.description}"),
@@ -58,7 +54,9 @@ def progress_bars() -> Iterator[Report]:
         yield report
 
 
-def _log_line(last: float) -> Report:
+def _log_lines() -> Report:
+    last = time.monotonic()
+
     def report(progress: Progress) -> None:
         nonlocal last
         if time.monotonic() - last > _LOG_SECONDS:
@@ -80,11 +78,11 @@ def front_table(study: "Study") -> Table:
         collapse_padding=True,
     )
     for column in columns(study):
-        # Room is scarce: two short lines of a head leave some for numbers, which are not to be broken.
+        # A head of two short lines leaves the width to the numbers, which must not be broken.
         table.add_column(column.replace(" ", "\n", 1), justify="right", overflow="fold")
     styles = {"dense": "red", "knee": "bold", "close": "dim"}
     last = None
-    for row in rows(study, most_close=_CLOSE):
+    for row in rows(study, most_close=_MOST_CLOSE):
         if row.kind != last and "close" in (row.kind, last):
             table.add_section()
         table.add_row(*row.cells, style=styles.get(row.kind), end_section=row.kind == "dense")
@@ -93,78 +91,34 @@ def front_table(study: "Study") -> Table:
 
 
 def counting_lines(study: "Study") -> Iterator[str]:
-    """What a reader of FLOPs must know: what is counted, what is not, and where two counters disagree."""
-    cost = study.dense_details["cost"]
-    if cost["macs"] != cost["macs_torch"]:
+    """Notes on the counting of FLOPs: operators that are not counted, and where two counters disagree."""
+    cost = study.record.dense.cost
+    if cost.macs != cost.macs_torch:
         yield (
-            f"careful: fvcore counts {cost['macs']} MACs for the dense network, torch {cost['macs_torch']}: "
+            f"careful: fvcore counts {cost.macs} MACs for the dense network, torch {cost.macs_torch}: "
             "one of them misses an operator"
         )
-    if cost["uncounted"]:
-        names = ", ".join(f"{name} ({count})" for name, count in cost["uncounted"].items())
+    if cost.uncounted:
+        names = ", ".join(f"{name} ({count})" for name, count in cost.uncounted.items())
         yield f"one multiply-add is one MAC and two FLOPs; operators that are not counted: {names}"
 
 
-def front_json(study: "Study") -> str:
-    """The front and what cannot be told apart from it, with everything that was measured."""
-    sure = study.confidence
-    worst, best = study.reference
-    names = [objective.metric for objective in study.objectives]
-    numbers = [point.trial for point in study.front]
-    close = [point for point in study.points if point.trial in sure.close and point.trial not in numbers]
-
-    def tree(point: "Point") -> dict[str, Any]:
-        return {**point.stored(), "probability": sure.probability[point.trial or 0]}
-
-    return json.dumps(
-        {
-            "study": study.config.name,
-            "trials": len(study.points),
-            "objectives": {objective.metric: objective.direction for objective in study.objectives},
-            "hypervolume": study.hypervolume,
-            "reference": dict(zip(names, worst, strict=True)),
-            "ideal": dict(zip(names, best, strict=True)),
-            "knee": sure.knee,
-            "dense": study.dense.stored(),
-            "front": [tree(point) for point in study.front],
-            "close": [tree(point) for point in close],
-        },
-        indent=2,
-    )
-
-
-def front_csv(study: "Study") -> str:
-    """The dense network and the front as comma-separated values with a header."""
-    members = study.front
-    settings = list(members[0].settings) if members else []
-    metrics = list(study.dense.metrics)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", *settings, *metrics, *(f"{name}_se" for name in study.dense.errors), "probability"])
-    for point in (study.dense, *members):
-        label = "dense" if point.trial is None else point.trial
-        measured = [*(point[name] for name in metrics), *(point.errors[name] for name in study.dense.errors)]
-        probability = "" if point.trial is None else study.confidence.probability[point.trial]
-        writer.writerow([label, *(point.settings.get(name, "") for name in settings), *measured, probability])
-    return text.getvalue()
-
-
-def studies_table(listing: "Sequence[StudyStatus]") -> Table:
-    """The studies of a storage."""
+def studies_table(statuses: "Sequence[StudyStatus]") -> Table:
+    """The studies of a storage, a row each."""
     table = Table(box=box.SIMPLE_HEAD)
     heads = ("study", "finished", "wanted", "failed", "running", "waiting", "workers", "hypervolume", "started")
     for head in heads:
         table.add_column(head, justify="left" if head in ("study", "started") else "right")
-    for row in listing:
-        values = {**asdict(row), "study": row.name}
-        if row.hypervolume is not None:
-            values["hypervolume"] = f"{row.hypervolume:.4f}"
+    for status in statuses:
+        values = {**asdict(status), "study": status.name}
+        if status.hypervolume is not None:
+            values["hypervolume"] = f"{status.hypervolume:.4f}"
         table.add_row(*("-" if values[head] is None else str(values[head]) for head in heads))
     return table
 
 
 def comparison_table(summaries: "Sequence[Summary]") -> Table:
-    """A row for each method and budget, one more where it was fine-tuned; FLOPs and times are dense / compressed."""
+    """A row for each method, budget and number of epochs; FLOPs and times are dense / compressed."""
     runs = list(dict.fromkeys(run for summary in summaries for run in summary.speedup))
     caption = "FLOPs: dense / compressed, whole network (2 per multiply-add)."
     if runs:
@@ -180,18 +134,16 @@ def comparison_table(summaries: "Sequence[Summary]") -> Table:
         table.add_row(
             summary.method,
             str(summary.epochs),
-            f"{summary.ratio:.2f}x" if summary.ratio and summary.method != "dense" else "-",
+            f"{summary.flops_ratio:.2f}x" if summary.flops_ratio and summary.method != "dense" else "-",
             f"{summary.parameters / 1e6:.2f} M" if summary.parameters else "-",
-            _points(summary.accuracy, summary.accuracy_se),
-            _points(summary.to_dense, summary.to_dense_se, "+")
-            if (summary.method, summary.epochs) != ("dense", 0)
-            else "-",
-            "-" if summary.method in ("dense", "hscc") else _points(summary.to_hscc, summary.to_hscc_se, "+"),
+            _points(summary.accuracy),
+            _points(summary.to_dense, "+") if (summary.method, summary.epochs) != ("dense", 0) else "-",
+            "-" if summary.method in ("dense", "hscc") else _points(summary.to_hscc, "+"),
             *(f"{summary.speedup[run]:.1f}x" if run in summary.speedup else "-" for run in runs),
         )
     return table
 
 
-def _points(value: float | None, error: float | None, sign: str = "") -> str:
-    """A share and its error in percentage points."""
-    return "-" if value is None or error is None else f"{100 * value:{sign}.1f} ± {100 * error:.1f}"
+def _points(share: "Estimate | None", sign: str = "") -> str:
+    """Write a share and its standard error in percentage points."""
+    return "-" if share is None else f"{100 * share.value:{sign}.1f} ± {100 * share.se:.1f}"

@@ -1,4 +1,4 @@
-"""How long a network takes for a batch, in torch and in ONNX Runtime."""
+"""The latency of networks in torch and in ONNX Runtime, in milliseconds per batch."""
 
 import contextlib
 import statistics
@@ -13,58 +13,83 @@ from torch import nn
 
 from hscc_search.errors import ExportError
 
-# Before times count, so that memory and kernels are in place.
+# Batches that run before times count, so that memory and kernels are in place.
 _WARM_UP = 2
-# Timed batches: of one image, and of more.
+# Timed batches: of a single image, and of several images, which take longer and vary less.
 _REPEATS_OF_ONE, _REPEATS = 25, 7
 
-
+# Runs a network on float32 images (batch, 3, image_size, image_size).
 Runner = Callable[[torch.Tensor], object]
+
 RUNTIMES = ("torch", "onnxruntime")
 
 
 def measure_latency(
     networks: Mapping[str, Mapping[str, Runner]], image_size: int, batch_sizes: Sequence[int]
 ) -> dict[str, dict[str, float]]:
-    """Median seconds per batch of several networks, taken in turns so that other work on the machine hits all alike.
+    """Time several networks in turns, so that other work on the machine hits all of them alike.
 
     Args:
-        networks: by name what :func:`runners` gave.
-        image_size: side of the images in pixels.
+        networks: the runners of each network by its name, see :func:`runners`.
+        image_size: height and width of the images in pixels.
         batch_sizes: images per batch.
 
     Returns:
-        By ``runtime batch``, such as ``torch 1``, the seconds by name of the network, for runtimes that run them all.
+        Median milliseconds per batch, first by ``runtime batch``, such as ``torch 1``, then by name of the network. A
+        runtime that cannot run all of the networks is left out.
     """
-    found = {}
+    latencies = {}
     for runtime in RUNTIMES:
-        if all(runtime in runs for runs in networks.values()):
-            taking_turns = {name: runs[runtime] for name, runs in networks.items()}
+        if all(runtime in by_runtime for by_runtime in networks.values()):
+            of_runtime = {name: by_runtime[runtime] for name, by_runtime in networks.items()}
             for batch_size in batch_sizes:
-                found[f"{runtime} {batch_size}"] = in_turns(taking_turns, image_size, batch_size)
-    return found
+                latencies[f"{runtime} {batch_size}"] = in_turns(of_runtime, image_size, batch_size)
+    return latencies
+
+
+def in_turns(runners: Mapping[str, Runner], image_size: int, batch_size: int) -> dict[str, float]:
+    """Time several runners in turns on one thread, torch's with images in channels-last order.
+
+    The gain of several threads depends on what else the machine does and, for small networks, on how long the threads
+    wait for each other.
+
+    Args:
+        runners: by name.
+        image_size: height and width of the images in pixels.
+        batch_size: images per batch.
+
+    Returns:
+        Median milliseconds per batch by name of the runner.
+    """
+    images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _median_milliseconds(runners, images)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def runners(network: nn.Module, image_size: int) -> dict[str, Runner]:
-    """What runs a network, by runtime; ONNX Runtime is missing where the network cannot be exported.
+    """Make a runner of a network for each runtime; ONNX Runtime is missing where the network cannot be exported.
 
     Args:
         network: on the CPU, in evaluation mode.
-        image_size: side of the images in pixels.
+        image_size: height and width of the images in pixels.
     """
-    found = {}
+    by_runtime = {}
     for runtime in RUNTIMES:
         with contextlib.suppress(ExportError):
-            found[runtime] = runner(network, image_size, runtime)
-    return found
+            by_runtime[runtime] = runner(network, image_size, runtime)
+    return by_runtime
 
 
 def runner(network: nn.Module, image_size: int, runtime: str) -> Runner:
-    """What runs a network on float32 images (batch, 3, image_size, image_size).
+    """Make a runner of a network for one runtime.
 
     Args:
         network: on the CPU, in evaluation mode.
-        image_size: side of the images in pixels.
+        image_size: height and width of the images in pixels.
         runtime: of :data:`RUNTIMES`.
 
     Raises:
@@ -73,30 +98,16 @@ def runner(network: nn.Module, image_size: int, runtime: str) -> Runner:
     return _in_torch(network) if runtime == "torch" else _in_onnxruntime(network, image_size)
 
 
-def in_turns(runners: Mapping[str, Runner], image_size: int, batch_size: int) -> dict[str, float]:
-    """Median seconds per batch, by name of the runner, the runners taken in turns.
-
-    One thread computes: what several gain depends on what else the machine does and, for small networks, on how they
-    wait for each other. torch runs with images in channels-last order.
-    """
-    images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return _timed(runners, images)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _timed(runs: Mapping[str, Runner], images: torch.Tensor) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(_WARM_UP + (_REPEATS_OF_ONE if len(images) == 1 else _REPEATS)):
-        for name, run in runs.items():
+def _median_milliseconds(runners: Mapping[str, Runner], images: torch.Tensor) -> dict[str, float]:
+    repeats = _REPEATS_OF_ONE if len(images) == 1 else _REPEATS
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for turn in range(_WARM_UP + repeats):
+        for name, run in runners.items():
             start = time.perf_counter()
             run(images)
             if turn >= _WARM_UP:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
 
 
 def _in_torch(network: nn.Module) -> Runner:
@@ -110,7 +121,8 @@ def _in_torch(network: nn.Module) -> Runner:
 
 
 def _in_onnxruntime(network: nn.Module, image_size: int) -> Runner:
-    import onnxruntime  # slow to import, as what exports is, and few studies look at latency
+    # Imported here: ONNX Runtime and the exporter take seconds to import, and few studies measure latency.
+    import onnxruntime
 
     from hscc_search.runtime.onnx import write_onnx
 

@@ -1,7 +1,7 @@
-"""Which sample to try next, from what was found so far. Nothing here touches a storage.
+"""The next sample to try, given what was tried so far. Nothing here touches a storage.
 
-Optuna's samplers see a study in memory that holds the trials, so that what they read and write costs no round trip to
-a database; and what they propose is drawn again when it was tried before, which they do not prevent by themselves.
+Optuna's samplers see a study in memory that holds the trials, so that reading and writing costs no round trip to a
+database. A proposal that was tried before is drawn again, which Optuna's samplers do not do by themselves.
 """
 
 import random
@@ -21,11 +21,11 @@ from optuna.trial import TrialState, create_trial
 from hscc_search.pareto.objectives import Objective
 from hscc_search.search.space import Sample, Space
 
-# `auto` begins with so many points that fill the space; then it varies the front.
+# Space-filling points that `auto` begins with; after them it varies the front.
 _FILLING = 8
-# The most trials that a sampler looks at: the front, then the latest.
+# Trials that a sampler sees at most: the front, then the latest.
 _WINDOW = 120
-# Draws that were tried before until the sampler is asked no more.
+# Repeated proposals after which the sampler is not asked again.
 _REDRAWS = 20
 
 
@@ -38,7 +38,7 @@ class Tried:
         values: of the objectives, in their order; None while it runs and where it failed.
         excesses: beyond the bounds of the constraints, above 0 where one is not kept.
         failed: whether it ended without values.
-        attributes: what the sampler wrote down with it.
+        attributes: what the sampler stored with it.
     """
 
     sample: Sample
@@ -50,20 +50,20 @@ class Tried:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A sample to try, and what its sampler wants to read again later."""
+    """A sample to try, and what its sampler reads again later (NSGA-II: the generation)."""
 
     sample: Sample
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
 def propose(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried], seed: int) -> Proposal | None:
-    """What to try next.
+    """Propose the next sample.
 
     Args:
-        space: of the study; its file names the sampler and the samples to start from.
+        space: of the study; its configuration names the sampler and the samples to start from.
         objectives: of the study.
-        tried: everything that was tried so far.
-        seed: with the same seed and the same past the proposal is the same.
+        tried: all samples so far, in the order of their trials.
+        seed: the same seed and the same trials give the same proposal.
 
     Returns:
         A sample that was not tried before; None where none is left.
@@ -76,12 +76,12 @@ def propose(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried
 
     for sample in map(space.checked, config.start):
         if fresh(sample):
-            # NSGA-II breeds from trials that carry their generation, and from no others.
+            # NSGA-II only breeds from trials that carry their generation.
             bred = config.sampler == "nsga2"
             return Proposal(sample, _drawn(space, objectives, tried, seed, 0).attributes if bred else {})
     if config.sampler == "grid":
         return _from_grid(space, taken, seed=config.seed)
-    # GP answers slowly, and the same whatever the seed.
+    # GP is slow, and its proposal does not depend on the seed.
     for attempt in range(1 if config.sampler == "gp" else _REDRAWS):
         proposal = _drawn(space, objectives, tried, seed, attempt)
         if fresh(proposal.sample):
@@ -106,7 +106,7 @@ def _drawn(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried]
     if kind == "random":
         return Proposal(space.snapped(_uniform(space, random.Random(seed))))
     if kind == "auto":
-        # Everything that began counts, so that workers that begin together do not all fill the space from its start.
+        # Unfinished trials count too, or workers that start together would all take the first point.
         count = max(0, len(tried) - len(space.config.start))
         if count < _FILLING:
             return Proposal(space.snapped(_filling(space, count + attempt)))
@@ -118,7 +118,7 @@ def _drawn(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried]
 
 
 def _from_grid(space: Space, taken: set[tuple[tuple[str, Any], ...]], seed: int) -> Proposal | None:
-    """A sample of a finite space that is left, in an order that covers the space evenly from the start."""
+    """Propose an untried sample of a finite space, in a random order, which covers the space evenly from the start."""
     left: dict[tuple[tuple[str, Any], ...], Sample] = {}
     for sample in space.grid():
         left.setdefault(space.key(sample), sample)
@@ -133,7 +133,7 @@ def _uniform(space: Space, chance: random.Random) -> Sample:
 
 
 def _at(distribution: Any, share: float) -> Any:
-    """The value of a distribution at a share of its range, 0 to 1."""
+    """Take the value of a distribution at a share of its range, 0 to 1."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[min(int(share * len(distribution.choices)), len(distribution.choices) - 1)]
     if isinstance(distribution, IntDistribution):
@@ -145,9 +145,9 @@ def _at(distribution: Any, share: float) -> Any:
 
 
 def _filling(space: Space, number: int) -> Sample:
-    """The ``number``-th of points that fill the space evenly, with the ends of energies and budgets first.
+    """Take the ``number``-th of a space-filling sequence (Halton), with the ends of energies and budgets first.
 
-    Those ends are the ends of the front, and nothing between them tells where they lie.
+    Those ends are the ends of the front, and no sample between them tells where they lie.
     """
     from scipy.stats import qmc  # takes a second to import, and reading a front needs none of it
 
@@ -160,7 +160,7 @@ def _filling(space: Space, number: int) -> Sample:
 
 
 def _varied(space: Space, objectives: Sequence[Objective], measured: Sequence[Tried], chance: random.Random) -> Sample:
-    """A member of the front with one value or two drawn anew, floats mostly nearby."""
+    """Draw one or two values of a member of the front anew, floats mostly nearby."""
     members = _front(objectives, measured) or list(measured)
     sample = dict(chance.choice(members).sample)
     names = list(space.distributions)
@@ -190,7 +190,7 @@ def _front(objectives: Sequence[Objective], measured: Sequence[Tried]) -> list[T
 
 
 def _window(objectives: Sequence[Objective], tried: Sequence[Tried]) -> list[Tried]:
-    """Those that a sampler looks at: all that run, the front, and the latest."""
+    """Choose the trials that a sampler sees: all that run, the front, and the latest."""
     finished = [one for one in tried if one.values is not None]
     running = [one for one in tried if one.values is None and not one.failed]
     if len(finished) > _WINDOW:

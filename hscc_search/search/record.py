@@ -1,8 +1,8 @@
-"""The formats of the stored study and the stored trial. Nobody else writes or reads their keys.
+"""The formats of the stored study and the stored trial: nothing else writes or reads their keys. Needs no torch.
 
 A study's record is one attribute of Optuna's study, so that a study has it whole or not at all. A trial's record is two
-attributes of Optuna's trial: what was measured, which a front is drawn from, and the plan of its layers, which is read
-for one trial at a time. Needs no torch.
+attributes of Optuna's trial: the measurements, from which the front comes, and the plan of its layers, which is read
+for one trial at a time.
 
 ``FORMAT`` is raised when a record holds other things, or when the same sample would give another network; then
 ``from_stored`` learns to read the format before, and ``READ`` names both.
@@ -34,7 +34,7 @@ STUDY, MEASURED, PLAN, FAILURE = "hscc", "measured", "plan", "failure"
 
 @dataclass(frozen=True)
 class DenseRecord:
-    """What is stored of the dense network.
+    """The dense network as a study stores it.
 
     Attributes:
         measured: on the validation part.
@@ -49,7 +49,7 @@ class DenseRecord:
 
 @dataclass(frozen=True, eq=False)
 class StudyRecord:
-    """What is stored of a study when it is created.
+    """The stored part of a study that its trials have in common, written when it is created.
 
     Attributes:
         config: the study file with every default filled in; its storage has no password.
@@ -57,7 +57,7 @@ class StudyRecord:
         classes: class names.
         labels: class of each validation image, uint16.
         dense: the dense network.
-        versions: of the packages that the study was created with.
+        versions: of the packages that the study was created with, by name.
     """
 
     config: StudyConfig
@@ -71,6 +71,7 @@ class StudyRecord:
         """JSON-compatible values."""
         return {
             "version": FORMAT,
+            "hscc_search": importlib.metadata.version("hscc-search"),
             "config": {**self.config.stored(), "storage": without_password(self.config.storage)},
             "versions": self.versions,
             "fingerprint": self.fingerprint,
@@ -90,13 +91,16 @@ class StudyRecord:
         Raises:
             StudyError: the record has a format that this version does not read.
         """
-        name, dense = tree["config"]["name"], tree["dense"]
+        name = tree["config"]["name"]
         if tree["version"] not in READ:
+            # Before format 5 only the version that created the study was stored.
+            writer = tree.get("hscc_search", tree["versions"]["hscc-search"])
             raise StudyError(
-                f"study {name!r} is stored in format {tree['version']}, by hscc-search "
-                f"{tree['versions']['hscc-search']}: hscc-search {versions()['hscc-search']} reads the formats "
+                f"study {name!r} has format {tree['version']}, written by hscc-search {writer}: "
+                f"hscc-search {importlib.metadata.version('hscc-search')} reads the formats "
                 f"{' and '.join(map(str, READ))}"
             )
+        dense = tree["dense"]
         return cls(
             config=StudyConfig.from_tree(tree["config"], f"stored study {name}"),
             fingerprint=tree["fingerprint"],
@@ -113,13 +117,13 @@ class StudyRecord:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """What is stored of a finished trial.
+    """A finished trial as a study stores it; read back by :func:`point_from_stored` and :func:`plan_from_stored`.
 
     Attributes:
         measured: on the validation part.
         sample: the values that the search drew.
         violations: by constraint how far it is missed, 0 where it is kept.
-        plan: what became of each layer.
+        plan: of each layer.
     """
 
     measured: Measured
@@ -128,7 +132,7 @@ class TrialRecord:
     plan: Sequence[LayerPlan]
 
     def stored(self) -> dict[str, Any]:
-        """JSON-compatible values of the trial's attributes, by key."""
+        """JSON-compatible values of the trial's attributes, by their keys."""
         measured = {
             "sample": dict(self.sample),
             **_stored_measured(self.measured),
@@ -138,7 +142,7 @@ class TrialRecord:
 
 
 def point_from_stored(trial: int, tree: Mapping[str, Any]) -> Point:
-    """Read what was measured of a trial.
+    """Read the measurements of a trial by its number.
 
     In format 4 the sample was called settings, and a violation was negative where a constraint was kept.
     """
@@ -148,17 +152,17 @@ def point_from_stored(trial: int, tree: Mapping[str, Any]) -> Point:
         predictions=_unpacked(tree["predictions"]),
         trial=trial,
         sample=tree["sample"] if "sample" in tree else tree["settings"],
-        violations={name: max(0.0, size) for name, size in tree["violations"].items()},
+        violations={name: max(size, 0.0) for name, size in tree["violations"].items()},
     )
 
 
 def plan_from_stored(tree: Sequence[dict[str, Any]]) -> tuple[LayerPlan, ...]:
-    """Read what became of each layer in a trial."""
+    """Read the plan of each layer in a trial."""
     return tuple(map(LayerPlan.from_stored, tree))
 
 
 def versions() -> dict[str, str]:
-    """Look up the installed versions of what a study depends on."""
+    """The installed versions of the packages that a study depends on, by name."""
     packages = ("hscc-search", "torch", "torchvision", "optuna", "scikit-learn", "fvcore", "numpy")
     return {
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""What a study samples, and the setting that a sample stands for.
+"""The search space of a study, and the setting that a sample stands for.
 
 A sample holds one value for each name: ``regions``, ``clusters`` and ``energy`` or ``budget``; where a study samples by
 stage or by layer the first three carry its name behind an ``@``, such as ``energy@stage2`` or ``regions@features.3``.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a front is read without torch
     from hscc_search.compression.setting import Setting
 
 Sample = dict[str, Any]
-# What a study may sample for each place by itself; a budget is always one for the network.
+# Values that may be sampled for each stage or layer by itself; a budget is always for the whole network.
 _LOCAL = ("regions", "clusters", "energy")
 
 
@@ -32,17 +32,18 @@ class Space:
 
     Attributes:
         config: of the study.
-        places: by name of a stage or layer the layers it stands for; empty where the network is one.
-        whole: places of fully connected layers alone, which have an energy, but no regions and clusters.
+        scopes: by name of a stage or layer, which is sampled by itself, the layers in it; empty where one sample holds
+            for the whole network.
+        undivided: scopes of fully connected layers alone, which have an energy, but no regions and clusters.
     """
 
     config: StudyConfig
-    places: Mapping[str, Sequence[str]]
-    whole: Collection[str] = ()
+    scopes: Mapping[str, Sequence[str]]
+    undivided: Collection[str] = ()
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """By name what can be sampled."""
+        """The distribution of each sampled value, by name."""
         space = self.config.space
         rule: dict[str, BaseDistribution] = {}
         if space.budget is not None:
@@ -56,21 +57,21 @@ class Space:
             "clusters": IntDistribution(space.clusters.low, space.clusters.high),
             **rule,
         }
-        found: dict[str, BaseDistribution] = {}
+        distributions: dict[str, BaseDistribution] = {}
         for name, distribution in named.items():
-            if name in _LOCAL and self.places:
-                divided = [place for place in self.places if name == "energy" or place not in self.whole]
-                found |= dict.fromkeys((f"{name}@{place}" for place in divided), distribution)
+            if name in _LOCAL and self.scopes:
+                scopes = [scope for scope in self.scopes if name == "energy" or scope not in self.undivided]
+                distributions |= dict.fromkeys((f"{name}@{scope}" for scope in scopes), distribution)
             else:
-                found[name] = distribution
+                distributions[name] = distribution
         for name in ("region_strategy", "cluster_strategy", "rank_multiple"):
             if choices := getattr(space, name):
-                found[name] = CategoricalDistribution(choices)
-        return found
+                distributions[name] = CategoricalDistribution(choices)
+        return distributions
 
     @property
     def _levels(self) -> np.ndarray | None:
-        """The values that energies or budgets may have; None where all between do."""
+        """The values that energies or budgets may have; None for the whole range."""
         span: EnergyRange | BudgetRange | None = self.config.space.budget or self.config.space.energy
         assert span is not None
         if span.low == span.high:
@@ -78,11 +79,11 @@ class Space:
         if span.levels is None:
             return None
         spaced = np.geomspace if isinstance(span, BudgetRange) else np.linspace
-        # Of a narrow range levels may be equal.
+        # Levels of a narrow range may be equal.
         return np.unique(np.round(spaced(span.low, span.high, span.levels), 6).clip(span.low, span.high))
 
     def snapped(self, sample: Sample) -> Sample:
-        """A sample with energies or budgets at the nearest of their levels."""
+        """Move energies or budgets of a sample to the nearest of their levels."""
         levels = self._levels
         if levels is None:
             return sample
@@ -92,44 +93,44 @@ class Space:
         }
 
     def key(self, sample: Sample) -> tuple[tuple[str, Any], ...]:
-        """The same for samples that give the same network.
+        """Identify a sample: samples that give the same network have the same key.
 
-        With one region it does not matter how it is found, and the strategy ``none`` finds one whatever is asked for.
+        With one region or cluster the strategy does not matter, and the strategy ``none`` gives one whatever is asked.
         """
-        telling = dict(sample)
+        relevant = dict(sample)
         for strategy, count in (("region_strategy", "regions"), ("cluster_strategy", "clusters")):
             counts = [name for name in sample if name.split("@")[0] == count]
             if sample.get(strategy, getattr(self.config.compression, strategy)) == "none":
-                telling |= dict.fromkeys(counts, 1)
-            if all(telling[name] == 1 for name in counts):
-                telling.pop(strategy, None)
-        return tuple(sorted(telling.items()))
+                relevant |= dict.fromkeys(counts, 1)
+            if all(relevant[name] == 1 for name in counts):
+                relevant.pop(strategy, None)
+        return tuple(sorted(relevant.items()))
 
     @property
     def size(self) -> float:
-        """How many samples there are, those of equal keys counted each; infinite without levels."""
+        """Number of samples, those with equal keys counted each; infinite without levels."""
         return math.prod(len(values) if values is not None else math.inf for values in self._values().values())
 
     def grid(self) -> Iterator[Sample]:
-        """Every sample; the space must be finite."""
+        """Go through all samples of a finite space."""
         values = self._values()
         for combination in itertools.product(*(values[name] or () for name in values)):
             yield dict(zip(values, combination, strict=True))
 
     def _values(self) -> dict[str, list[Any] | None]:
         levels = self._levels
-        found: dict[str, list[Any] | None] = {}
+        values: dict[str, list[Any] | None] = {}
         for name, distribution in self.distributions.items():
             if isinstance(distribution, IntDistribution):
-                found[name] = list(range(distribution.low, distribution.high + 1))
+                values[name] = list(range(distribution.low, distribution.high + 1))
             elif isinstance(distribution, CategoricalDistribution):
-                found[name] = list(distribution.choices)
+                values[name] = list(distribution.choices)
             else:
-                found[name] = None if levels is None else levels.tolist()
-        return found
+                values[name] = None if levels is None else levels.tolist()
+        return values
 
     def checked(self, given: Mapping[str, Any]) -> Sample:
-        """A sample that a user gave, such as one to start from, with every number of the right kind.
+        """Check a sample that a user gave, such as one to start from, and give every number its type.
 
         Raises:
             ConfigError: a name or a value is not of this space.
@@ -150,14 +151,14 @@ class Space:
         return self.snapped(sample)
 
     def setting(self, sample: Sample) -> "Setting":
-        """What a sample stands for."""
+        """Make the compressor's setting from a sample."""
         from hscc_search.compression.setting import Setting
 
         compression = self.config.compression
         common = {name: value for name, value in sample.items() if "@" not in name}
         by_layer = {
-            layer: {name: sample[f"{name}@{place}"] for name in _LOCAL if f"{name}@{place}" in sample}
-            for place, layers in self.places.items()
+            layer: {name: sample[f"{name}@{scope}"] for name in _LOCAL if f"{name}@{scope}" in sample}
+            for scope, layers in self.scopes.items()
             for layer in layers
         }
         given = {
@@ -168,20 +169,19 @@ class Space:
             "seed": self.config.seed,
             **common,
         }
-        if by_layer and "budget" not in given:
-            given["energy"] = 1.0  # of layers that have none of their own: there are none
         return Setting(**given, by_layer=by_layer)
 
 
 def space_of(config: StudyConfig, calibration: "Calibration") -> Space:
-    """The search space of a study on its calibrated network."""
-    places = places_of(config, calibration)
-    flat = {record.name for record in calibration.records if record.fully_connected}
-    return Space(config, places, tuple(place for place, layers in places.items() if flat.issuperset(layers)))
+    """Make the search space of a study on its calibrated network."""
+    scopes = _scopes(config, calibration)
+    fully_connected = {record.name for record in calibration.records if record.fully_connected}
+    undivided = tuple(scope for scope, layers in scopes.items() if fully_connected.issuperset(layers))
+    return Space(config, scopes, undivided)
 
 
-def places_of(config: StudyConfig, calibration: "Calibration") -> dict[str, list[str]]:
-    """The stages or layers that a study samples for by themselves; empty where it takes the network as one."""
+def _scopes(config: StudyConfig, calibration: "Calibration") -> dict[str, list[str]]:
+    """Name the stages or layers that are sampled by themselves, with the layers in each."""
     if config.space.per == "network":
         return {}
     from hscc_search.compression.ranks.choice import compressible
@@ -189,5 +189,5 @@ def places_of(config: StudyConfig, calibration: "Calibration") -> dict[str, list
     records = compressible(calibration)
     if config.space.per == "layer":
         return {record.name: [record.name] for record in records}
-    runs = itertools.groupby(records, key=lambda record: (record.lattice.height, record.lattice.width))
-    return {f"stage{number}": [record.name for record in run] for number, (_, run) in enumerate(runs, 1)}
+    stages = itertools.groupby(records, key=lambda record: (record.lattice.height, record.lattice.width))
+    return {f"stage{number}": [record.name for record in stage] for number, (_, stage) in enumerate(stages, 1)}

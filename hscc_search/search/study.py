@@ -87,8 +87,8 @@ def _go_on(
         if workers == 1:
             work(ledger, prepared, report)
         else:
-            places = (config.data.path, config.model.checkpoint, config.timeout)
-            work_together(workers, ledger, partial(join_study, config.storage, config.name, *places, device), report)
+            given = (config.data.path, config.model.checkpoint, config.timeout, device)
+            work_together(workers, ledger, partial(join_study, config.storage, config.name, *given), report)
 
 
 def start_study(config: StudyConfig, device: str = "auto", report: Report = silent) -> tuple[Ledger, Prepared] | None:
@@ -153,7 +153,7 @@ def join_study(
     record = read_record(study)
     if record is None:
         raise StorageError(f"study {name!r} was not started yet: `hscc-search run` does")
-    config = record.config.placed(data, checkpoint)
+    config = record.config.with_paths(data, checkpoint)
     config = config.model_copy(update={"storage": storage, "timeout": timeout})
     if _finished(study) >= config.trials:
         return None

@@ -78,7 +78,7 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
             dense_latency = dense.measured["latency"]
         else:
             times = in_turns({"dense": dense_runner}, config.data.image_size, config.latency.batch_size)
-            dense_latency = 1000 * times["dense"]
+            dense_latency = times["dense"]
     cost = dense.cost if dense is not None else measure_cost(opened.network, config.data.image_size)
     calibration = calibrate(opened.network, calibration_images(opened), report, keep=True)
     return Prepared(opened, calibration, cost, dense_runner, dense_latency)
@@ -138,8 +138,8 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
 def calibration_images(opened: Opened) -> torch.Tensor:
     """Draw the calibration images of a study as its network takes them, float32 (images, 3, height, width)."""
     config = opened.config
-    sample = opened.parts.train.sample(config.compression.calibration_images, config.seed)
-    return network_input(torch.from_numpy(sample.images).to(opened.device), config.data)
+    subset = opened.parts.train.subset(config.compression.calibration_images, config.seed)
+    return network_input(torch.from_numpy(subset.images).to(opened.device), config.data)
 
 
 def load_dense(

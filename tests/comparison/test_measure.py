@@ -315,7 +315,7 @@ def test_other_images_and_another_checkpoint_are_refused(config, copied):
         with pytest.raises(ConfigError, match=f"another comparison .other {name}."):
             comparing.compare(config, [3.0], ["hscc"], [0], 1, copied, "cpu")
     with pytest.raises(ConfigError, match="cannot read checkpoint"):
-        comparing.compare(config.placed(None, copied / "weights.pt"), [3.0], ["hscc"], [0], 1, copied, "cpu")
+        comparing.compare(config.with_paths(None, copied / "weights.pt"), [3.0], ["hscc"], [0], 1, copied, "cpu")
 
 
 def test_budgets_that_differ_little_are_rows_of_their_own(tmp_path):
@@ -325,7 +325,7 @@ def test_budgets_that_differ_little_are_rows_of_their_own(tmp_path):
 
 
 def test_a_checkpoint_belongs_to_one_split(config, tmp_path):
-    own = config.placed(None, tmp_path / "weights.pt")
+    own = config.with_paths(None, tmp_path / "weights.pt")
     with pytest.raises(ConfigError, match="a checkpoint belongs to one split"):
         comparing.compare(own, [3.0], ["hscc"], [0, 1], 0, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()

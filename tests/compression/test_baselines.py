@@ -21,7 +21,7 @@ from hscc_search.compression.baselines.response_pca import greedy_ranks, rebuild
 from hscc_search.compression.baselines.targets import Target
 from hscc_search.compression.baselines.tucker import kernel_ladder, matrix_ladder, shares, tucker_triple
 from hscc_search.compression.calibration.calibrate import calibrate
-from hscc_search.dense.networks import DigitsCNN, build
+from hscc_search.dense.networks import DigitsCNN, build_network
 from hscc_search.errors import CompressionError
 from hscc_search.evaluation.counters import measure_cost
 
@@ -97,7 +97,7 @@ def residual():
 
 @pytest.fixture(scope="module")
 def resnet18():
-    return seeded(lambda: build("resnet18", 10, 64), side=64, images=8)
+    return seeded(lambda: build_network("resnet18", 10, 64), side=64, images=8)
 
 
 def check_budget(method, dense, budget, side=SIDE, closely=0.97):

@@ -21,15 +21,15 @@ def normal(seed, *shape):
 
 
 def responses(seed, count, channels):
-    """Correlated channels of unequal variance and mean, and the same after some damage."""
+    """Correlated channels of unequal variance and mean, and the same with noise and errors added."""
     dense = normal(seed, count, channels) @ normal(seed + 1, channels, channels) + 3 * normal(seed + 2, channels)
     delivered = dense @ (torch.eye(channels) + 0.2 * normal(seed + 3, channels, channels))
     return dense, delivered + 0.3 * normal(seed + 4, count, channels) - 1
 
 
-def approximated(dense, found, delivered):
+def approximated(dense, fitted, delivered):
     centred = delivered - delivered.mean(dim=0)
-    return dense.mean(dim=0) + centred @ found.basis.T @ found.recombination.T
+    return dense.mean(dim=0) + centred @ fitted.basis.T @ fitted.recombination.T
 
 
 def matrix(predictor):
@@ -54,14 +54,14 @@ def rank_for(dense, energy):
 @contextmanager
 def without_ridge():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(factors, "_ridge", lambda values, samples: 1e-14 * values.mean())
+        patch.setattr(factors, "ridge", lambda values, samples: 1e-14 * values.mean())
         yield
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(count=st.integers(2, 30), channels=channel_counts, seed=seeds)
 @settings(max_examples=40, deadline=None)
-def test_an_intact_input_is_predicted_by_the_identity_itself(dtype, count, channels, seed):
+def test_an_intact_input_is_predicted_by_exactly_the_identity(dtype, count, channels, seed):
     dense = responses(seed, count, channels)[0].to(dtype)
     weight = normal(seed, channels, 7)
     assert torch.equal(fit_predictor(dense, dense.clone()).apply(weight), weight)
@@ -69,7 +69,7 @@ def test_an_intact_input_is_predicted_by_the_identity_itself(dtype, count, chann
 
 @given(channels=channel_counts, spare=st.integers(2, 20), seed=seeds)
 @settings(max_examples=40, deadline=None)
-def test_few_samples_and_many_samples_take_ways_that_agree(channels, spare, seed):
+def test_the_computations_for_few_and_for_many_samples_agree(channels, spare, seed):
     count = channels + spare
     dense, delivered = responses(seed, count, channels)
     # Silent channels change nothing, but make the samples fewer than the channels.
@@ -81,8 +81,8 @@ def test_few_samples_and_many_samples_take_ways_that_agree(channels, spare, seed
     torch.testing.assert_close(matrix(few)[:channels, :channels], matrix(many), rtol=1e-6, atol=1e-6)
     rank = max(1, channels // 2)
     expected = approximated(dense, factorise(many, rank), delivered)
-    found = factorise(few, rank)
-    padded = approximated(torch.cat([dense, silent], dim=1), found, torch.cat([delivered, silent], dim=1))
+    few_factors = factorise(few, rank)
+    padded = approximated(torch.cat([dense, silent], dim=1), few_factors, torch.cat([delivered, silent], dim=1))
     torch.testing.assert_close(padded[:, :channels], expected, rtol=1e-5, atol=1e-5)
     assert padded[:, channels:].abs().max() < 1e-6
 
@@ -92,40 +92,40 @@ def test_few_samples_and_many_samples_take_ways_that_agree(channels, spare, seed
 def test_without_ridge_the_predictor_is_least_squares(channels, seed):
     dense, delivered = responses(seed, 80, channels)
     with without_ridge():
-        found = matrix(fit_predictor(dense, delivered))
-    torch.testing.assert_close(found, least_squares(delivered, dense), rtol=1e-6, atol=1e-6)
+        predicted = matrix(fit_predictor(dense, delivered))
+    torch.testing.assert_close(predicted, least_squares(delivered, dense), rtol=1e-6, atol=1e-6)
 
 
 @given(count=st.integers(3, 200) | st.integers(5000, 20_000), channels=channel_counts, seed=seeds)
 @settings(max_examples=60, deadline=None)
 def test_the_predictor_is_ridge_regression_towards_the_identity(count, channels, seed):
     dense, delivered = responses(seed, count, channels)
-    found = matrix(fit_predictor(dense, delivered))
+    predicted = matrix(fit_predictor(dense, delivered))
     T = covariance(delivered)
     both = covariance(torch.cat([dense, delivered], dim=1))
     S = both[:channels, channels:]
     I = torch.eye(channels, dtype=torch.float64)  # noqa: E741
-    # The mean of the r eigenvalues times r / n is the trace over n: where that is little, the least share counts.
+    # The mean of the r eigenvalues times r / n is the trace over n, unless the smallest ridge is larger.
     ridge = T.trace() * max(1 / count, factors.RIDGE / min(channels, count - 1))
     expected = I + (S - T) @ torch.linalg.inv(T + ridge * I)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(predicted, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [4, 40, 100, 400])
-def test_noise_is_not_learnt_by_heart(channels):
-    """Where the damage tells nothing of the response, few samples suggest that it does, and other samples pay."""
+def test_noise_is_not_overfitted(channels):
+    """Noise that is independent of the response correlates with it in few samples; other samples would suffer."""
     count = 100
     dense = normal(0, 20 * count, channels) * torch.linspace(2, 0.1, channels, dtype=torch.float64)
     delivered = dense + 0.1 * normal(1, 20 * count, channels)
 
     def error_on_others():
         predictor = fit_predictor(dense[:count], delivered[:count])
-        found = dense[:count].mean(dim=0) + (delivered - delivered[:count].mean(dim=0)) @ matrix(predictor).T
-        return (found - dense)[count:].square().mean()
+        predicted = dense[:count].mean(dim=0) + (delivered - delivered[:count].mean(dim=0)) @ matrix(predictor).T
+        return (predicted - dense)[count:].square().mean()
 
     untouched = (delivered - dense)[count:].square().mean()
     assert error_on_others() < 1.3 * untouched
-    if channels == count:  # then an exact fit is just possible, at any price
+    if channels == count:  # then samples just allow an exact fit, which is the worst for others
         with without_ridge():
             assert error_on_others() > 2 * untouched
 
@@ -134,8 +134,8 @@ def test_noise_is_not_learnt_by_heart(channels):
 @settings(max_examples=80, deadline=None)
 def test_full_rank_reproduces_the_response(count, channels, seed):
     dense, _ = responses(seed, count, channels)
-    found = factorise(fit_predictor(dense, dense), channels)
-    torch.testing.assert_close(approximated(dense, found, dense), dense, rtol=1e-5, atol=1e-5)
+    fitted = factorise(fit_predictor(dense, dense), channels)
+    torch.testing.assert_close(approximated(dense, fitted, dense), dense, rtol=1e-5, atol=1e-5)
 
 
 @given(channels=channel_counts, data=st.data(), seed=seeds)
@@ -143,19 +143,19 @@ def test_full_rank_reproduces_the_response(count, channels, seed):
 def test_without_ridge_the_recombination_is_least_squares(channels, data, seed):
     dense, delivered = responses(seed, 80, channels)
     with without_ridge():
-        found = factorise(fit_predictor(dense, delivered), data.draw(st.integers(1, channels)))
-    expected = least_squares(delivered @ found.basis.T, dense)
-    torch.testing.assert_close(found.recombination, expected, rtol=1e-5, atol=1e-5)
+        fitted = factorise(fit_predictor(dense, delivered), data.draw(st.integers(1, channels)))
+    expected = least_squares(delivered @ fitted.basis.T, dense)
+    torch.testing.assert_close(fitted.recombination, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [3, 40], ids=["few samples", "many samples"])
-def test_a_rank_beyond_what_the_responses_fill_gets_empty_filters(count):
+def test_filters_beyond_the_axes_of_the_responses_are_harmless(count):
     dense = normal(3, count, 8)
     dense[:, 4:] = 1.0
-    found = factorise(fit_predictor(dense, dense), 6)
-    assert found.basis.shape == (6, 8)
-    assert found.recombination.isfinite().all()
-    torch.testing.assert_close(approximated(dense, found, dense), dense)
+    fitted = factorise(fit_predictor(dense, dense), 6)
+    assert fitted.basis.shape == (6, 8)
+    assert fitted.recombination.isfinite().all()
+    torch.testing.assert_close(approximated(dense, fitted, dense), dense)
 
 
 @given(count=st.integers(1, 12), channels=st.integers(1, 12), seed=seeds)
@@ -171,11 +171,11 @@ def test_principal_axes_are_those_of_the_rows(count, channels, seed):
 
 @given(count=st.integers(2, 60), channels=channel_counts, energy=energies, seed=seeds)
 @settings(max_examples=80, deadline=None)
-def test_one_cluster_loses_the_dropped_variance_and_no_more(count, channels, energy, seed):
+def test_the_error_of_one_cluster_is_the_dropped_variance(count, channels, energy, seed):
     dense, _ = responses(seed, count, channels)
     rank = rank_for(dense, energy)
-    found = factorise(fit_predictor(dense, dense), rank)
-    error = (approximated(dense, found, dense) - dense).square().sum() / count
+    fitted = factorise(fit_predictor(dense, dense), rank)
+    error = (approximated(dense, fitted, dense) - dense).square().sum() / count
     values = torch.linalg.eigvalsh(covariance(dense)).flip(0)
     dropped = values[rank:].clamp(min=0).sum()
     torch.testing.assert_close(error, dropped, rtol=1e-6, atol=1e-9 * float(values.sum()))
@@ -183,12 +183,12 @@ def test_one_cluster_loses_the_dropped_variance_and_no_more(count, channels, ene
 
 @given(channels=channel_counts, energy=energies, seed=seeds)
 @settings(max_examples=60, deadline=None)
-def test_without_ridge_a_damaged_input_is_answered_as_well_as_that_rank_can(channels, energy, seed):
+def test_without_ridge_the_error_on_a_damaged_input_is_the_optimum_of_that_rank(channels, energy, seed):
     dense, delivered = responses(seed, 80, channels)
     rank = rank_for(dense, energy)
     with without_ridge():
-        found = factorise(fit_predictor(dense, delivered), rank)
-    error = (approximated(dense, found, delivered) - dense).square().sum() / len(dense)
+        fitted = factorise(fit_predictor(dense, delivered), rank)
+    error = (approximated(dense, fitted, delivered) - dense).square().sum() / len(dense)
     # Reduced-rank regression: the optimum keeps the leading axes of the predicted response.
     M = least_squares(delivered, dense)
     predicted = torch.linalg.eigvalsh(M @ covariance(delivered) @ M.T).flip(0)
@@ -204,8 +204,8 @@ def test_the_error_does_not_rise_with_the_rank(channels, damaged, seed):
     predictor = fit_predictor(dense, delivered)
     errors = []
     for rank in range(1, channels + 1):
-        found = factorise(predictor, rank)
-        errors.append((approximated(dense, found, delivered) - dense).square().mean())
+        fitted = factorise(predictor, rank)
+        errors.append((approximated(dense, fitted, delivered) - dense).square().mean())
     # The ridge alone may cost a part in a thousand.
     slack = 1e-3 * dense.var() if damaged else 1e-9
     assert all(later <= earlier + slack for earlier, later in itertools.pairwise(errors))
@@ -217,18 +217,18 @@ def test_a_constant_response_is_exact_at_any_rank(count, rank):
     channels = 6
     dense = torch.arange(channels, dtype=torch.float64).expand(count, channels) - 2.5
     delivered = dense + 1
-    found = factorise(fit_predictor(dense, delivered), rank)
-    assert len(found.basis) == rank
-    assert torch.equal(approximated(dense, found, delivered), dense)
+    fitted = factorise(fit_predictor(dense, delivered), rank)
+    assert len(fitted.basis) == rank
+    assert torch.equal(approximated(dense, fitted, delivered), dense)
 
 
 @pytest.mark.parametrize("count", [4, 40], ids=["few samples", "many samples"])
-def test_an_input_that_lost_all_variance_is_answered_by_the_mean(count):
+def test_a_constant_input_is_answered_by_the_mean(count):
     dense = normal(1, count, 6)
     delivered = torch.ones(count, 6, dtype=torch.float64)
-    found = factorise(fit_predictor(dense, delivered), 3)
+    fitted = factorise(fit_predictor(dense, delivered), 3)
     expected = dense.mean(dim=0).expand(count, 6)
-    torch.testing.assert_close(approximated(dense, found, delivered), expected)
+    torch.testing.assert_close(approximated(dense, fitted, delivered), expected)
 
 
 # Recombinations
@@ -236,40 +236,40 @@ def test_an_input_that_lost_all_variance_is_answered_by_the_mean(count):
 
 @given(channels=channel_counts, rank=st.integers(1, 8), count=st.integers(3, 300), seed=seeds)
 @settings(max_examples=60, deadline=None)
-def test_refitting_is_ridge_regression_towards_what_there_was(channels, rank, count, seed):
+def test_refitting_is_ridge_regression_towards_the_given_recombination(channels, rank, count, seed):
     dense, _ = responses(seed, count, channels)
     coordinates, start = normal(seed + 5, count, rank) + 1, normal(seed + 6, channels, rank)
-    found, offset = refit(dense, coordinates, start)
+    fitted, offset = refit(dense, coordinates, start)
     both = covariance(torch.cat([dense, coordinates], dim=1))
     cross, within = both[:channels, channels:], both[channels:, channels:]
     ridge = max(factors.RIDGE, rank / count) * within.trace() / rank * torch.eye(rank, dtype=torch.float64)
     expected = (cross + start @ ridge) @ torch.linalg.inv(within + ridge)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(coordinates.mean(dim=0) @ found.T + offset, dense.mean(dim=0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(fitted, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(coordinates.mean(dim=0) @ fitted.T + offset, dense.mean(dim=0), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [1, 5])
-def test_coordinates_that_never_change_leave_a_recombination_as_it_was(dtype, count):
+def test_constant_coordinates_leave_a_recombination_unchanged(dtype, count):
     dense, start = normal(0, count, 4).to(dtype), normal(1, 4, 2).to(dtype)
     coordinates = torch.full((count, 2), 3.0, dtype=dtype)
-    found, offset = refit(dense, coordinates, start)
-    assert torch.equal(found, start)
+    fitted, offset = refit(dense, coordinates, start)
+    assert torch.equal(fitted, start)
     low, high = torch.full((4,), -9.0, dtype=dtype), torch.full((4,), 9.0, dtype=dtype)
-    refined, offset = refine(dense, coordinates, found, offset, low, high)
+    refined, offset = refine(dense, coordinates, fitted, offset, low, high)
     assert torch.equal(refined, start)
-    found = coordinates @ refined.T + offset
-    torch.testing.assert_close(found, dense.mean(dim=0).expand(count, 4))
+    answers = coordinates @ refined.T + offset
+    torch.testing.assert_close(answers, dense.mean(dim=0).expand(count, 4))
 
 
 # Behind a clipping activation
 
 
-def matching_loss(dense, found, low, high):
-    """The convex function of ``found`` whose gradient is clip(found) - clip(dense), over the number of samples."""
-    within = found.clamp(low, high)
-    integral = within.square() / 2 + within * (found - within)
-    return float((integral - dense.clamp(low, high) * found).sum() / len(found))
+def matching_loss(dense, predicted, low, high):
+    """The convex function of ``predicted`` whose gradient is clip(predicted) - clip(dense), as a mean over samples."""
+    within = predicted.clamp(low, high)
+    integral = within.square() / 2 + within * (predicted - within)
+    return float((integral - dense.clamp(low, high) * predicted).sum() / len(predicted))
 
 
 @given(
@@ -292,26 +292,26 @@ def test_refining_never_raises_the_matching_loss(seed, count, channels, rank, lo
 
 @given(seed=seeds, channels=st.integers(1, 4), rank=st.integers(1, 3))
 @settings(max_examples=20, deadline=None)
-def test_refining_finds_what_made_the_part_that_is_let_through(seed, channels, rank):
-    """Below 0 the responses are damaged, which misleads least squares and means nothing behind a ReLU."""
+def test_refining_recovers_the_factors_behind_the_values_that_are_let_through(seed, channels, rank):
+    """Responses below 0 are damaged: that misleads least squares, and does not matter behind a ReLU."""
     coordinates = normal(seed, 400, rank)
     true, bias = normal(seed + 1, channels, rank), 0.5 * normal(seed + 2, channels)
     made = coordinates @ true.T + bias
     dense = torch.where(made < 0, made - normal(seed + 3, *made.shape).abs(), made)
-    found = least_squares(coordinates, dense), dense.mean(dim=0)
+    fitted = least_squares(coordinates, dense), dense.mean(dim=0)
     low, high = torch.zeros(channels).double(), torch.full((channels,), float("inf")).double()
-    # A channel that hardly ever opens is found too, but after many more steps.
+    # A channel that is rarely above 0 is recovered too, but after many more steps.
     assume((made > 0).double().mean(dim=0).min() > 0.25)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(factors, "_ENOUGH", len(dense))  # each step looks at all samples
+        patch.setattr(factors, "SAMPLES_PER_FILTER", len(dense))  # each step takes all samples
         for _ in range(300):
-            found = refine(dense, coordinates, *found, low, high)
-    torch.testing.assert_close((coordinates @ found[0].T + found[1]).relu(), made.relu(), atol=1e-3, rtol=1e-3)
+            fitted = refine(dense, coordinates, *fitted, low, high)
+    torch.testing.assert_close((coordinates @ fitted[0].T + fitted[1]).relu(), made.relu(), atol=1e-3, rtol=1e-3)
 
 
-def test_refining_leaves_what_is_exact():
+def test_refining_leaves_an_exact_recombination_unchanged():
     coordinates, true, bias = normal(0, 50, 3), normal(1, 6, 3), normal(2, 6)
     low, high = torch.zeros(6).double(), torch.full((6,), float("inf")).double()
-    found = refine(coordinates @ true.T + bias, coordinates, true, bias, low, high)
-    torch.testing.assert_close(found[0], true)
-    torch.testing.assert_close(found[1], bias)
+    refined = refine(coordinates @ true.T + bias, coordinates, true, bias, low, high)
+    torch.testing.assert_close(refined[0], true)
+    torch.testing.assert_close(refined[1], bias)

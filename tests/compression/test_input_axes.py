@@ -23,25 +23,25 @@ def positive(size, seed):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 3), st.floats(0, 1), st.integers(0, 99))
-def test_the_metric_is_the_variance_that_correlated_errors_make(outputs, inputs, side, correlation, seed):
-    weight, effects = normal(outputs, inputs, side, side, seed=seed), normal(outputs, seed=seed + 1).abs()
+def test_the_metric_is_the_variance_that_correlated_errors_make(outputs, inputs, kernel, correlation, seed):
+    weight, effects = normal(outputs, inputs, kernel, kernel, seed=seed), normal(outputs, seed=seed + 1).abs()
     direction = normal(inputs, seed=seed + 2)
-    found = float(direction @ input_metric(weight, effects, correlation) @ direction)
+    variance = float(direction @ input_metric(weight, effects, correlation) @ direction)
     taps = weight.flatten(2)
     expected = 0.0
     for output in range(outputs):
-        answers = np.array([float(direction @ taps[output, :, tap]) for tap in range(side * side)])
-        between = np.full((side * side, side * side), correlation)
-        np.fill_diagonal(between, 1.0)
-        expected += float(effects[output]) ** 2 * answers @ between @ answers
-    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        answers = np.array([float(direction @ taps[output, :, tap]) for tap in range(kernel**2)])
+        correlations = np.full((kernel**2, kernel**2), correlation)
+        np.fill_diagonal(correlations, 1.0)
+        expected += float(effects[output]) ** 2 * answers @ correlations @ answers
+    assert variance == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 7), st.integers(0, 99))
 def test_all_axes_undo_each_other(size, seed):
-    encoder, back = input_axes(positive(size, seed), positive(size, seed + 1), size)
-    torch.testing.assert_close(back @ encoder, torch.eye(size, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    encode, decode = input_axes(positive(size, seed), positive(size, seed + 1), size)
+    torch.testing.assert_close(decode @ encode, torch.eye(size, dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -50,17 +50,17 @@ def test_the_axes_lose_the_smallest_eigenvalues_and_no_other_choice_loses_less(s
     rank = min(rank, size - 1)
     metric, covariance = positive(size, seed), positive(size, seed + 1)
 
-    def loss(encoder, back):
-        error = torch.eye(size, dtype=torch.float64) - back @ encoder
+    def loss(encode, decode):
+        error = torch.eye(size, dtype=torch.float64) - decode @ encode
         return float(torch.trace(metric @ error @ covariance @ error.T))
 
     spectrum = np.sort(torch.linalg.eigvals(metric @ covariance).real.numpy())
-    found = loss(*input_axes(metric, covariance, rank))
-    assert found == pytest.approx(spectrum[: size - rank].sum(), rel=1e-6, abs=1e-9)
-    other = torch.linalg.qr(normal(size, rank, seed=seed + 2))[0]
-    # The best way back from any other axes, by least squares.
-    back = covariance @ other @ torch.linalg.inv(other.T @ covariance @ other)
-    assert found <= loss(other.T, back) * (1 + 1e-9)
+    least = loss(*input_axes(metric, covariance, rank))
+    assert least == pytest.approx(spectrum[: size - rank].sum(), rel=1e-6, abs=1e-9)
+    random_axes = torch.linalg.qr(normal(size, rank, seed=seed + 2))[0]
+    # Bring the channels back from random axes by least squares, which is the best that can be done with them.
+    decode = covariance @ random_axes @ torch.linalg.inv(random_axes.T @ covariance @ random_axes)
+    assert least <= loss(random_axes.T, decode) * (1 + 1e-9)
 
 
 def test_a_constant_channel_does_no_harm():
@@ -68,18 +68,18 @@ def test_a_constant_channel_does_no_harm():
     x[:, 2] = 3.0
     covariance = input_covariance(x)
     assert float(covariance[2].abs().max()) < 1e-6
-    encoder, back = input_axes(positive(4, 0), covariance, 3)
-    assert torch.isfinite(encoder).all()
-    assert torch.isfinite(back).all()
+    encode, decode = input_axes(positive(4, 0), covariance, 3)
+    assert torch.isfinite(encode).all()
+    assert torch.isfinite(decode).all()
 
 
-def narrow_network(inputs=16, of=3):
-    """A convolution with many taps whose input channels are mixtures of a few."""
+def narrow_network():
+    """A network with a convolution of many taps whose 16 input channels are mixtures of 3."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, of, 1),
-        nn.Conv2d(of, inputs, 1),
-        nn.Conv2d(inputs, 16, 5, padding=2),
+        nn.Conv2d(3, 3, 1),
+        nn.Conv2d(3, 16, 1),
+        nn.Conv2d(16, 16, 5, padding=2),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
@@ -88,22 +88,22 @@ def narrow_network(inputs=16, of=3):
 
 
 @pytest.mark.parametrize("regions", [1, 4])
-def test_inputs_that_are_mixtures_of_a_few_channels_are_brought_to_as_many(regions):
+def test_inputs_that_are_mixtures_of_a_few_channels_are_brought_to_about_as_many(regions):
     network = narrow_network()
     images = torch.randn(48, 3, 12, 12)
     calibration = calibrate(network, images)
-    found = compress(calibration, Setting(regions, 1, budget=3))
-    (layer,) = [each for each in found.plan if each.name == "2"]
-    assert all(rank <= 4 for rank in layer.input_ranks)
-    assert f"of {layer.input_ranks[0]} inputs" in layer.summary
-    cost = measure_cost(found.network, 12)
-    assert cost.macs == cost.macs_torch == found.macs
+    compressed = compress(calibration, Setting(regions, 1, budget=3))
+    (plan,) = [layer for layer in compressed.plan if layer.name == "2"]
+    assert all(rank <= 4 for rank in plan.input_ranks)
+    assert f"of {plan.input_ranks[0]} inputs" in plan.summary
+    cost = measure_cost(compressed.network, 12)
+    assert cost.macs == cost.macs_torch == compressed.macs
     with torch.no_grad():
-        error = (found.network(images) - network(images)).norm() / network(images).norm()
+        error = (compressed.network(images) - network(images)).norm() / network(images).norm()
     assert error < 0.1
 
 
 def test_filters_of_one_tap_keep_all_their_inputs():
     network = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.Flatten(), nn.Linear(32 * 64, 4))
-    found = compress(calibrate(network, torch.randn(32, 3, 8, 8)), Setting(budget=2))
-    assert {rank for layer in found.plan for rank in layer.input_ranks} <= {None}
+    compressed = compress(calibrate(network, torch.randn(32, 3, 8, 8)), Setting(budget=2))
+    assert {rank for layer in compressed.plan for rank in layer.input_ranks} <= {None}

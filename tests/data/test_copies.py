@@ -14,8 +14,8 @@ from hscc_search.data import copies, load_dataset
 from hscc_search.data.copies import NEAR_BITS, copy_groups, near_pairs, perceptual_hash
 from hscc_search.data.splits import split_indices
 
-# Images given as one of three patterns and the bits in which they differ from it.
-BASES = np.random.default_rng(0).random((3, 256)) < 0.5
+# Hashes of images, each described by one of three patterns and the bits in which it differs from that.
+PATTERNS = np.random.default_rng(0).random((3, 256)) < 0.5
 FLIPPED = st.lists(st.tuples(st.integers(0, 2), st.sets(st.integers(0, 15), max_size=13)), max_size=14)
 
 
@@ -30,7 +30,7 @@ def photographs():
 
 
 def hashes_of(described):
-    hashes = [BASES[base] ^ np.isin(np.arange(256), list(bits)) for base, bits in described]
+    hashes = [PATTERNS[pattern] ^ np.isin(np.arange(256), list(bits)) for pattern, bits in described]
     return np.stack(hashes) if hashes else np.empty((0, 256), bool)
 
 
@@ -70,15 +70,15 @@ def test_near_pairs_are_all_pairs_within_the_threshold(described, rows):
     hashes = hashes_of(described)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(copies, "_ROWS_AT_ONCE", rows)
-        found = near_pairs(hashes)
-    wanted = [
+        pairs = near_pairs(hashes)
+    expected = [
         [first, second]
         for first in range(len(hashes))
         for second in range(first + 1, len(hashes))
         if np.sum(hashes[first] != hashes[second]) <= NEAR_BITS
     ]
-    assert found.tolist() == wanted
-    assert found.shape == (len(wanted), 2)
+    assert pairs.tolist() == expected
+    assert pairs.shape == (len(expected), 2)
 
 
 def test_the_threshold_itself_is_near_and_one_bit_more_is_not():
@@ -96,7 +96,7 @@ def test_groups_reach_over_chains_of_copies():
 
 @pytest.fixture(scope="module")
 def mri_files(mri):
-    """Class and path by SHA-256, over all files."""
+    """Paths of all files by their SHA-256."""
     by_digest = defaultdict(list)
     for path in sorted(mri.rglob("*.jpg")):
         by_digest[hashlib.sha256(path.read_bytes()).hexdigest()].append(path)

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from hscc_search.config import DataConfig
 from hscc_search.data import check_folder, load_dataset
@@ -22,21 +21,16 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HSCC_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def photographs():
-    return [Image.fromarray(photograph[:200, :200]) for photograph in load_sample_images().images]
-
-
-def read(folder, side=16):
-    """The data set, and how many images were decoded for it."""
+def read(folder, image_size=16):
+    """The data set of a folder, and the number of images that were decoded for it."""
     steps = []
-    dataset = load_dataset(DataConfig(path=folder, image_size=side), steps.append)
+    dataset = load_dataset(DataConfig(path=folder, image_size=image_size), steps.append)
     return dataset, len(steps)
 
 
-def same(one, other):
-    return one.fingerprint == other.fingerprint and all(
-        np.array_equal(getattr(one, name), getattr(other, name)) for name in ("images", "labels", "groups")
+def same(first, second):
+    return first.fingerprint == second.fingerprint and all(
+        np.array_equal(getattr(first, name), getattr(second, name)) for name in ("images", "labels", "groups")
     )
 
 
@@ -175,7 +169,7 @@ def test_images_are_decoded_once_per_size(image_folder):
     again, decoded_again = read(folder)
     assert (decoded, decoded_again) == (8, 0)
     assert same(first, again)
-    larger, decoded_larger = read(folder, side=24)
+    larger, decoded_larger = read(folder, image_size=24)
     assert decoded_larger == 8
     assert larger.fingerprint == first.fingerprint
 
@@ -198,7 +192,7 @@ def test_a_cache_that_cannot_be_written_is_named(image_folder, tmp_path, monkeyp
         read(image_folder({"cat": 2, "dog": 2}))
 
 
-def test_neither_names_nor_places_of_files_matter(image_folder, tmp_path, monkeypatch):
+def test_neither_names_nor_folders_of_files_matter(image_folder, tmp_path, monkeypatch):
     folder = image_folder({"cat": 5, "dog": 5})
     before, _ = read(folder)
     (folder / "Testing" / "cat").mkdir(parents=True)
@@ -230,7 +224,7 @@ def test_pixels_and_labels_belong_together(tmp_path):
         path = tmp_path / "images" / f"class {value}" / f"{9 - index}.png"
         path.parent.mkdir(parents=True)
         Image.new("RGB", (20, 20), (value, value + 1, value + 2)).save(path)
-    dataset, _ = read(tmp_path / "images", side=8)
+    dataset, _ = read(tmp_path / "images", image_size=8)
     for image, label in zip(dataset.images, dataset.labels, strict=True):
         value = int(dataset.classes[label].split()[1])
         assert [np.unique(channel).tolist() for channel in image] == [[value], [value + 1], [value + 2]]
@@ -240,27 +234,3 @@ def test_the_digits_need_no_folder():
     dataset = load_dataset(DataConfig(source="digits", image_size=16))
     assert dataset.images.shape == (1797, 3, 16, 16)
     assert dataset.classes == tuple("0123456789")
-
-
-def test_check_counts_copies_conflicts_and_unreadable_files(tmp_path, photographs):
-    for name in ("cat", "dog"):
-        (tmp_path / name).mkdir()
-    photographs[0].save(tmp_path / "cat" / "0.png")
-    shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "cat" / "1.png")
-    photographs[1].save(tmp_path / "cat" / "2.png")
-    photographs[0].save(tmp_path / "dog" / "3.jpg", quality=80)
-    (tmp_path / "dog" / "4.jpg").write_text("no image")
-    report = check_folder(tmp_path)
-    assert report.classes == {"cat": 3, "dog": 2}
-    assert report.exact_copies == 1
-    assert report.near_pairs == 2
-    conflicts = [(first.name, second.name) for first, second in report.conflicts]
-    assert conflicts == [("0.png", "3.jpg"), ("1.png", "3.jpg")]
-    assert [path.name for path, _ in report.unreadable] == ["4.jpg"]
-    assert "cannot identify" in report.unreadable[0][1]
-
-
-def test_check_finds_nothing_in_a_clean_folder(image_folder):
-    report = check_folder(image_folder({"cat": 3, "dog": 2}))
-    assert report.classes == {"cat": 3, "dog": 2}
-    assert (report.exact_copies, report.near_pairs, report.conflicts, report.unreadable) == (0, 0, [], [])

@@ -9,9 +9,9 @@ from hscc_search.errors import DataError
 
 SHARES = st.tuples(st.floats(0.01, 0.49), st.floats(0.01, 0.49)).map(lambda two: (1 - sum(two), *two))
 SEEDS = st.integers(0, 2**32 - 1)
-# Images with a class and the number of their group; groups may hold several classes.
+# Pairs of class and group, one per image; groups may hold several classes.
 MIXED = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 15)), min_size=1, max_size=80)
-# Groups of one class each, with their size.
+# Pairs of class and size, one per group; each group holds one class.
 PURE = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), min_size=1, max_size=60)
 
 
@@ -41,7 +41,7 @@ def test_every_image_is_in_one_part_and_every_group_on_one_side(images, shares, 
 @given(PURE, SHARES, SEEDS)
 def test_class_shares_are_met_up_to_the_largest_group(described, shares, seed):
     """A part only receives a group while it lacks images of the group's class, so it exceeds its share by less than
-    one group; what it lacks, the two other parts have too much.
+    one group. What it lacks is what the two other parts have in excess.
     """
     labels = np.repeat([label for label, _ in described], [size for _, size in described])
     groups = np.repeat(np.arange(len(described)), [size for _, size in described])
@@ -58,8 +58,9 @@ def test_class_shares_are_met_up_to_the_largest_group(described, shares, seed):
 def test_a_split_depends_on_labels_groups_shares_and_seed_alone(images, shares, seed):
     labels, groups = np.array(images, np.int64).T
     first = split_indices(labels, groups, shares, seed)
-    for one, other in zip(first, split_indices(labels.copy(), groups.copy(), shares, seed), strict=True):
-        np.testing.assert_array_equal(one, other)
+    again = split_indices(labels.copy(), groups.copy(), shares, seed)
+    for part, same_part in zip(first, again, strict=True):
+        np.testing.assert_array_equal(part, same_part)
 
 
 def test_other_seeds_split_otherwise():
@@ -82,30 +83,30 @@ def test_parts_hold_the_images_of_their_labels():
     [([0] * 20 + [1] * 2, range(22)), ([0] * 20 + [1] * 9, [*range(20), *[20] * 9])],
     ids=["two images", "nine copies of one image"],
 )
-def test_a_class_that_cannot_stand_in_all_parts_is_refused_by_name(labels, groups):
+def test_a_class_that_cannot_be_in_all_parts_is_refused_by_name(labels, groups):
     with pytest.raises(DataError, match=r"'class 1' has too few different images .* (validation|test) part"):
         split(dataset_of(labels, list(groups)), 0.15, 0.15, seed=0)
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(1, 60), SEEDS)
-def test_a_sample_holds_each_class_in_proportion(labels, count, seed):
-    """Each class is cut at the same share of its images, to within half an image; that share differs from the asked
-    one by at most half an image per class over all images.
+def test_a_subset_holds_each_class_in_proportion(labels, count, seed):
+    """Of each class the same share is drawn, to within half an image. That share differs from ``count`` over all images
+    by at most half an image per class.
     """
     labels = np.array(labels)
     part = Part(np.arange(len(labels)), labels)
-    sample = part.sample(count, seed)
-    assert len(sample) == min(count, len(part))
-    assert np.all(np.diff(sample.images) > 0)
-    np.testing.assert_array_equal(sample.labels, labels[sample.images])
+    subset = part.subset(count, seed)
+    assert len(subset) == min(count, len(part))
+    assert np.all(np.diff(subset.images) > 0)
+    np.testing.assert_array_equal(subset.labels, labels[subset.images])
     present = np.unique(labels)
     for label in present:
         share = np.mean(labels == label)
-        assert abs(np.sum(sample.labels == label) - share * len(sample)) <= 0.5 + share * len(present) / 2 + 1e-6
+        assert abs(np.sum(subset.labels == label) - share * len(subset)) <= 0.5 + share * len(present) / 2 + 1e-6
 
 
-def test_a_sample_is_drawn_by_its_seed():
+def test_a_subset_is_drawn_by_its_seed():
     part = Part(np.arange(200), np.arange(200) % 4)
-    np.testing.assert_array_equal(part.sample(40, 1).images, part.sample(40, 1).images)
-    assert not np.array_equal(part.sample(40, 1).images, part.sample(40, 2).images)
+    np.testing.assert_array_equal(part.subset(40, 1).images, part.subset(40, 1).images)
+    assert not np.array_equal(part.subset(40, 1).images, part.subset(40, 2).images)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hscc_search.errors import StudyError
 from hscc_search.pareto.hypervolume import hypervolume, hypervolume_history, reference_point, stagnant
 from hscc_search.pareto.objectives import Objective
-from hscc_search.pareto.points import Point
+from hscc_search.pareto.points import Measured, Point
 
 ALL = (Objective("flops", False), Objective("accuracy", True), Objective("latency", False), Objective("macro_f1", True))
 SIDE = 5
@@ -17,7 +17,7 @@ SIDE = 5
 
 def point(trial, row, feasible=True):
     metrics = dict(zip([objective.metric for objective in ALL], row, strict=False))
-    return Point(trial, {}, metrics, {}, b"", {"latency": 0.0 if feasible else 1.0})
+    return Point(metrics, {}, b"", trial, {}, {"latency": 0.0 if feasible else 1.0})
 
 
 def corners(size):
@@ -27,38 +27,42 @@ def corners(size):
 
 
 sizes = st.shared(st.integers(2, 4), key="objectives")
-# Some lie on the reference and beyond.
+# Some points lie on the reference and beyond.
 clouds = sizes.flatmap(
     lambda size: st.lists(st.tuples(st.tuples(*[st.integers(0, SIDE + 1)] * size), st.booleans()), max_size=12)
 ).map(lambda rows: [point(trial, row, feasible) for trial, (row, feasible) in enumerate(rows)])
 
 
 def counted(cloud, size):
-    """Share of the unit cells of the box that some feasible point beats."""
-    held = 0
+    """Share of the unit cells of the box that some feasible point dominates."""
+    dominated = 0
     for cell in itertools.product(range(SIDE), repeat=size):
 
-        def covers(one, cell=cell):
+        def covers(point, cell=cell):
             # A cell reaches from its number to the next; costs cover what lies above, shares what lies below.
             return all(
-                one[objective.metric] >= number + 1 if objective.maximise else one[objective.metric] <= number
+                point[objective.metric] >= number + 1 if objective.maximise else point[objective.metric] <= number
                 for objective, number in zip(ALL, cell, strict=False)
             )
 
-        held += any(one.feasible and covers(one) for one in cloud)
-    return held / SIDE**size
+        dominated += any(point.feasible and covers(point) for point in cloud)
+    return dominated / SIDE**size
 
 
-def inside(one, size):
-    return all(one[o.metric] > 0 if o.maximise else one[o.metric] < SIDE for o in ALL[:size])
+def inside(point, size):
+    """Whether a point is better than the reference in every objective."""
+    return all(
+        point[objective.metric] > 0 if objective.maximise else point[objective.metric] < SIDE
+        for objective in ALL[:size]
+    )
 
 
 @given(cloud=clouds, size=sizes)
 @settings(max_examples=200, deadline=None)
-def test_the_hypervolume_is_the_share_of_cells_that_are_beaten(cloud, size):
+def test_the_hypervolume_is_the_share_of_cells_that_are_dominated(cloud, size):
     reference, ideal = corners(size)
-    # What lies beyond the reference in one objective counts for nothing, also where it is good in the others.
-    expected = counted([one for one in cloud if inside(one, size)], size)
+    # A point beyond the reference in one objective adds nothing, however good it is in the others.
+    expected = counted([point for point in cloud if inside(point, size)], size)
     assert hypervolume(cloud, ALL[:size], reference, ideal) == pytest.approx(expected, abs=1e-12)
 
 
@@ -76,8 +80,7 @@ def test_the_hypervolume_equals_inclusion_and_exclusion(rows):
         for some in itertools.combinations(rows, count):
             expected += (-1) ** (count + 1) * math.prod(1 - max(column) for column in zip(*some, strict=True))
     cloud = [point(trial, row) for trial, row in enumerate(rows)]
-    found = hypervolume(cloud, objectives, (1.0,) * size, (0.0,) * size)
-    assert found == pytest.approx(expected, abs=1e-9)
+    assert hypervolume(cloud, objectives, (1.0,) * size, (0.0,) * size) == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_units_of_the_objectives_do_not_matter():
@@ -106,8 +109,7 @@ def test_a_box_without_room_holds_nothing():
 @settings(max_examples=100, deadline=None)
 def test_the_history_is_the_hypervolume_after_each_trial(data, cloud, size):
     reference, ideal = corners(size)
-    dense = Point(None, {}, {objective.metric: 1.0 for objective in ALL}, {}, b"")
-    history = hypervolume_history([dense, *data.draw(st.permutations(cloud))], ALL[:size], reference, ideal)
+    history = hypervolume_history(data.draw(st.permutations(cloud)), ALL[:size], reference, ideal)
     expected = [hypervolume(cloud[: end + 1], ALL[:size], reference, ideal) for end in range(len(cloud))]
     assert history == pytest.approx(expected, abs=1e-12)
     assert history == sorted(history)
@@ -123,10 +125,10 @@ def test_the_history_of_ten_thousand_trials(size):
 
 
 def test_the_reference_is_the_dense_network_and_guessing():
-    dense = Point(None, {}, {"flops": 2e9, "latency": 0.01, "accuracy": 0.9, "macro_f1": 0.8}, {}, b"")
+    dense = Measured({"flops": 2e9, "latency": 10.0, "accuracy": 0.9, "macro_f1": 0.8}, {}, b"")
     objectives = (*ALL, Objective("recall:cat", True))
     reference, ideal = reference_point(dense, objectives, np.array([0, 1, 1, 2, 1]))
-    assert reference == (2e9, 0.6, 0.01, 0.0, 0.0)
+    assert reference == (2e9, 0.6, 10.0, 0.0, 0.0)
     assert ideal == (0.0, 1.0, 0.0, 1.0, 1.0)
     with pytest.raises(StudyError, match="the dense network has no parameters"):
         reference_point(dense, (Objective("parameters", False),), np.array([0]))
@@ -146,10 +148,10 @@ def test_the_reference_is_the_dense_network_and_guessing():
         ([0.0, 0.0, 0.0, 0.1], 3, False),
     ],
 )
-def test_a_study_stagnates_when_its_last_trials_gain_next_to_nothing(history, patience, expected):
+def test_a_study_stagnates_when_its_last_trials_hardly_raise_the_hypervolume(history, patience, expected):
     assert stagnant(history, patience) is expected
 
 
-def test_the_tolerance_is_relative_to_what_was_reached_before():
+def test_the_tolerance_is_relative_to_the_hypervolume_before():
     assert stagnant([0.01, 0.0100009], 1, 1e-4)
     assert not stagnant([0.01, 0.010002], 1, 1e-4)

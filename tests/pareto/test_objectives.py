@@ -1,10 +1,11 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hscc_search.config import StudyConfig
-from hscc_search.errors import ConfigError
-from hscc_search.pareto.objectives import check_classes, needs_latency, objectives_of, title, violations, written
+from hscc_search.pareto.objectives import excesses, needs_latency, objectives_of, title, violations, written
 
 COSTS = ("flops", "macs", "parameters", "megabytes", "latency")
 GAINS = ("accuracy", "macro_f1", "recall:3")
@@ -16,55 +17,63 @@ def config(**changes):
 
 @given(st.lists(st.sampled_from([*COSTS, *GAINS]), min_size=2, max_size=4, unique=True))
 def test_costs_are_minimised_and_gains_maximised_in_the_order_of_the_file(names):
-    found = objectives_of(config(objectives=names))
-    assert [one.metric for one in found] == names
-    assert [one.maximise for one in found] == [name in GAINS for name in names]
-    assert [one.on_images for one in found] == [name in GAINS for name in names]
+    objectives = objectives_of(config(objectives=names))
+    gains = [name in GAINS for name in names]
+    assert [objective.metric for objective in objectives] == names
+    assert [objective.maximise for objective in objectives] == gains
+    assert [objective.on_images for objective in objectives] == gains
+    assert [objective.sign for objective in objectives] == [-1 if gain else 1 for gain in gains]
+    assert [objective.direction for objective in objectives] == ["maximise" if gain else "minimise" for gain in gains]
 
 
-@given(st.sampled_from(["at_least", "at_most"]), st.floats(-10, 10), st.floats(-10, 10))
-def test_a_bound_is_violated_by_what_is_missing(kind, bound, value):
-    one = config(constraints=[{"metric": "accuracy", kind: bound}])
-    (size,) = violations(one, {"accuracy": value, "flops": 1.0}).values()
-    kept = value >= bound if kind == "at_least" else value <= bound
-    assert (size <= 0) == kept
-    assert abs(size) == pytest.approx(abs(value - bound))
+bounds = st.sampled_from(["at_least", "at_most"])
+
+
+@given(bounds, st.floats(-10, 10), st.floats(-10, 10))
+def test_an_excess_is_what_is_missing_or_minus_the_room_left(kind, bound, value):
+    constrained = config(constraints=[{"metric": "accuracy", kind: bound}])
+    (excess,) = excesses(constrained, {"accuracy": value, "flops": 1.0}).values()
+    allowed = value >= bound if kind == "at_least" else value <= bound
+    assert (excess <= 0) == allowed
+    assert abs(excess) == pytest.approx(abs(value - bound))
+
+
+@given(bounds, st.floats(-10, 10), st.floats(-10, 10))
+def test_a_violation_is_the_excess_of_a_network_beyond_its_bound_and_0_of_others(kind, bound, value):
+    constrained = config(constraints=[{"metric": "accuracy", kind: bound}])
+    metrics = {"accuracy": value, "flops": 1.0}
+    (excess,), (violation,) = (measure(constrained, metrics).values() for measure in (excesses, violations))
+    assert violation == (excess if excess > 0 else 0)
+
+
+def test_what_is_no_number_violates_its_constraint():
+    constrained = config(constraints=[{"metric": "latency", "at_most": 1}])
+    assert math.isnan(violations(constrained, {"latency": math.nan})["latency <= 1"])
 
 
 def test_violations_are_named_by_their_constraint_in_the_order_of_the_file():
-    bounds = [
+    constraints = [
         {"metric": "latency", "at_most": 2.5},
         {"metric": "recall:3", "at_least": 0.9},
         {"metric": "megabytes", "at_most": 1},
     ]
-    found = violations(config(constraints=bounds), {"latency": 2.0, "recall:3": 0.8, "megabytes": 1.0, "flops": 9.0})
-    assert list(found) == ["latency <= 2.5", "recall:3 >= 0.9", "megabytes <= 1"]
-    assert list(found.values()) == pytest.approx([-0.5, 0.1, 0])
-    assert violations(config(), {"latency": 2.0}) == {}
+    metrics = {"latency": 2.0, "recall:3": 0.8, "megabytes": 1.0, "flops": 9.0}
+    for measure, expected in ((excesses, [-0.5, 0.1, 0]), (violations, [0, 0.1, 0])):
+        measured = measure(config(constraints=constraints), metrics)
+        assert list(measured) == ["latency <= 2.5", "recall:3 >= 0.9", "megabytes <= 1"]
+        assert list(measured.values()) == pytest.approx(expected)
+        assert measure(config(), {"latency": 2.0}) == {}
 
 
-def test_a_metric_may_have_a_floor_and_a_ceiling():
-    bounds = [{"metric": "accuracy", "at_least": 0.5}, {"metric": "accuracy", "at_most": 0.9}]
-    assert violations(config(constraints=bounds), {"accuracy": 0.95}) == pytest.approx(
-        {"accuracy >= 0.5": -0.45, "accuracy <= 0.9": 0.05}
-    )
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{"objectives": ["recall:seven", "flops"]}, {"constraints": [{"metric": "recall:seven", "at_least": 0.5}]}],
-)
-def test_a_recall_of_no_class_is_refused_with_the_classes(changes):
-    with pytest.raises(ConfigError) as refused:
-        check_classes(config(**changes), ("cat", "dog"))
-    assert str(refused.value) == "study digits: recall:seven: there is no class 'seven': use cat, dog"
-    check_classes(config(**changes), ("seven", "eight"))
+def test_a_metric_may_have_a_lower_and_an_upper_bound():
+    both = config(constraints=[{"metric": "accuracy", "at_least": 0.5}, {"metric": "accuracy", "at_most": 0.9}])
+    measured = excesses(both, {"accuracy": 0.95})
+    assert measured == pytest.approx({"accuracy >= 0.5": -0.45, "accuracy <= 0.9": 0.05})
 
 
 def test_a_class_may_have_a_colon_in_its_name():
-    one = config(objectives=["flops", "recall:grade:2"])
-    check_classes(one, ("grade:1", "grade:2"))
-    assert objectives_of(one)[1].maximise
+    graded = config(objectives=["flops", "recall:grade:2"])
+    assert objectives_of(graded)[1].maximise
     assert title("recall:grade:2") == "recall of grade:2"
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from hscc_search.comparison.measure import LATENCY_BATCHES
 from hscc_search.comparison.methods import METHODS
-from hscc_search.comparison.summary import Summary
+from hscc_search.comparison.summary import Estimate, Summary
 from hscc_search.report.comparison import draw_comparison, write_comparison
 from hscc_search.report.figures import ACCENT, DENSE, FAINT
 from hscc_search.report.terminal import comparison_table
@@ -23,16 +23,12 @@ def summary(method, budget=3.0, epochs=0, **changes):
         budget=budget,
         epochs=epochs,
         splits=3,
-        ratio=budget + 0.02 if not dense else 1.0,
+        flops_ratio=budget + 0.02 if not dense else 1.0,
         parameters=138_357_544,
-        accuracy=1 - budget / 100,
-        accuracy_se=0.055,
-        macro_f1=0.9,
-        macro_f1_se=0.055,
-        to_dense=-0.995,
-        to_dense_se=0.055,
-        to_hscc=0.995,
-        to_hscc_se=0.055,
+        accuracy=Estimate(1 - budget / 100, 0.055),
+        macro_f1=Estimate(0.9, 0.055),
+        to_dense=Estimate(-0.995, 0.055),
+        to_hscc=Estimate(0.995, 0.055),
         speedup={} if dense else dict.fromkeys(RUNS, 12.34),
         failures=(),
     )
@@ -40,20 +36,7 @@ def summary(method, budget=3.0, epochs=0, **changes):
 
 
 def missing(method, budget):
-    nothing = dict.fromkeys(
-        (
-            "ratio",
-            "parameters",
-            "accuracy",
-            "accuracy_se",
-            "macro_f1",
-            "macro_f1_se",
-            "to_dense",
-            "to_dense_se",
-            "to_hscc",
-            "to_hscc_se",
-        )
-    )
+    nothing = dict.fromkeys(("flops_ratio", "parameters", "accuracy", "macro_f1", "to_dense", "to_hscc"))
     return summary(method, budget, **nothing, splits=0, speedup={}, failures=("split 0: out of reach",))
 
 
@@ -106,7 +89,7 @@ def test_the_page_and_the_summary_are_written_whole(summaries, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "comparison.html"}
     stored = json.loads((tmp_path / "summary.json").read_text())
     assert [one["method"] for one in stored] == [*(one.method for one in summaries), "alds"]
-    assert stored[2]["accuracy"] == summaries[2].accuracy
+    assert stored[2]["accuracy"] == summaries[2].accuracy.value
     assert stored[2]["speedup"] == summaries[2].speedup
     page = (tmp_path / "comparison.html").read_text()
     assert "cdn.plot.ly/plotly" not in page
@@ -129,7 +112,7 @@ def test_the_table_of_all_methods_fits_120_columns(summaries):
     for row, one in zip(rows, summaries, strict=True):
         assert row[:2] == [one.method, str(one.epochs)]
         if one.method != "dense":
-            assert row[2:8] == [f"{one.ratio:.2f}x", "138.36", "M", f"{100 * one.accuracy:.1f}", "±", "5.5"]
+            assert row[2:8] == [f"{one.flops_ratio:.2f}x", "138.36", "M", f"{100 * one.accuracy.value:.1f}", "±", "5.5"]
             assert row[8:11] == ["-99.5", "±", "5.5"]
             assert row[11:-4] == (["-"] if one.method == "hscc" else ["+99.5", "±", "5.5"])
             assert row[-4:] == ["12.3x"] * 4

@@ -11,19 +11,19 @@ from hscc_search.compression.form import LayerForm
 from hscc_search.compression.layers import build
 from hscc_search.runtime import onnx as export
 
-SIDE = 16
-QUARTERS = np.repeat(np.repeat([[0, 1], [2, 3]], 9, 0), 9, 1)[:SIDE, :SIDE]
-SCATTERED = np.where(np.arange(SIDE) == 3, QUARTERS.T, QUARTERS)
+IMAGE_SIZE = 16
+QUARTERS = np.repeat(np.repeat([[0, 1], [2, 3]], 9, 0), 9, 1)[:IMAGE_SIZE, :IMAGE_SIZE]
+SCATTERED = np.where(np.arange(IMAGE_SIZE) == 3, QUARTERS.T, QUARTERS)
 
 
 def regional(labels, rank=2, inputs=None):
     count = int(labels.max()) + 1
-    blueprint = LayerForm(labels.shape, ((rank,) * count,), pieces(labels), (inputs,))
-    return build(nn.Conv2d(3, 3, 3, padding=1), blueprint)
+    form = LayerForm(labels.shape, (((rank,),) * count,), pieces(labels), (inputs,))
+    return build(nn.Conv2d(3, 3, 3, padding=1), form)
 
 
 class Shared(nn.Module):
-    """Its joined map is used before the ReLU, too."""
+    """A layer of regions whose joined map is used before the ReLU, too."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ class Shared(nn.Module):
 
 
 class Sliced(nn.Module):
-    """Two cuts along one axis."""
+    """Two cuts along one axis, or along two of them."""
 
     def __init__(self, axis):
         super().__init__()
@@ -58,7 +58,7 @@ NETWORKS = {
 
 
 def exported(network, path):
-    export.write_onnx(network, SIDE, path)
+    export.write_onnx(network, IMAGE_SIZE, path)
     return onnx.load(path).graph, onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
@@ -68,7 +68,7 @@ def test_a_rewritten_graph_answers_the_same_bit_by_bit_and_copies_less(name, tmp
     graph, session = exported(network, tmp_path / "rewritten.onnx")
     monkeypatch.setattr(export, "save_copies", lambda model: None)
     plain_graph, plain = exported(network, tmp_path / "plain.onnx")
-    x = np.random.default_rng(0).standard_normal((3, 3, SIDE, SIDE)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((3, 3, IMAGE_SIZE, IMAGE_SIZE)).astype(np.float32)
 
     (answer,) = session.run(["scores"], {"images": x})
     assert np.array_equal(answer, plain.run(None, {"images": x})[0])

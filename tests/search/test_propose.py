@@ -12,7 +12,7 @@ from hscc_search.search.space import Space
 
 PLANE = (Objective("flops", False), Objective("accuracy", True))
 SAMPLERS = ["auto", "gp", "tpe", "nsga2", "random", "grid"]
-# Small enough to be tried whole: 12 samples, and with one region the two strategies are alike.
+# Small enough to be exhausted: 12 samples; with one region the two strategies are the same.
 SMALL = {
     "regions": {"low": 1, "high": 2},
     "clusters": {"low": 1, "high": 1},
@@ -22,8 +22,8 @@ SMALL = {
 KEYS_OF_SMALL = 9
 
 
-def space(places=(), **changes):
-    return Space(StudyConfig.from_file("digits", **changes), dict(places))
+def space(scopes=(), **changes):
+    return Space(StudyConfig.from_file("digits", **changes), dict(scopes))
 
 
 def landscape(sample):
@@ -35,7 +35,7 @@ def landscape(sample):
 
 
 def search(one, count, seed=0, tried=(), bound=None):
-    """Try so many samples one after the other; with a bound, accuracies below it are infeasible."""
+    """Try ``count`` samples one after the other; with a bound, accuracies below it are infeasible."""
     tried = list(tried)
     for number in range(count):
         proposal = propose(one, PLANE, tried, seed + number)
@@ -48,7 +48,7 @@ def search(one, count, seed=0, tried=(), bound=None):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_finite_space_is_tried_whole_without_repeats_and_then_nothing_is_left(sampler):
+def test_a_finite_space_is_exhausted_without_repeats_and_then_nothing_is_left(sampler):
     one = space(sampler=sampler, space=SMALL)
     tried = search(one, 2 * KEYS_OF_SMALL)
     keys = [one.key(trial.sample) for trial in tried]
@@ -58,7 +58,7 @@ def test_a_finite_space_is_tried_whole_without_repeats_and_then_nothing_is_left(
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_what_runs_and_what_failed_is_not_proposed_again(sampler):
+def test_running_and_failed_samples_are_not_proposed_again(sampler):
     one = space(sampler=sampler, space=SMALL)
     left = {"regions": 2, "clusters": 1, "energy": 0.7, "region_strategy": "bands"}
     others = [sample for sample in one.grid() if one.key(sample) != one.key(left)]
@@ -77,7 +77,7 @@ def test_the_same_past_and_seed_give_the_same_proposal(sampler, count):
     past = search(space(sampler="random"), count)
     first, again = (propose(one, PLANE, list(past), 5) for _ in range(2))
     assert first == again
-    if count >= 12 and sampler != "gp":  # which goes where it expects most, whatever the seed
+    if count >= 12 and sampler != "gp":  # its proposal does not depend on the seed
         assert propose(one, PLANE, past, 6) != first
 
 
@@ -169,12 +169,12 @@ def test_auto_begins_at_the_ends_and_fills_the_space():
     assert len({sample["regions"] for sample in first}) >= 4
     thirds = [int(3 * (sample["energy"] - 0.7) / 0.2981) for sample in first]
     assert set(thirds) == {0, 1, 2}
-    # What others run counts too: workers that begin together do not begin at the same place.
+    # Running trials count too: workers that start together do not start with the same sample.
     assert propose(one, PLANE, [Tried(first[0])], 0).sample == first[1]
 
 
-def test_auto_learns_from_what_it_found():
-    """On an easy landscape the front is near: later proposals have less to give up than those that fill the space."""
+def test_auto_learns_from_its_trials():
+    """On an easy landscape later proposals lie nearer to the front than the space-filling ones."""
     one = space(space={"regions": {"low": 1, "high": 9}, "energy": {"low": 0.3, "high": 0.99}})
 
     def worth(trials):  # with many regions the same accuracy costs less
@@ -198,7 +198,7 @@ def test_auto_varies_the_front_when_much_was_tried():
     def differences(sample, member):
         return sum(sample[name] != member[name] for name in sample)
 
-    # Each is a member of the front, or of what was found on the way, with one value or two drawn anew.
+    # Each is a member of the front, or of the front at its time, with one or two values drawn anew.
     for number, trial in enumerate(later[500:]):
         members = front + [other.sample for other in later[500 : 500 + number]]
         assert 1 <= min(differences(trial.sample, member) for member in members) <= 2
@@ -232,8 +232,8 @@ def test_more_objectives_and_stages_go_through_every_sampler(sampler):
     assert len({one.key(trial.sample) for trial in tried}) == 10
 
 
-def test_nsga2_knows_its_generations_again():
-    """What it wrote down with a trial comes back with it, or every trial would be of the first generation."""
+def test_nsga2_gets_its_generations_back():
+    """The generation stored with a trial comes back with it, or every trial would be of the first one."""
     one = space(sampler="nsga2", start=[{"regions": 3, "clusters": 1, "energy": 0.7}])
     tried = search(one, 45)
     generations = {value for trial in tried for name, value in trial.attributes.items() if name.endswith("generation")}

@@ -11,15 +11,15 @@ from hscc_search.compression.division.regions import STRATEGIES
 from hscc_search.config import StudyConfig
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import ConfigError
-from hscc_search.search.space import Space, places_of, space_of
+from hscc_search.search.space import Space, space_of
 
 # Of digits_cnn; its last layer, "13", is too small to matter, "11" is fully connected.
 LAYERS = ["0", "2", "5", "7", "11"]
 STAGES = {"stage1": ["0", "2"], "stage2": ["5", "7"], "stage3": ["11"]}
 
 
-def space(places=(), **changes):
-    return Space(StudyConfig.from_file("digits", **changes), dict(places))
+def space(scopes=(), **changes):
+    return Space(StudyConfig.from_file("digits", **changes), dict(scopes))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_grid_has_every_sample_once_and_each_is_one_of_the_space(one):
     assert len(samples) == one.size
     assert len({tuple(sample.items()) for sample in samples}) == one.size
     assert all(one.checked(sample) == sample for sample in samples)
-    # Keys make no more of them, and a setting can be made of each.
+    # Keys do not tell more of them apart, and each makes a setting.
     assert len({one.key(sample) for sample in samples}) <= one.size
     assert {one.setting(sample).region_strategy for sample in samples[:50]} <= STRATEGIES.keys()
 
@@ -108,11 +108,11 @@ def test_samples_that_give_the_same_network_have_the_same_key():
     def same(**changes):
         return one.key({**sample, **changes}) == one.key(sample)
 
-    # With one region it does not matter how it is found; with more it does.
+    # With one region the strategy does not matter; with more it does.
     assert same(region_strategy="bands", cluster_strategy="coactivation")
     assert one.key({**sample, "regions": 2}) != one.key({**sample, "regions": 2, "region_strategy": "bands"})
     assert one.key({**sample, "clusters": 2}) != one.key({**sample, "clusters": 2, "cluster_strategy": "coactivation"})
-    # "none" divides nothing, however many regions it is asked for.
+    # "none" gives one region, whatever is asked.
     assert same(region_strategy="none", regions=7)
     assert not same(energy=0.8)
     assert not same(regions=2)
@@ -165,13 +165,13 @@ def test_a_start_is_taken_with_numbers_of_the_right_kind():
 
 
 @pytest.mark.parametrize(
-    ("per", "places"), [("network", {}), ("layer", {name: [name] for name in LAYERS}), ("stage", STAGES)]
+    ("per", "scopes"), [("network", {}), ("layer", {name: [name] for name in LAYERS}), ("stage", STAGES)]
 )
-def test_stages_are_layers_in_a_row_whose_maps_have_one_size(calibration, per, places):
+def test_stages_are_layers_in_a_row_whose_maps_have_one_size(calibration, per, scopes):
     config = StudyConfig.from_file("digits", space={"per": per})
-    assert places_of(config, calibration) == places
+    assert space_of(config, calibration).scopes == scopes
     names = space_of(config, calibration).distributions.keys()
-    at = [f"@{place}" for place in places] or [""]
+    at = [f"@{scope}" for scope in scopes] or [""]
     # A fully connected layer has one region and one cluster.
     divided = [place for place in at if place not in ("@11", "@stage3")]
     assert names == {
@@ -189,7 +189,7 @@ def test_each_layer_is_compressed_with_its_own_energy_and_regions(calibration):
     before, after = ({plan.name: plan for plan in compress(calibration, one.setting(s)).plan} for s in (low, mixed))
     assert after["5"].macs > before["5"].macs
     assert (before["2"].regions, after["2"].regions) == (1, 4)
-    for name in ("0", "7", "11"):  # what was not changed
+    for name in ("0", "7", "11"):  # unchanged
         assert (after[name].macs, after[name].summary) == (before[name].macs, before[name].summary)
 
 

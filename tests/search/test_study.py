@@ -1,9 +1,8 @@
 import itertools
 import signal
-import subprocess
-import sys
 import time
 
+import command_line
 import numpy as np
 import optuna
 import pytest
@@ -13,20 +12,21 @@ from hscc_search.errors import ConfigError, HsccError, StorageError, StudyError
 from hscc_search.search.catalogue import list_studies
 from hscc_search.search.stored_study import read_study
 from hscc_search.search.study import run_study
+from hscc_search.search.workers import worker
 from hscc_search.storage import existing_storage, open_storage
 
 
 def values(study):
-    return [(point.trial, point.settings, point["flops"], point["accuracy"]) for point in study.points]
+    return [(point.trial, point.sample, point["flops"], point["accuracy"]) for point in study.points]
 
 
 def test_another_seed_gives_other_trials(digits, tmp_path):
     first = run_study(digits(trials=4, **SMALL)).points
     other = run_study(digits(trials=4, seed=1, name="other", **SMALL)).points
     # Whatever the seed, a study begins with the ends of its space.
-    assert [point.settings for point in other[:2]] == [point.settings for point in first[:2]]
-    assert [point.settings["energy"] for point in first[:2]] == [0.7, 0.998]
-    assert all(one.settings != two.settings for one, two in zip(other[2:], first[2:], strict=True))
+    assert [point.sample for point in other[:2]] == [point.sample for point in first[:2]]
+    assert [point.sample["energy"] for point in first[:2]] == [0.7, 0.998]
+    assert all(one.sample != two.sample for one, two in zip(other[2:], first[2:], strict=True))
 
 
 def test_the_same_seed_gives_the_same_trials_also_after_stops(digits, tmp_path):
@@ -55,38 +55,37 @@ def test_a_finished_study_says_that_there_is_nothing_to_do(cli, tmp_path):
     assert "2 trials finished, 2 wanted, so there is nothing to do" in cli(*arguments, cwd=tmp_path).stdout
 
 
-def test_a_trial_records_plan_measures_and_seconds(digits):
+def test_a_trial_stores_its_sample_what_was_measured_and_its_plan(digits):
     config = digits(trials=1)
     study = run_study(config)
     (trial,) = optuna.load_study(study_name="digits", storage=existing_storage(config.storage)).trials
     (point,) = study.points
     assert trial.values == [point["flops"], point["accuracy"]]
     assert set(trial.params) == {"regions", "clusters", "energy"}
-    measured = trial.user_attrs["measured"]
-    assert set(measured["seconds"]) == {"compress", "fine-tune", "evaluate", "time"}
-    on_images = {"accuracy", "macro_f1", *(f"recall:{name}" for name in study.classes)}
+    assert point.sample == trial.params
+    on_images = {"accuracy", "macro_f1", *(f"recall:{name}" for name in study.record.classes)}
     assert point.errors.keys() == on_images
     assert point.metrics.keys() == {"flops", "macs", "parameters", "megabytes", *on_images}
     assert sum(layer["macs"] for layer in trial.user_attrs["plan"]) == point["macs"]
     predicted = np.frombuffer(point.predictions, "<u2")
-    assert float((predicted == study.labels).mean()) == point["accuracy"]
+    assert float((predicted == study.record.labels).mean()) == point["accuracy"]
 
 
 def test_a_study_over_budgets_meets_each_of_them(digits):
     study = run_study(digits(trials=3, space={"budget": {"low": 2, "high": 6}}))
     for point in study.points:
-        asked = point.settings["budget"]
+        asked = point.sample["budget"]
         assert asked <= study.dense["macs"] / point["macs"] <= 1.03 * asked
     assert len(study.points) == 3
 
 
-def test_the_study_keeps_what_it_was_made_of(digits):
+def test_the_record_holds_file_costs_fingerprint_and_versions(digits):
     config = digits(trials=1)
     study = run_study(config)
     assert study.config == config
-    assert study.dense["macs"] == study.dense_details["cost"]["macs_torch"]
-    assert len(study.fingerprint) == 64
-    assert set(study.versions) >= {"hscc-search", "torch", "optuna"}
+    assert study.dense["macs"] == study.record.dense.cost.macs_torch
+    assert len(study.record.fingerprint) == 64
+    assert set(study.record.versions) >= {"hscc-search", "torch", "optuna"}
     opened = optuna.load_study(study_name="digits", storage=existing_storage(config.storage))
     assert opened.metric_names == ["FLOPs", "accuracy"]
     assert [direction.name for direction in opened.directions] == ["MINIMIZE", "MAXIMIZE"]
@@ -110,7 +109,7 @@ def test_another_dense_network_is_refused(digits, tmp_path):
         run_study(digits(trials=2, model__checkpoint=tmp_path / "other.safetensors"))
 
 
-def test_a_study_of_other_makers_is_left_alone(digits):
+def test_a_study_that_another_program_made_is_left_alone(digits):
     config = digits(trials=1)
     study = optuna.create_study(study_name="digits", storage=open_storage(config.storage))
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
@@ -124,12 +123,10 @@ def test_the_timeout_starts_no_more_trials(digits):
 
 
 def test_trials_that_all_fail_end_the_study_with_the_reason(digits, monkeypatch):
-    from hscc_search.search.trial import Bench
-
-    def fail(bench, setting):
+    def fail(prepared, setting):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(Bench, "measure", fail)
+    monkeypatch.setattr(worker, "run_trial", fail)
     config = digits(trials=3)
     with pytest.raises(HsccError, match="5 trials in a row failed, the last one because RuntimeError: out of memory"):
         run_study(config)
@@ -144,13 +141,12 @@ def test_trials_that_all_fail_end_the_study_with_the_reason(digits, monkeypatch)
 def test_a_stopped_run_loses_no_finished_trial_and_goes_on(digits, tmp_path, how):
     config = digits(trials=40)
     run_study(digits(trials=1))  # trained and created
-    command = [sys.executable, "-m", "hscc_search.cli", "run", "digits", "--storage", config.storage, "--trials", "40"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = command_line.start("run", "digits", "--storage", config.storage, "--trials", "40", cwd=tmp_path)
     while len(read_study(config.storage, "digits").points) < 4:
-        assert process.poll() is None
+        assert process.returncode is None
         time.sleep(0.2)
     process.send_signal(how)
-    stderr = process.communicate()[1].decode()
+    _, stderr = process.communicate()
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "Traceback" not in stderr
@@ -163,19 +159,18 @@ def test_a_stopped_run_loses_no_finished_trial_and_goes_on(digits, tmp_path, how
 
 def test_a_storage_that_goes_away_ends_the_run_in_one_line(digits, tmp_path, monkeypatch):
     from hscc_search import storage
-    from hscc_search.search.trial import Bench
 
-    measure = Bench.measure
+    run_trial = worker.run_trial
 
-    def measure_and_lose(bench, setting):
-        measured = measure(bench, setting)
+    def run_and_lose(prepared, setting):
+        result = run_trial(prepared, setting)
         for path in tmp_path.glob("studies.db*"):
             path.write_bytes(b"no database any more " * 1000)
-        return measured
+        return result
 
     run_study(digits(trials=1))
-    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1)  # it is waited for
-    monkeypatch.setattr(Bench, "measure", measure_and_lose)
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1)  # it would be waited for
+    monkeypatch.setattr(worker, "run_trial", run_and_lose)
     with pytest.raises(StorageError, match="lost the storage"):
         run_study(digits(trials=3))
 
@@ -194,11 +189,13 @@ def test_ten_lines_of_python(digits):
     config = digits(trials=4)
     study = hscc.run_study(config)
     assert [point.trial for point in study.front]
-    assert hscc.select("knee", study.points, study.objectives, study.labels, study.classes) in study.points
+    record = study.record
+    knee = hscc.select(hscc.parse_rule("knee"), study.points, study.objectives, record.labels, record.classes)
+    assert knee in study.points
 
 
 def test_a_grid_over_stages_is_searched_for_macro_f1_and_one_recall(digits):
-    """Two gains and no cost, energies by stage on levels, and no more trials than the grid has."""
+    """Two qualities and no cost, energies by stage on levels, and no more trials than the grid has."""
     config = digits(
         trials=50,
         training__epochs=1,
@@ -219,7 +216,7 @@ def test_a_grid_over_stages_is_searched_for_macro_f1_and_one_recall(digits):
     )
     study = run_study(config)
     assert [one.metric for one in study.objectives if one.maximise] == ["macro_f1", "recall:3"]
-    energies = [tuple(point.settings[f"energy@stage{stage}"] for stage in (1, 2, 3)) for point in study.points]
+    energies = [tuple(point.sample[f"energy@stage{stage}"] for stage in (1, 2, 3)) for point in study.points]
     assert energies[0] == (0.99, 0.99, 0.99)
     assert sorted(energies) == sorted(itertools.product((0.7, 0.99), repeat=3))
     assert len({point["flops"] for point in study.points}) == 8
@@ -229,7 +226,7 @@ def test_a_grid_over_stages_is_searched_for_macro_f1_and_one_recall(digits):
     assert study.front[0]["recall:3"] == best["recall:3"]
     assert all(point.feasible and point["megabytes"] <= 0.35 for point in study.front)
     assert 0 < study.hypervolume < 1
-    # A second run finds every sample tried.
+    # All samples were tried, so a second run does nothing.
     assert run_study(config).points == study.points
 
 

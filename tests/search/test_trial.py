@@ -4,14 +4,13 @@ from torch import nn
 from hscc_search.compression.setting import Setting
 from hscc_search.config import StudyConfig
 from hscc_search.data import load_dataset, split
+from hscc_search.dense.opened import Opened
 from hscc_search.evaluation.counters import measure_cost
-from hscc_search.search.trial import make_bench
-
-CPU = torch.device("cpu")
+from hscc_search.search.trial import prepare, run_trial
 
 
 class WithProducts(nn.Module):
-    """Some of its multiply-adds lie in no layer: positions look at each other."""
+    """A network with multiply-adds outside of all layers: attention between positions."""
 
     def __init__(self):
         super().__init__()
@@ -29,14 +28,15 @@ class WithProducts(nn.Module):
 def test_the_cost_of_a_trial_is_what_fvcore_counts_also_outside_of_layers():
     config = StudyConfig.from_file("digits", compression__calibration_images=32)
     dataset = load_dataset(config.data)
-    parts = split(dataset, 0.15, 0.15, 0)
     torch.manual_seed(0)
     network = WithProducts().eval()
-    bench = make_bench(config, network, dataset.classes, parts.train, parts.validation, CPU)
-    assert bench.dense_cost == measure_cost(network, 16)
-    assert bench.dense_cost.macs == bench.dense_cost.macs_torch > bench.calibration.macs
+    opened = Opened(config, dataset, split(dataset, 0.15, 0.15, 0), network, torch.device("cpu"))
+    prepared = prepare(opened)
+    assert prepared.dense_cost == measure_cost(network, 16)
+    assert prepared.dense_cost.macs == prepared.dense_cost.macs_torch > prepared.calibration.macs
     for setting in (Setting(regions=4, energy=0.7), Setting(budget=1.05)):
-        measured = bench.measure(setting)
-        counted = measure_cost(measured.compressed.network, 16)
-        assert measured.cost.stored() == {key: getattr(counted, key) for key in measured.cost.stored()}
-        assert measured.cost.macs < bench.dense_cost.macs
+        result = run_trial(prepared, setting)
+        counted = measure_cost(result.compressed.network, 16)
+        for metric in ("macs", "flops", "parameters", "megabytes"):
+            assert result.measured[metric] == getattr(counted, metric)
+        assert result.measured["macs"] < prepared.dense_cost.macs

@@ -1,9 +1,13 @@
 """The peers that HSCC is compared with.
 
-Each is one function ``compress(network, calibration, budget)``. It leaves the given network as it is and returns an
-ordinary torch network in evaluation mode whose convolutions and fully connected layers need at most 1 / budget of
-the dense network's multiply-adds, and as nearly that as ranks allow. A budget that is out of reach is a
+Each is one function ``compress_x(calibration, budget)``. It leaves the calibration's network as it is and returns an
+ordinary torch network in evaluation mode whose convolutions and fully connected layers need at most 1 / budget of the
+dense network's multiply-adds, and as nearly that as ranks allow. A budget that is out of reach is a
 :class:`~hscc_search.errors.CompressionError` that names the ratio within reach.
+
+``targets`` are the layers that peers compress, ``ladder`` shares the budget among them, and ``low_rank`` makes their
+factors; ``truncation`` is what the peers that truncate weights share. ``pruning`` and ``response_pca`` have rules of
+their own.
 
 The rank rule of Kim et al. for Tucker-2, variational Bayesian matrix factorisation (VBMF), is not offered, because no
 library that is kept up has it. tensorly 0.10 and tensorly-torch 0.5 have no VBMF; musco-pytorch has one, but its last
@@ -22,7 +26,7 @@ from hscc_search.compression.baselines.response_pca import compress_response_pca
 from hscc_search.compression.baselines.tucker import compress_tucker
 from hscc_search.compression.calibration.calibrate import Calibration
 
-METHODS: dict[str, Callable[[nn.Module, Calibration, float], nn.Module]] = {
+METHODS: dict[str, Callable[[Calibration, float], nn.Module]] = {
     "global-svd": compress_global_svd,
     "tucker-2": compress_tucker,
     "response-pca": compress_response_pca,

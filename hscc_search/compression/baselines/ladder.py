@@ -1,7 +1,7 @@
 """Sharing a budget of multiply-adds among the layers of a network."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,48 +9,49 @@ import numpy.typing as npt
 
 from hscc_search.errors import CompressionError
 
-Form = tuple[int, ...]
-"""The ranks of one compressed layer, in an order of the method's own; empty for a layer that stays dense."""
+# The ranks of one compressed layer, in an order of the method's own; None for a layer that stays dense.
+LayerRanks = tuple[int, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
 class Ladder:
-    """The forms of one layer that are worth choosing from: whatever costs more, errs less.
+    """The ranks of one layer that are worth choosing from: each step costs more and errs less than the one before.
 
     Attributes:
-        macs: int64 (forms,), multiply-adds per image, strictly ascending.
-        errors: float64 (forms,), strictly descending to 0.
-        forms: the forms themselves.
+        macs: int64 (steps,), multiply-adds per image, strictly ascending.
+        errors: float64 (steps,), strictly descending to 0.
+        ranks: the ranks of each step.
         dense: multiply-adds per image of the dense layer.
     """
 
     macs: npt.NDArray[np.int64]
     errors: npt.NDArray[np.float64]
-    forms: tuple[Form, ...]
+    ranks: tuple[LayerRanks, ...]
     dense: int
 
     def cheapest_within(self, error: float) -> int:
-        """Index of the cheapest form that errs by no more than ``error``, 0 or more."""
+        """Index of the cheapest step that errs by no more than ``error``, 0 or more."""
         return int(np.searchsorted(-self.errors, -error, side="left"))
 
 
-def ladder(candidates: Iterable[tuple[int, float, Form]], dense: int) -> Ladder:
-    """The ladder of one layer.
+def ladder(candidates: Iterable[tuple[int, float, LayerRanks]], dense: int) -> Ladder:
+    """Build the ladder of one layer.
 
     Args:
-        candidates: multiply-adds, error of 0 or more, and form, in any order.
-        dense: multiply-adds of the dense layer, which errs by 0 and is one of the forms.
+        candidates: multiply-adds per image, error of 0 or more, and ranks, in any order.
+        dense: multiply-adds per image of the dense layer, which errs by 0 and is one of the steps.
     """
-    kept: list[tuple[int, float, Form]] = []
-    for macs, error, form in sorted([*candidates, (dense, 0.0, ())]):
-        if not kept or error < kept[-1][1]:
-            kept.append((macs, error, form))
-    macs_kept, errors, forms = zip(*kept, strict=True)
-    return Ladder(np.array(macs_kept, np.int64), np.array(errors, np.float64), forms, dense)
+    steps: list[tuple[int, float, LayerRanks]] = []
+    # Of equal ones the dense layer comes first, then the lower ranks.
+    for macs, error, ranks in sorted([*candidates, (dense, 0.0, None)], key=lambda step: (*step[:2], step[2] or ())):
+        if not steps or error < steps[-1][1]:
+            steps.append((macs, error, ranks))
+    all_macs, errors, all_ranks = zip(*steps, strict=True)
+    return Ladder(np.array(all_macs, np.int64), np.array(errors, np.float64), all_ranks, dense)
 
 
 def allowance(dense: int, budget: float) -> int:
-    """Multiply-adds per image that a whole network may need.
+    """Multiply-adds per image that a budget allows a whole network.
 
     Args:
         dense: multiply-adds per image of the dense network.
@@ -65,53 +66,87 @@ def allowance(dense: int, budget: float) -> int:
 
 
 def check_reach(method: str, dense: int, least: int, budget: float) -> None:
-    """Raise CompressionError if a method needs ``least`` multiply-adds per image of ``dense``, and that is too many."""
+    """Check that a method can meet a budget.
+
+    Args:
+        method: its name, for the message.
+        dense: multiply-adds per image of the whole dense network.
+        least: those of the cheapest network that the method makes.
+        budget: dense over compressed multiply-adds.
+
+    Raises:
+        CompressionError: the budget is out of reach, or no ratio of 1 or more.
+    """
     if least > allowance(dense, budget):
         reachable = math.floor(100 * dense / least) / 100
         raise CompressionError(f"{method} reaches a budget of {reachable} on this network at most, not {budget:g}")
 
 
-def allocate(method: str, dense: int, budget: float, ladders: Mapping[str, Ladder]) -> dict[str, Form]:
-    """Choose a form for each layer by one error that all may make, the smallest that the budget has room for.
+def allocate(method: str, dense: int, budget: float, ladders: Mapping[str, Ladder]) -> dict[str, tuple[int, ...]]:
+    """Choose the ranks of each layer so that the largest error of all layers is as small as the budget allows.
 
-    This minimises the largest error. What is left over then goes, one by one, to the largest errors whose improvement
-    still fits.
+    What is left over is then spent on single layers, see :func:`_spend`.
 
     Args:
         method: its name, for the message.
         dense: multiply-adds per image of the whole dense network.
         budget: dense over compressed multiply-adds.
-        ladders: by name of the layer; what is not among them stays dense.
+        ladders: by name of the layer; layers that are not among them stay dense.
 
     Returns:
-        The forms by name, without those of layers that stay dense.
+        The ranks by name of the layer, without the layers that stay dense.
 
     Raises:
         CompressionError: the budget is out of reach.
     """
-    names, steps = list(ladders), list(ladders.values())
-    fixed = dense - sum(each.dense for each in steps)
-    check_reach(method, dense, fixed + sum(int(each.macs[0]) for each in steps), budget)
+    each = list(ladders.values())
+    fixed = dense - sum(layer.dense for layer in each)
+    check_reach(method, dense, fixed + sum(int(layer.macs[0]) for layer in each), budget)
     room = allowance(dense, budget) - fixed
+    error = _smallest_common_error(each, room)
+    steps = [layer.cheapest_within(error) for layer in each]
+    steps = _spend(each, steps, room - _macs_within(each, error))
+    ranks = {name: layer.ranks[step] for (name, layer), step in zip(ladders.items(), steps, strict=True)}
+    return {name: chosen for name, chosen in ranks.items() if chosen is not None}
 
-    def needed(error: float) -> int:
-        return sum(int(each.macs[each.cheapest_within(error)]) for each in steps)
 
-    errors = np.unique(np.concatenate([each.errors for each in steps])) if steps else np.zeros(1)
+def _smallest_common_error(ladders: Sequence[Ladder], room: int) -> float:
+    """The smallest error for which all layers together, each as cheap as it may be, fit into the room."""
+    errors = np.unique(np.concatenate([ladder.errors for ladder in ladders])) if ladders else np.zeros(1)
     low, high = 0, len(errors) - 1
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if needed(errors[middle]) <= room else (middle + 1, high)
-    chosen = [each.cheapest_within(errors[high]) for each in steps]
-    room -= needed(errors[high])
-    better = sorted(
-        (-each.errors[index - 1], layer, index)
-        for layer, each in enumerate(steps)
-        for index in range(chosen[layer] + 1, len(each.macs))
+        if _macs_within(ladders, errors[middle]) <= room:
+            high = middle
+        else:
+            low = middle + 1
+    return float(errors[high])
+
+
+def _macs_within(ladders: Sequence[Ladder], error: float) -> int:
+    return sum(int(ladder.macs[ladder.cheapest_within(error)]) for ladder in ladders)
+
+
+def _spend(ladders: Sequence[Ladder], steps: Sequence[int], room: int) -> list[int]:
+    """Take further steps with the multiply-adds that are left over, those first that lessen the largest errors.
+
+    Args:
+        ladders: of each layer.
+        steps: the steps chosen so far.
+        room: multiply-adds per image that are left over.
+
+    Returns:
+        The steps of each layer, as far as they were or further.
+    """
+    chosen = list(steps)
+    further = sorted(
+        (-ladder.errors[step - 1], layer, step)
+        for layer, ladder in enumerate(ladders)
+        for step in range(chosen[layer] + 1, len(ladder.macs))
     )
-    for _, layer, index in better:
-        more = int(steps[layer].macs[index] - steps[layer].macs[chosen[layer]])
+    for _, layer, step in further:
+        more = int(ladders[layer].macs[step] - ladders[layer].macs[chosen[layer]])
         if more <= room:
-            chosen[layer], room = index, room - more
-    forms = {name: each.forms[index] for name, each, index in zip(names, steps, chosen, strict=True)}
-    return {name: form for name, form in forms.items() if form}
+            chosen[layer] = step
+            room -= more
+    return chosen

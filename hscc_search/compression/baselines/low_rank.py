@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from scipy.linalg import eigh
@@ -22,7 +23,7 @@ def spectrum(matrix: torch.Tensor) -> torch.Tensor:
         matrix: float (rows, columns).
 
     Returns:
-        float64 (min(rows, columns),); what is zero but for rounding errors is 0.
+        float64 (min(rows, columns),); values that are zero but for rounding errors are exactly 0.
     """
     small = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     values: torch.Tensor = torch.linalg.eigvalsh((small @ small.T).double()).flip(0)
@@ -34,44 +35,53 @@ def leading_axes(matrix: torch.Tensor, rank: int) -> torch.Tensor:
 
     Args:
         matrix: float64 (rows, columns).
-        rank: how many.
+        rank: number of vectors.
 
     Returns:
         float64 (rows, rank); columns of zeros where the matrix has fewer.
     """
     wide = matrix.shape[0] <= matrix.shape[1]
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
-    size, count = len(gram), min(rank, len(gram))
-    if gram.is_cuda:
-        values, vectors = (found[..., size - count :] for found in torch.linalg.eigh(gram))
-    else:
-        # torch has none that stops after the first eigenvectors, which on the CPU is three times as fast at 4096 rows.
-        values, vectors = (
-            torch.from_numpy(found.copy()).to(gram)
-            for found in eigh(gram.numpy(), subset_by_index=[size - count, size - 1])
-        )
-    values, axes = values.flip(0), vectors.flip(1)
+    values, axes = _leading_eigenvectors(gram, min(rank, len(gram)))
     if not wide:
-        kept = values > _ROUNDING * values[0]
-        axes = matrix @ axes[:, kept] / values[kept].sqrt()
+        nonzero = values > _ROUNDING * values[0]
+        axes = matrix @ axes[:, nonzero] / values[nonzero].sqrt()
     return functional.pad(axes, (0, rank - axes.shape[1]))
 
 
+def _leading_eigenvectors(gram: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest eigenvalues of a symmetric matrix, (count,) and descending, and their vectors (size, count)."""
+    size = len(gram)
+    if gram.is_cuda:
+        values, vectors = (every[..., size - count :] for every in torch.linalg.eigh(gram))
+    else:
+        # scipy stops after the last eigenvectors, torch cannot: three times as fast on the CPU at 4096 rows.
+        largest = eigh(gram.numpy(), subset_by_index=[size - count, size - 1])
+        values, vectors = (torch.from_numpy(array.copy()).to(gram) for array in largest)
+    return values.flip(0), vectors.flip(1)
+
+
 class GroupedLinear(nn.Module):
-    """A fully connected layer whose outputs come in groups, each of which sees its group of inputs alone.
+    """A fully connected layer whose outputs come in groups, each computed from its own group of inputs.
 
     Takes float (..., inputs) and returns (..., outputs).
+
+    Args:
+        layer: the dense layer, for the number of inputs, device and type.
+        outputs: number of outputs of all groups.
+        groups: into which inputs and outputs are split.
     """
 
     def __init__(self, layer: nn.Linear, outputs: int, groups: int) -> None:
         super().__init__()
-        kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        self.filters = skip_init(nn.Conv2d, layer.in_features, outputs, 1, groups=groups, bias=False, **kind)
+        self.filters = skip_init(
+            nn.Conv2d, layer.in_features, outputs, 1, groups=groups, bias=False, **_device_and_type(layer)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the filters to the last dimension."""
-        rows = x.flatten(0, -2)[:, :, None, None]
-        return self.filters(rows).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+        pixels = x.flatten(0, -2)[:, :, None, None]
+        return self.filters(pixels).view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
 def low_rank_pair(
@@ -83,7 +93,7 @@ def low_rank_pair(
 ) -> nn.Sequential:
     """Modules that compute ``recombination @ (basis @ patch) + bias`` where ``layer`` computed ``W @ patch + b``.
 
-    The weights of both are made as large as each other, as HSCC's are: further training needs that.
+    The weights of both are scaled to the same size, as HSCC's are: fine-tuning needs that.
 
     Args:
         layer: the dense layer, of one group.
@@ -92,15 +102,28 @@ def low_rank_pair(
         bias: (Cout,) or None.
         groups: into which the input channels are split; filters of one group see its channels alone.
     """
-    rank = len(basis)
     basis, recombination = balanced(basis, recombination)
-    kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    first: nn.Module
-    filters: nn.Conv2d | nn.Linear
-    last: nn.Conv2d | nn.Linear
     # Without initialisation, which takes time and would draw from the caller's random numbers.
-    if isinstance(layer, nn.Conv2d):
-        first = filters = skip_init(
+    first = _basis_module(layer, len(basis), groups)
+    last = _recombination_module(layer, len(basis), bias is not None)
+    filters = first.filters if isinstance(first, GroupedLinear) else first
+    with torch.no_grad():
+        filters.weight.copy_(basis.view_as(filters.weight))
+        last.weight.copy_(recombination.view_as(last.weight))
+        if last.bias is not None and bias is not None:
+            last.bias.copy_(bias)
+    return nn.Sequential(first, last)
+
+
+def _basis_module(layer: nn.Conv2d | nn.Linear, rank: int, groups: int) -> nn.Conv2d | nn.Linear | GroupedLinear:
+    """A layer like the dense one but with ``rank`` outputs, in groups and without a bias."""
+    if isinstance(layer, nn.Linear) and groups > 1:
+        return GroupedLinear(layer, rank, groups)
+    module: nn.Conv2d | nn.Linear
+    if isinstance(layer, nn.Linear):
+        module = skip_init(nn.Linear, layer.in_features, rank, bias=False, **_device_and_type(layer))
+    else:
+        module = skip_init(
             nn.Conv2d,
             layer.in_channels,
             rank,
@@ -110,22 +133,23 @@ def low_rank_pair(
             layer.dilation,
             groups,
             bias=False,
-            **kind,
+            **_device_and_type(layer),
         )
-        last = skip_init(nn.Conv2d, rank, layer.out_channels, 1, bias=bias is not None, **kind)
+    return module
+
+
+def _recombination_module(layer: nn.Conv2d | nn.Linear, rank: int, bias: bool) -> nn.Conv2d | nn.Linear:
+    """A fully connected layer or a 1 x 1 convolution from ``rank`` to the dense layer's outputs."""
+    module: nn.Conv2d | nn.Linear
+    if isinstance(layer, nn.Linear):
+        module = skip_init(nn.Linear, rank, layer.out_features, bias=bias, **_device_and_type(layer))
     else:
-        if groups == 1:
-            first = filters = skip_init(nn.Linear, layer.in_features, rank, bias=False, **kind)
-        else:
-            first = GroupedLinear(layer, rank, groups)
-            filters = first.filters
-        last = skip_init(nn.Linear, rank, layer.out_features, bias=bias is not None, **kind)
-    with torch.no_grad():
-        filters.weight.copy_(basis.view_as(filters.weight))
-        last.weight.copy_(recombination.view_as(last.weight))
-        if last.bias is not None and bias is not None:
-            last.bias.copy_(bias)
-    return nn.Sequential(first, last)
+        module = skip_init(nn.Conv2d, rank, layer.out_channels, 1, bias=bias, **_device_and_type(layer))
+    return module
+
+
+def _device_and_type(layer: nn.Conv2d | nn.Linear) -> dict[str, Any]:
+    return {"device": layer.weight.device, "dtype": layer.weight.dtype}
 
 
 def truncated_pair(layer: nn.Conv2d | nn.Linear, rank: int, groups: int = 1) -> nn.Sequential:
@@ -143,6 +167,7 @@ def truncated_pair(layer: nn.Conv2d | nn.Linear, rank: int, groups: int = 1) -> 
 
 
 def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """A copy of a network, in evaluation mode, with other modules at the given paths."""
-    # A layer that is replaced is not copied: the copy finds the one that takes its place.
-    return copy.deepcopy(network, {id(network.get_submodule(name)): layer for name, layer in layers.items()}).eval()
+    """Copy a network, in evaluation mode, with other modules at the given paths."""
+    # The copy takes the new module wherever it meets the old one, which itself is not copied.
+    replacements = {id(network.get_submodule(name)): layer for name, layer in layers.items()}
+    return copy.deepcopy(network, replacements).eval()

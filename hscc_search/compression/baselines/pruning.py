@@ -1,6 +1,8 @@
 """Whole channels taken out, the least important of each layer first."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch_pruning
@@ -9,19 +11,20 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from hscc_search.compression.baselines.ladder import allowance, check_reach
-from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.calibration.calibrate import BATCH_SIZE, Calibration
+from hscc_search.compression.calibration.hooks import hooked
 
-# Each step takes out this share of the channels, and where the budget is this far away, so many steps are one.
+# Steps from the dense network to an empty one; each takes out the same share of the channels.
 _STEPS = 200
-_FAR, _STRIDE = 1.25, 8
-# After so many steps the gradients are taken anew.
+# While the network needs this many times the multiply-adds of the budget, several steps are taken at once.
+_FAR, _STEPS_AT_ONCE = 1.25, 8
+# Steps after which the gradients are computed anew.
 _STEPS_PER_GRADIENT = 10
-_BATCH = 64
-# Images that the gradients are taken on, at most: each time costs a backward pass over them.
+# Images that the gradients are computed on, at most: each time costs a backward pass over them.
 _IMAGES = 256
 
 
-def compress_pruning(network: nn.Module, calibration: Calibration, budget: float) -> nn.Module:
+def compress_pruning(calibration: Calibration, budget: float) -> nn.Module:
     """Take channels out in small steps until the budget is met, with the torch-pruning library.
 
     A channel goes together with everything that depends on it - batch norm, skip connections, depthwise filters, the
@@ -34,69 +37,92 @@ def compress_pruning(network: nn.Module, calibration: Calibration, budget: float
     "Importance Estimation for Neural Network Pruning" (arXiv 1906.10771).
 
     Args:
-        network: the dense network.
-        calibration: of it; its images are used.
+        calibration: of the dense network; its images are used.
         budget: dense over compressed multiply-adds, 1 or more.
 
     Raises:
         CompressionError: the budget is out of reach.
     """
     images = calibration.images[:: -(-len(calibration.images) // _IMAGES)]
-    result = copy.deepcopy(network).eval()
-    dense, last = _look(result, images[:1])
+    network = copy.deepcopy(calibration.network).eval()
+    dense, last_layer = _macs_and_last_layer(network, images[:1])
     room = allowance(dense, budget)
-    trainable = {name: parameter.requires_grad for name, parameter in result.named_parameters()}
-    with torch.no_grad():
-        decisions = torch.cat([result(part).argmax(dim=1) for part in images.split(_BATCH)])
-    with torch.enable_grad():  # the library follows the gradients' graph
-        result.requires_grad_(True)
-        pruner = torch_pruning.pruner.BasePruner(
-            result,
-            images[:1],
-            importance=torch_pruning.importance.GroupTaylorImportance(),
-            pruning_ratio=1.0,
-            iterative_steps=_STEPS,
-            ignored_layers=[last],
-        )
-        # With one channel per group left, the library would take these for depthwise ones and fail.
-        grouped = [
-            each for each in result.modules() if isinstance(each, nn.Conv2d) and 1 < each.groups < each.in_channels
-        ]
-        macs, graded = dense, -_STEPS
-        while macs > room and pruner.current_step < _STEPS and all(each.in_channels > each.groups for each in grouped):
-            if pruner.current_step - graded >= _STEPS_PER_GRADIENT:
-                _take_gradients(result, images, decisions)
-                graded = pruner.current_step
-            if macs > _FAR * room:
-                pruner.current_step = min(pruner.current_step + _STRIDE, _STEPS) - 1
-            pruner.step()
-            macs, _ = _look(result, images[:1])
+    with _all_trainable(network):
+        macs = _prune(network, last_layer, images, dense, room)
     check_reach("pruning", dense, macs, budget)
-    result.zero_grad(set_to_none=True)
-    for name, parameter in result.named_parameters():
-        parameter.requires_grad_(trainable[name])
-    return result.eval()
+    return network.eval()
 
 
-def _take_gradients(network: nn.Module, images: torch.Tensor, decisions: torch.Tensor) -> None:
+@contextmanager
+def _all_trainable(network: nn.Module) -> Iterator[None]:
+    """Let all parameters have gradients inside the block; afterwards none has any, and frozen ones are frozen again."""
+    trainable = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    with torch.enable_grad():  # torch-pruning follows the graph of the gradients
+        network.requires_grad_(True)
+        yield
     network.zero_grad(set_to_none=True)
-    for part, decided in zip(images.split(_BATCH), decisions.split(_BATCH), strict=True):
-        functional.cross_entropy(network(part), decided, reduction="sum").backward()
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(trainable[name])
+
+
+def _prune(network: nn.Module, last_layer: nn.Module, images: torch.Tensor, dense: int, room: int) -> int:
+    """Prune a network, in place, until it fits into the room or nothing is left to take out.
+
+    Args:
+        network: the dense network.
+        last_layer: keeps its outputs.
+        images: for the gradients.
+        dense: multiply-adds per image of the dense network.
+        room: multiply-adds per image that are allowed.
+
+    Returns:
+        Multiply-adds per image of the pruned network.
+    """
+    decisions = _decisions(network, images)
+    pruner = torch_pruning.pruner.BasePruner(
+        network,
+        images[:1],
+        importance=torch_pruning.importance.GroupTaylorImportance(),
+        pruning_ratio=1.0,
+        iterative_steps=_STEPS,
+        ignored_layers=[last_layer],
+    )
+    # With one channel per group left, the library would take these for depthwise ones and fail.
+    grouped = [
+        layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and 1 < layer.groups < layer.in_channels
+    ]
+    macs, step_of_gradients = dense, -_STEPS
+    while macs > room and pruner.current_step < _STEPS and all(layer.in_channels > layer.groups for layer in grouped):
+        if pruner.current_step - step_of_gradients >= _STEPS_PER_GRADIENT:
+            _compute_gradients(network, images, decisions)
+            step_of_gradients = pruner.current_step
+        if macs > _FAR * room:
+            pruner.current_step = min(pruner.current_step + _STEPS_AT_ONCE, _STEPS) - 1
+        pruner.step()
+        macs, _ = _macs_and_last_layer(network, images[:1])
+    return macs
 
 
 @torch.no_grad()
-def _look(network: nn.Module, image: torch.Tensor) -> tuple[int, nn.Module]:
-    """Multiply-adds of one image, and the last layer that was called."""
-    called: list[nn.Module] = []
-    hooks = [
-        layer.register_forward_hook(lambda layer, inputs, output: called.append(layer))
-        for layer in network.modules()
-        if isinstance(layer, (nn.Conv2d, nn.Linear))
-    ]
-    try:
-        with FlopCounterMode(display=False) as counter:
-            network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counter.get_total_flops() // 2, called[-1]
+def _decisions(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The class that the network decides for, of each image."""
+    return torch.cat([network(batch).argmax(dim=1) for batch in images.split(BATCH_SIZE)])
+
+
+def _compute_gradients(network: nn.Module, images: torch.Tensor, decisions: torch.Tensor) -> None:
+    network.zero_grad(set_to_none=True)
+    for batch, decided in zip(images.split(BATCH_SIZE), decisions.split(BATCH_SIZE), strict=True):
+        functional.cross_entropy(network(batch), decided, reduction="sum").backward()
+
+
+@torch.no_grad()
+def _macs_and_last_layer(network: nn.Module, image: torch.Tensor) -> tuple[int, nn.Module]:
+    """Multiply-adds of one image, and the convolution or fully connected layer that runs last."""
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    names: list[str] = []
+    with (
+        hooked(layers, after=lambda name, inputs, output: names.append(name)),
+        FlopCounterMode(display=False) as counter,
+    ):
+        network(image)
+    return counter.get_total_flops() // 2, layers[names[-1]]

@@ -9,16 +9,14 @@ from torch import nn
 
 from hscc_search.compression.baselines.ladder import allowance, check_reach
 from hscc_search.compression.baselines.low_rank import leading_axes, low_rank_pair, spectrum, with_layers
-from hscc_search.compression.baselines.targets import Target, dense_macs, targets
-from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.baselines.targets import Target, targets
+from hscc_search.compression.calibration.calibrate import BATCH_SIZE, Calibration
 from hscc_search.compression.calibration.lattice import responses_on
 from hscc_search.compression.factors import fit_predictor
 
-_BATCH = 64
-
 
 @torch.no_grad()
-def compress_response_pca(network: nn.Module, calibration: Calibration, budget: float) -> nn.Module:
+def compress_response_pca(calibration: Calibration, budget: float) -> nn.Module:
     """Keep the leading principal axes of each layer's responses, rebuilt from what the layers before deliver.
 
     Ranks are chosen greedily to keep the product over layers of the PCA energies large, see :func:`greedy_ranks`. Then,
@@ -31,38 +29,49 @@ def compress_response_pca(network: nn.Module, calibration: Calibration, budget: 
     images.
 
     Args:
-        network: the dense network; the calibration's own copy, with batch norms folded, is what is compressed, since
-            the responses are its.
-        calibration: of it.
+        calibration: of the dense network.
         budget: dense over compressed multiply-adds, 1 or more.
 
     Raises:
         CompressionError: the budget is out of reach.
     """
-    trainable = any(parameter.requires_grad for parameter in network.parameters())
-    found = targets(calibration.network, calibration)
-    dense, total = [target.macs for target in found], dense_macs(calibration)
-    per_rank = [target.macs_per_rank for target in found]
+    layers = targets(calibration)
+    ranks = _choose_ranks(calibration, layers, budget)
+    pending = {target.name: _Pending(target, ranks[target.name]) for target in layers if target.name in ranks}
+    result = with_layers(calibration.network, pending)
+    result(calibration.images)
+    for name, stand_in in pending.items():
+        assert stand_in.pair is not None
+        result.set_submodule(name, stand_in.pair)
+    return result.eval()
+
+
+def _choose_ranks(calibration: Calibration, layers: Sequence[Target], budget: float) -> dict[str, int]:
+    """The rank of each layer by its name, without the layers that stay dense."""
+    total = calibration.macs
+    dense, per_rank = [target.macs for target in layers], [target.macs_per_rank for target in layers]
     fixed = total - sum(dense)
     check_reach("response-pca", total, fixed + sum(map(min, dense, per_rank)), budget)
-    energies = [_response_energies(target) for target in found]
+    energies = [_response_energies(target) for target in layers]
     room = allowance(total, budget) - fixed
     ranks = greedy_ranks(energies, per_rank, dense, room)
     room -= sum(min(rank * macs, own) for rank, macs, own in zip(ranks, per_rank, dense, strict=True))
-    pending = {}
-    for target, rank, values in zip(found, ranks, energies, strict=True):
+    chosen = {}
+    for target, rank, values in zip(layers, ranks, energies, strict=True):
         saved = target.macs - rank * target.macs_per_rank
-        # Few images fill few axes of a wide layer; one that keeps all of them may as well stay dense, if it can.
+        # Few images fill few axes of a wide layer; where all of them fit, the layer stays dense if there is room.
         if rank == len(values) and 0 < saved <= room:
             room -= saved
         elif saved > 0:
-            pending[target.name] = _Pending(target, rank)
-    result = with_layers(calibration.network, pending)
-    result(calibration.images)
-    for name, place in pending.items():
-        assert place.pair is not None
-        result.set_submodule(name, place.pair)
-    return result.requires_grad_(trainable).eval()
+            chosen[target.name] = rank
+    return chosen
+
+
+def _response_energies(target: Target) -> np.ndarray:
+    """The eigenvalues of a layer's dense responses, descending, without zeros but at least one."""
+    responses = target.record.responses.flatten(0, 1)
+    values = spectrum(responses - responses.mean(dim=0)).numpy(force=True)
+    return values[: max(1, int(np.count_nonzero(values)))]
 
 
 def greedy_ranks(energies: Sequence[np.ndarray], per_rank: Sequence[int], dense: Sequence[int], room: int) -> list[int]:
@@ -70,12 +79,12 @@ def greedy_ranks(energies: Sequence[np.ndarray], per_rank: Sequence[int], dense:
 
     With E the product over layers of the sum of the kept eigenvalues, dropping a layer's last axis loses the share
     last / sum of E and saves that layer's ``per_rank``. A layer whose rank costs as much as its dense filters stays
-    dense. What the last drop saved too much goes back to the axes dropped last.
+    dense. The last drop may save more than is needed: the axes dropped last come back where they fit.
 
     Args:
-        energies: for each layer its eigenvalues, descending.
-        per_rank: multiply-adds per image that a rank costs.
-        dense: and those of the dense layer.
+        energies: the eigenvalues of each layer's responses, descending.
+        per_rank: multiply-adds per image that one rank of each layer costs.
+        dense: multiply-adds per image of each dense layer.
         room: multiply-adds per image of all these layers together, enough for rank 1 everywhere.
 
     Returns:
@@ -89,8 +98,8 @@ def greedy_ranks(energies: Sequence[np.ndarray], per_rank: Sequence[int], dense:
 
     def loss(layer: int) -> tuple[float, int]:
         last = ranks[layer] - 1
-        kept = sums[layer][last]
-        return (float(energies[layer][last] / kept / per_rank[layer]) if kept > 0 else 0.0, layer)
+        total = sums[layer][last]
+        return (float(energies[layer][last] / total / per_rank[layer]) if total > 0 else 0.0, layer)
 
     queue = [loss(layer) for layer in range(len(ranks)) if ranks[layer] > 1]
     heapq.heapify(queue)
@@ -113,7 +122,7 @@ def greedy_ranks(energies: Sequence[np.ndarray], per_rank: Sequence[int], dense:
 def rebuild_layer(
     layer: nn.Conv2d | nn.Linear, dense: torch.Tensor, delivered: torch.Tensor, rank: int
 ) -> nn.Sequential:
-    """The pair of the given rank that best predicts the dense responses from the delivered ones.
+    """Build the pair of the given rank that best predicts the dense responses from the delivered ones.
 
     With S = cov(y, y^) and T = cov(y^), the best matrix of any rank is S T^-1, and the best one of rank k is U U^T of
     it, where U are the k leading eigenvectors of S T^-1 S^T: reduced-rank regression, which is what the paper's
@@ -136,24 +145,18 @@ def rebuild_layer(
 
 
 class _Pending(nn.Module):
-    """Stands in a network for a layer that is rebuilt when the calibration images arrive."""
+    """A stand-in for a layer, which rebuilds the layer when the calibration images arrive."""
 
     def __init__(self, target: Target, rank: int) -> None:
         super().__init__()
-        # Not as submodules: the dense network's own layer must not change when this one does.
+        # A Target is no module, so the dense layer in it is no submodule that would be changed along with this one.
         self.target, self.rank = target, rank
         self.pair: nn.Sequential | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layer, record = self.target.layer, self.target.record
-        parts = [responses_on(layer, part, record.lattice) for part in x.split(_BATCH)]
-        delivered = torch.cat(parts, dim=1).flatten(0, 1)
+        responses = [responses_on(layer, batch, record.lattice) for batch in x.split(BATCH_SIZE)]
+        delivered = torch.cat(responses, dim=1).flatten(0, 1)
         pair = rebuild_layer(layer, record.responses.to(delivered).flatten(0, 1), delivered, self.rank)
         self.pair = pair
-        return torch.cat([pair(part) for part in x.split(_BATCH)])
-
-
-def _response_energies(target: Target) -> np.ndarray:
-    responses = target.record.responses.flatten(0, 1)
-    values = spectrum(responses - responses.mean(dim=0)).numpy(force=True)
-    return values[: max(1, int(np.count_nonzero(values)))]
+        return torch.cat([pair(batch) for batch in x.split(BATCH_SIZE)])

@@ -7,15 +7,15 @@ from torch import nn
 
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.record import LayerRecord
-from hscc_search.compression.ranks.choice import TINY_SHARE
+from hscc_search.compression.ranks.choice import compressible
 
 
 @dataclass(frozen=True)
 class Target:
-    """One ordinary convolution or fully connected layer.
+    """One convolution of a single group, or one fully connected layer.
 
     Attributes:
-        record: what the calibration says of it.
+        record: the calibration's record of the layer.
         layer: the dense layer itself, to be read and not changed.
     """
 
@@ -34,17 +34,17 @@ class Target:
 
     @property
     def positions(self) -> int:
-        """How often per image the layer's filters are applied."""
+        """Number of output positions per image at which the layer's filters are applied."""
         return self.macs // self.layer.weight.numel()
 
     @property
     def channels(self) -> int:
-        """Input channels or features."""
+        """Number of input channels or features."""
         return self.layer.in_channels if isinstance(self.layer, nn.Conv2d) else self.layer.in_features
 
     @property
     def weight(self) -> torch.Tensor:
-        """Float64 (Cout, D), D = Cin * height * width: channels are the slowest part of a column's index."""
+        """Float64 (Cout, D), D = Cin * height * width: channels are the slowest index of a column."""
         return self.layer.weight.detach().flatten(1).double()
 
     @property
@@ -53,27 +53,16 @@ class Target:
         return self.positions * sum(self.layer.weight.flatten(1).shape)
 
 
-def targets(network: nn.Module, calibration: Calibration) -> list[Target]:
-    """What is compressed in a network, in execution order.
+def targets(calibration: Calibration) -> list[Target]:
+    """List the layers of the calibrated network that peers compress, in execution order.
 
-    Grouped convolutions stay dense, and so do the tiny layers that HSCC leaves alone: to truncate a last layer of few
-    classes would save nothing and cost the peers much.
-
-    Args:
-        network: the one that was calibrated, with or without its batch norms folded.
-        calibration: of it.
+    Grouped convolutions stay dense, and so do the tiny layers that HSCC leaves dense too: truncating a last layer of
+    few classes would save nothing and cost the peers much accuracy.
     """
-    total = dense_macs(calibration)
-    found = []
-    for record in calibration.records:
-        layer = network.get_submodule(record.name)
+    chosen = []
+    for record in compressible(calibration):
+        layer = calibration.network.get_submodule(record.name)
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        ordinary = isinstance(layer, nn.Linear) or layer.groups == 1
-        if ordinary and record.macs >= TINY_SHARE * total:
-            found.append(Target(record, layer))
-    return found
-
-
-def dense_macs(calibration: Calibration) -> int:
-    """Multiply-adds per image of all convolutions and fully connected layers of the dense network."""
-    return sum(record.macs for record in calibration.records) + sum(macs for macs, _ in calibration.left_dense.values())
+        if isinstance(layer, nn.Linear) or layer.groups == 1:
+            chosen.append(Target(record, layer))
+    return chosen

@@ -8,35 +8,30 @@ from torch import nn
 
 from hscc_search.compression.baselines.ladder import Ladder, allocate
 from hscc_search.compression.baselines.low_rank import truncated_pair, with_layers
-from hscc_search.compression.baselines.targets import Target, dense_macs, targets
+from hscc_search.compression.baselines.targets import Target, targets
 from hscc_search.compression.calibration.calibrate import Calibration
 
 
 @torch.no_grad()
 def truncate_weights(
-    method: str,
-    network: nn.Module,
-    calibration: Calibration,
-    budget: float,
-    ladder_of: Callable[[Target], Ladder],
+    method: str, calibration: Calibration, budget: float, ladder_of: Callable[[Target], Ladder]
 ) -> nn.Module:
-    """Truncate every layer's weights to the forms that a budget allows.
+    """Truncate the weights of every layer to the ranks that a budget allows.
 
     Args:
         method: its name, for messages.
-        network: the dense network; it is not changed.
-        calibration: of it; its costs are used, and it keeps the ladders, which take a minute where layers have
-            thousands of inputs and serve every budget.
+        calibration: of the dense network. Its costs are used, and it remembers the ladders, which take a minute where
+            layers have thousands of inputs and serve every budget.
         budget: dense over compressed multiply-adds, 1 or more.
-        ladder_of: the (rank,) or (rank, groups) of one layer, see :func:`truncated_pair`.
+        ladder_of: builds the ladder of one layer, with ranks (rank,) or (rank, groups), see :func:`truncated_pair`.
 
     Raises:
         CompressionError: the budget is out of reach.
     """
-    found = targets(network, calibration)
-    ladders = {target.name: calibration.remember((method, target.name), partial(ladder_of, target)) for target in found}
-    forms = allocate(method, dense_macs(calibration), budget, ladders)
-    return with_layers(
-        network,
-        {target.name: truncated_pair(target.layer, *forms[target.name]) for target in found if target.name in forms},
-    )
+    layers = {target.name: target for target in targets(calibration)}
+    ladders = {
+        name: calibration.remember((method, name), partial(ladder_of, target)) for name, target in layers.items()
+    }
+    chosen = allocate(method, calibration.macs, budget, ladders)
+    pairs = {name: truncated_pair(layers[name].layer, *ranks) for name, ranks in chosen.items()}
+    return with_layers(calibration.network, pairs)

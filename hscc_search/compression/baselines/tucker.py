@@ -1,6 +1,6 @@
 """Tucker-2: fewer input and fewer output channels around a small convolution."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import tensorly
@@ -11,15 +11,16 @@ from torch.nn.utils import skip_init
 
 from hscc_search.compression.baselines.ladder import Ladder, allocate, ladder
 from hscc_search.compression.baselines.low_rank import truncated_pair, with_layers
-from hscc_search.compression.baselines.targets import Target, dense_macs, targets
+from hscc_search.compression.baselines.targets import Target, targets
 from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.calibration.hooks import hooked
 
-# One round of higher-order orthogonal iteration after the truncated HOSVD, which is near the optimum already.
+# Rounds of higher-order orthogonal iteration; the truncated HOSVD that they start from is near the optimum already.
 _ITERATIONS = 1
 
 
 @torch.no_grad()
-def compress_tucker(network: nn.Module, calibration: Calibration, budget: float) -> nn.Module:
+def compress_tucker(calibration: Calibration, budget: float) -> nn.Module:
     """Decompose each kernel along its input and output channels; all layers keep the same share of their channels.
 
     A convolution becomes three: 1 x 1 from Cin to share * Cin channels, the small kernel to share * Cout channels,
@@ -32,36 +33,57 @@ def compress_tucker(network: nn.Module, calibration: Calibration, budget: float)
     VBMF; see :mod:`hscc_search.compression.baselines` on why these come from the budget instead.
 
     Args:
-        network: the dense network.
-        calibration: of it; only its costs and the size of its images are used.
+        calibration: of the dense network; only its costs and the size of its images are used.
         budget: dense over compressed multiply-adds, 1 or more.
 
     Raises:
         CompressionError: the budget is out of reach.
     """
-    found = targets(network, calibration)
+    layers = {target.name: target for target in targets(calibration)}
+    chosen = allocate("tucker-2", calibration.macs, budget, _ladders(calibration, list(layers.values())))
+    return with_layers(
+        calibration.network, {name: _decomposed(layers[name].layer, ranks) for name, ranks in chosen.items()}
+    )
+
+
+def _ladders(calibration: Calibration, layers: Sequence[Target]) -> dict[str, Ladder]:
     colours = calibration.images.shape[1]
-    sizes = _input_positions(with_layers(network, {}), [target.name for target in found], calibration.images[:1])
-    ladders = {
+    positions = _input_positions(calibration, layers)
+    return {
         target.name: matrix_ladder(target)
         if _is_matrix(target.layer, colours)
-        else kernel_ladder(target, sizes[target.name])
-        for target in found
+        else kernel_ladder(target, positions[target.name])
+        for target in layers
     }
-    forms = allocate("tucker-2", dense_macs(calibration), budget, ladders)
-    layers: dict[str, nn.Module] = {}
-    for target in found:
-        form = forms.get(target.name, ())
-        if len(form) == 1:
-            layers[target.name] = truncated_pair(target.layer, *form)
-        elif form:
-            assert isinstance(target.layer, nn.Conv2d)
-            layers[target.name] = tucker_triple(target.layer, *form)
-    return with_layers(network, layers)
+
+
+def _is_matrix(layer: nn.Conv2d | nn.Linear, colours: int) -> bool:
+    """Whether a layer is decomposed along its output mode alone."""
+    return isinstance(layer, nn.Linear) or prod(layer.kernel_size) == 1 or layer.in_channels == colours
+
+
+def _input_positions(calibration: Calibration, layers: Sequence[Target]) -> dict[str, int]:
+    """Height times width of each layer's input map, which the stride alone would not tell."""
+    positions: dict[str, int] = {}
+
+    def record_positions(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        positions[name] = prod(inputs[0].shape[2:])
+
+    with hooked({target.name: target.layer for target in layers}, before=record_positions):
+        calibration.network(calibration.images[:1])
+    return positions
+
+
+def _decomposed(layer: nn.Conv2d | nn.Linear, ranks: tuple[int, ...]) -> nn.Sequential:
+    """Two layers for one rank, three for inner inputs and inner outputs."""
+    if len(ranks) == 1:
+        return truncated_pair(layer, *ranks)
+    assert isinstance(layer, nn.Conv2d)
+    return tucker_triple(layer, *ranks)
 
 
 def tucker_triple(layer: nn.Conv2d, inner_inputs: int, inner_outputs: int) -> nn.Sequential:
-    """The three convolutions of a Tucker-2 decomposition.
+    """Decompose a convolution into the three of a Tucker-2 decomposition.
 
     Args:
         layer: the dense convolution, of one group.
@@ -75,7 +97,7 @@ def tucker_triple(layer: nn.Conv2d, inner_inputs: int, inner_outputs: int) -> nn
         )
     kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     narrow = skip_init(nn.Conv2d, layer.in_channels, inner_inputs, 1, bias=False, **kind)
-    # Without a bias zeros stay zeros, so that the padding can wait for the second convolution.
+    # Without a bias zeros stay zeros, so the second convolution can do the padding.
     small = skip_init(
         nn.Conv2d,
         inner_inputs,
@@ -97,19 +119,19 @@ def tucker_triple(layer: nn.Conv2d, inner_inputs: int, inner_outputs: int) -> nn
 
 
 def matrix_ladder(target: Target) -> Ladder:
-    """The ranks of a layer that is one matrix; the error of each is the share of the full rank that it leaves out."""
-    return ladder(
-        ((ranks[0] * target.macs_per_rank, 1 - share, ranks) for share, ranks in shares(min(target.weight.shape))),
-        target.macs,
-    )
+    """Build the ladder of ranks of a layer that is one matrix; the error is the share of the full rank left out."""
+    candidates = [
+        (ranks[0] * target.macs_per_rank, 1 - share, ranks) for share, ranks in shares(min(target.weight.shape))
+    ]
+    return ladder(candidates, target.macs)
 
 
 def kernel_ladder(target: Target, input_positions: int) -> Ladder:
-    """The inner (inputs, outputs) of a convolution; the error of each is the share of channels that it leaves out.
+    """Build the ladder of inner (inputs, outputs) of a convolution; the error is the share of channels left out.
 
     Args:
         target: the convolution.
-        input_positions: height times width of the map that it takes.
+        input_positions: height times width of its input map.
     """
     layer = target.layer
     assert isinstance(layer, nn.Conv2d)
@@ -123,27 +145,14 @@ def kernel_ladder(target: Target, input_positions: int) -> Ladder:
 
 
 def shares(*sizes: int) -> Iterator[tuple[float, tuple[int, ...]]]:
-    """Every share at which share * size, rounded up, grows for one of the sizes, with all of them at that share."""
+    """List every share at which one of the sizes, multiplied by the share and rounded up, grows.
+
+    Args:
+        sizes: numbers of channels.
+
+    Yields:
+        The share, above 0 and up to 1, and each size multiplied by it and rounded up.
+    """
     for whole in set(sizes):
         for count in range(1, whole + 1):
             yield count / whole, tuple(-(-count * size // whole) for size in sizes)
-
-
-def _is_matrix(layer: nn.Conv2d | nn.Linear, colours: int) -> bool:
-    return isinstance(layer, nn.Linear) or prod(layer.kernel_size) == 1 or layer.in_channels == colours
-
-
-def _input_positions(network: nn.Module, names: list[str], image: torch.Tensor) -> dict[str, int]:
-    """Height times width of the map that each layer takes; the stride alone would not tell them.
-
-    The hooks stay, so the network is one to throw away.
-    """
-    positions: dict[str, int] = {}
-
-    def look(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
-        positions[name] = prod(inputs[0].shape[2:])
-
-    for name in names:
-        network.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs))
-    network(image)
-    return positions

@@ -2,13 +2,14 @@
 
 In evaluation mode a batch norm is a fixed affine map per channel, ``z = s (y - mean) + beta`` with
 ``s = gamma / sqrt(variance + eps)``. After ``y = W x + b`` the weights absorb it: ``z = (s W) x + s (b - mean) + beta``
-(Jacob et al. 2018, arXiv 1712.05877, section 3.2). The pairs are found by running the network and not by tracing it,
-since many networks cannot be traced.
+(Jacob et al. 2018, arXiv 1712.05877, section 3.2). The pairs are found by running the network rather than by tracing
+it, since many networks cannot be traced.
 """
 
 import copy
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,42 +17,43 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hscc_search.compression.calibration.hooks import Inputs, hooked
 from hscc_search.compression.form import Fold
 from hscc_search.errors import CompressionError
 
-# Difference of the outputs that rounding may explain, relative to the outputs.
+# Largest difference of the outputs that counts as rounding, relative to the outputs.
 _TOLERANCE = 1e-4
 
 
 @torch.no_grad()
 def fold_batch_norms(network: nn.Module, image: torch.Tensor) -> tuple[nn.Module, tuple[Fold, ...]]:
-    """Fold each batch norm that is all that reads what a convolution answers.
+    """Fold each batch norm that is the only reader of a layer's output.
 
-    These are BatchNorm2d after Conv2d, grouped and depthwise ones as well, and BatchNorm1d after Linear, each
-    registered under one name and called once per pass. Left alone is a batch norm without running statistics, one that
-    insists on training mode, and one whose folded weights would not be finite. Folds after which the network answers
-    otherwise are undone. All are, if it answers with values that are not finite.
+    These are BatchNorm2d after Conv2d, also grouped or depthwise, and BatchNorm1d after Linear, each registered under
+    one name and called once per pass. Left as they are: a batch norm without running statistics, one that insists on
+    training mode, and one whose folded weights would not be finite. Folds that change what the network answers are
+    undone. Nothing is folded where the network answers with values that are not finite.
 
     Args:
         network: any network that returns tensors; it is not changed.
         image: as the network takes them, float32 (1, 3, height, width), on its device.
 
     Returns:
-        A copy in evaluation mode, and its folds in execution order, see :func:`apply_folds`.
+        A copy in evaluation mode, and its folds in execution order, for :func:`apply_folds`.
     """
     result = copy.deepcopy(network).eval()
-    # Near the images that the statistics were made from: far from them rounding alone may change an answer.
+    # Inputs near the images that the statistics come from: far from them rounding alone may change an answer.
     inputs = [image, image.flip(-1), -image]
     expected = [_outputs(result, x) for x in inputs]
     if not all(value.isfinite().all() for values in expected for value in values):
         return result, ()
-    folds = [fold for fold in _find(result, image) if _is_finite(_absorbed(*_modules(result, fold)))]
-    kept = _keep(result, folds, inputs, expected)
-    return result.eval(), tuple(kept)
+    folds = [fold for fold in _find_folds(result, image) if _is_finite(_absorbed(*_modules(result, fold)))]
+    harmless = _absorb_harmless(result, folds, inputs, expected)
+    return result.eval(), tuple(harmless)
 
 
 def apply_folds(network: nn.Module, folds: Iterable[Fold]) -> None:
-    """Give a freshly built network the form of a folded one, in place; the weights are then loaded by name.
+    """Give a newly built network the modules of a folded one, in place, so that its weights can be loaded by name.
 
     Args:
         network: of the architecture that was folded, before folding.
@@ -65,7 +67,7 @@ def apply_folds(network: nn.Module, folds: Iterable[Fold]) -> None:
             layer, norm = _modules(network, fold)
         except AttributeError:
             layer = norm = None
-        if not _fit(layer, norm):
+        if not _match(layer, norm):
             raise CompressionError(f"no convolution {fold.convolution} with a batch norm {fold.batch_norm} to fold")
         network.set_submodule(fold.convolution, _with_bias(layer))
         network.set_submodule(fold.batch_norm, _remainder(norm))
@@ -73,17 +75,17 @@ def apply_folds(network: nn.Module, folds: Iterable[Fold]) -> None:
 
 @torch.no_grad()
 def absorb(network: nn.Module, folds: Iterable[Fold]) -> None:
-    """Fold in place what :func:`fold_batch_norms` has found in a network with the same weights."""
+    """Fold in place what :func:`fold_batch_norms` has folded in a network with the same weights."""
     for fold in folds:
         layer, norm = _modules(network, fold)
         network.set_submodule(fold.convolution, _absorbed(layer, norm))
         network.set_submodule(fold.batch_norm, _remainder(norm))
 
 
-def _keep(
+def _absorb_harmless(
     network: nn.Module, folds: list[Fold], inputs: list[torch.Tensor], expected: list[list[torch.Tensor]]
 ) -> list[Fold]:
-    """Fold in place what leaves the outputs alone. By halves, since culprits are few if there are any."""
+    """Fold in place all that leaves the outputs as they are, by halves: folds that change them are few."""
     if not folds:
         return []
     before = [_modules(network, fold) for fold in folds]
@@ -96,74 +98,102 @@ def _keep(
     if len(folds) == 1:
         return []
     middle = len(folds) // 2
-    return [kept for half in (folds[:middle], folds[middle:]) for kept in _keep(network, half, inputs, expected)]
+    first = _absorb_harmless(network, folds[:middle], inputs, expected)
+    return first + _absorb_harmless(network, folds[middle:], inputs, expected)
+
+
+@dataclass
+class _Output:
+    """The output of a layer.
+
+    Attributes:
+        layer: its path.
+        value: held, so that no other tensor gets the same id.
+        readers: the batch norms that read it, by path; None for anything else that reads it.
+    """
+
+    layer: str
+    value: torch.Tensor
+    readers: set[str | None] = field(default_factory=set)
 
 
 class _Readers(TorchDispatchMode):
-    """Notes which batch norm reads the answer of which layer; None stands for everything else that reads one."""
+    """Records during one pass which operations read the outputs of layers.
+
+    Attributes:
+        outputs: of the layers, by the id of the tensor.
+        norm_inputs: the id of the tensor that each batch norm was given last, in execution order.
+        calls: of each layer and batch norm.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.answers: dict[int, torch.Tensor] = {}  # kept, so that no other tensor gets the same id
-        self.read_by: dict[int, set[str | None]] = {}
-        self.running: str | None = None
+        self.outputs: dict[int, _Output] = {}
+        self.norm_inputs: dict[str, int] = {}
+        self.calls: Counter[str] = Counter()
+        self._running: str | None = None  # the batch norm that runs now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for value in tree_leaves((args, kwargs)):
-            if id(value) in self.answers:
-                self.read_by[id(value)].add(self.running)
+            if id(value) in self.outputs:
+                self.outputs[id(value)].readers.add(self._running)
         return func(*args, **(kwargs or {}))
 
+    def after_layer(self, name: str, inputs: Inputs, output: torch.Tensor) -> None:
+        """Record the output of a layer."""
+        self.calls[name] += 1
+        self.outputs[id(output)] = _Output(name, output)
 
-def _find(network: nn.Module, image: torch.Tensor) -> list[Fold]:
-    """The pairs in execution order, from one pass over one image (1, 3, height, width)."""
+    def before_norm(self, name: str, inputs: Inputs) -> None:
+        """Record the input of a batch norm, which reads it until it has run."""
+        self.calls[name] += 1
+        self.norm_inputs[name] = id(inputs[0]) if inputs else 0
+        self._running = name
+
+    def after_norm(self, name: str, inputs: Inputs, output: torch.Tensor) -> None:
+        """Record that no batch norm runs any more."""
+        self._running = None
+
+    def pairs(self) -> list[tuple[_Output, str]]:
+        """Outputs that a batch norm alone reads, with that batch norm, in execution order."""
+        pairs = []
+        for norm, tensor in self.norm_inputs.items():
+            output = self.outputs.get(tensor)
+            if output is not None and output.readers == {norm}:
+                pairs.append((output, norm))
+        return pairs
+
+
+def _find_folds(network: nn.Module, image: torch.Tensor) -> list[Fold]:
+    """Find the batch norms that can be folded, in execution order, in one pass over one image (1, 3, height, width)."""
+    modules = dict(network.named_modules())
+    layers = {name: module for name, module in modules.items() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    norms = {name: module for name, module in modules.items() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))}
     readers = _Readers()
-    calls: Counter[str] = Counter()
-    answered: dict[int, str] = {}
-    taken: dict[str, int] = {}
-
-    def answer(name: str, output: torch.Tensor) -> None:
-        calls[name] += 1
-        answered[id(output)] = name
-        readers.answers[id(output)], readers.read_by[id(output)] = output, set()
-
-    def enter(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
-        calls[name] += 1
-        readers.running = name
-        taken[name] = id(inputs[0]) if inputs else 0
-
-    def leave() -> None:
-        readers.running = None
-
-    hooks = []
-    for name, module in network.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            hooks.append(module.register_forward_hook(lambda _, __, output, name=name: answer(name, output)))
-        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            hooks.append(module.register_forward_pre_hook(lambda _, inputs, name=name: enter(name, inputs)))
-            hooks.append(module.register_forward_hook(lambda *_: leave()))
-    try:
-        with readers:
-            network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    watching_layers = hooked(layers, after=readers.after_layer)
+    watching_norms = hooked(norms, before=readers.before_norm, after=readers.after_norm)
+    with watching_layers, watching_norms, readers:
+        network(image)
     registered = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
     folds = []
-    for norm_name, read in taken.items():
-        if readers.read_by.get(read) != {norm_name}:
-            continue
-        fold = Fold(answered[read], norm_name)
-        layer, norm = _modules(network, fold)
-        once = calls[fold.convolution] == calls[norm_name] == registered[id(layer)] == registered[id(norm)] == 1
+    for output, norm_name in readers.pairs():
+        layer, norm = layers[output.layer], norms[norm_name]
+        called_once = readers.calls[output.layer] == readers.calls[norm_name] == 1
+        one_name = registered[id(layer)] == registered[id(norm)] == 1
         # A linear layer may answer (images, positions, features), of which a batch norm takes positions as channels.
-        per_channel = isinstance(layer, nn.Conv2d) or readers.answers[read].dim() == 2
-        if once and per_channel and _fit(layer, norm) and norm.running_mean is not None and not norm.training:
-            folds.append(fold)
+        per_channel = isinstance(layer, nn.Conv2d) or output.value.dim() == 2
+        if called_once and one_name and per_channel and _match(layer, norm) and _is_fixed(norm):
+            folds.append(Fold(output.layer, norm_name))
     return folds
 
 
-def _fit(layer: Any, norm: Any) -> bool:
+def _is_fixed(norm: Any) -> bool:
+    """Whether a batch norm is the same affine map for every image."""
+    return norm.running_mean is not None and not norm.training
+
+
+def _match(layer: Any, norm: Any) -> bool:
+    """Whether the batch norm is of the kind that takes what the layer answers."""
     return (isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)) or (
         isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
     )
@@ -182,7 +212,7 @@ def _with_bias(layer: Any) -> Any:
 
 
 def _absorbed(layer: Any, norm: Any) -> Any:
-    """The layer that answers as the layer and the affine part of its batch norm together do."""
+    """The layer with the affine part of its batch norm in its weights and bias."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()  # in double, since a dead channel's scale is large
     if norm.affine:
         scale = scale * norm.weight
@@ -194,7 +224,7 @@ def _absorbed(layer: Any, norm: Any) -> Any:
 
 
 def _remainder(norm: Any) -> nn.Module:
-    """What is left of a batch norm without its affine part: timm's has dropout and an activation inside."""
+    """A batch norm without its affine part. Those of timm have dropout and an activation inside."""
     act, drop = getattr(norm, "act", None), getattr(norm, "drop", None)
     if not isinstance(act, nn.Module):
         return nn.Identity()
@@ -210,15 +240,16 @@ def _outputs(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _agrees(network: nn.Module, inputs: list[torch.Tensor], expected: list[list[torch.Tensor]]) -> bool:
+    """Whether the network answers each input as expected, but for rounding."""
     try:
-        found = [_outputs(network, x) for x in inputs]
+        outputs = [_outputs(network, x) for x in inputs]
     except Exception:  # a network may ask a batch norm for what its remainder lacks, and raise anything
         return False
     return all(
-        len(ours) == len(theirs)
-        and all(
-            one.shape == other.shape and bool((one - other).norm() <= _TOLERANCE * other.norm())
-            for one, other in zip(ours, theirs, strict=True)
-        )
-        for ours, theirs in zip(found, expected, strict=True)
+        len(ours) == len(theirs) and all(map(_is_near, ours, theirs))
+        for ours, theirs in zip(outputs, expected, strict=True)
     )
+
+
+def _is_near(value: torch.Tensor, expected: torch.Tensor) -> bool:
+    return value.shape == expected.shape and bool((value - expected).norm() <= _TOLERANCE * expected.norm())

@@ -1,55 +1,84 @@
 """Which layers can be compressed, and why the others cannot."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from hscc_search.compression.calibration.hooks import Inputs, hooked
 
 # Groups of a convolution run one after the other once they are compressed.
 MOST_GROUPS = 8
 
 
+@dataclass(frozen=True)
+class Examined:
+    """A convolution or fully connected layer as one image sees it.
+
+    Attributes:
+        macs: its multiply-adds for the image; 0 if it is never called.
+        reason: why it cannot be compressed, None if it can.
+        input_shape: of the tensor that it was given last, (1, ...); empty if it was never called.
+        output_shape: of its answer to that.
+    """
+
+    macs: int
+    reason: str | None
+    input_shape: torch.Size
+    output_shape: torch.Size
+
+
 @torch.no_grad()
-def _look(
-    network: nn.Module, candidates: dict[str, nn.Conv2d | nn.Linear], image: torch.Tensor
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Multiply-adds of each layer in execution order, and why some cannot be compressed, from one image."""
-    macs: dict[str, int] = {}
-    reasons: dict[str, str] = {}
+def examine_layers(
+    network: nn.Module, layers: dict[str, nn.Conv2d | nn.Linear], image: torch.Tensor
+) -> dict[str, Examined]:
+    """Run one image through the network and examine each layer.
 
+    Args:
+        network: in evaluation mode.
+        layers: the network's convolutions and fully connected layers by name.
+        image: as the network takes it, float32 (1, 3, height, width).
+
+    Returns:
+        Each layer by name: those that were called, in execution order, then the others.
+    """
     names = Counter(id(layer) for _, layer in network.named_modules(remove_duplicate=False))
+    examined: dict[str, Examined] = {}
 
-    def look(name: str, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        if name in macs:
-            reasons[name] = "called more than once in one pass"
-        positions = output.numel() // layer.weight.shape[0]
-        macs[name] = macs.get(name, 0) + positions * layer.weight.numel()
-        if name == "":
-            reasons.setdefault(name, "it is the whole network")
-        if names[id(layer)] > 1:
-            reasons.setdefault(name, "registered under more than one name")
-        if len(output) != len(image):
-            reasons.setdefault(name, "called on more than one position as if they were images")
-        if isinstance(layer, nn.Linear) and output.dim() not in (2, 4):
-            reasons.setdefault(name, f"called on {output.dim()} dimensions")
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            if layer.groups == layer.in_channels:
-                reasons.setdefault(name, "depthwise")
-            elif layer.groups > MOST_GROUPS:
-                reasons.setdefault(name, f"{layer.groups} groups, too narrow each")
-        if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
-            reasons.setdefault(name, f"padding mode {layer.padding_mode}")
+    def examine(name: str, inputs: Inputs, output: torch.Tensor) -> None:
+        layer = layers[name]
+        macs = output.numel() // layer.weight.shape[0] * layer.weight.numel()
+        if name in examined:
+            macs += examined[name].macs
+            reason: str | None = "called more than once in one pass"
+        elif name == "":
+            reason = "it is the whole network"
+        elif names[id(layer)] > 1:
+            reason = "registered under more than one name"
+        elif len(output) != len(image):
+            reason = "called on more than one position as if they were images"
+        else:
+            reason = _reason(layer, output)
+        input_shape = inputs[0].shape if inputs else torch.Size()  # one that is given by keyword is not told
+        examined[name] = Examined(macs, reason, input_shape, output.shape)
 
-    hooks = [
-        layer.register_forward_hook(lambda layer, inputs, output, name=name: look(name, layer, inputs, output))
-        for name, layer in candidates.items()
-    ]
-    try:
+    with hooked(layers, after=examine):
         network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for name in candidates.keys() - macs.keys():
-        reasons[name] = "never called"
-    return macs, reasons
+    for name in layers:
+        if name not in examined:
+            examined[name] = Examined(0, "never called", torch.Size(), torch.Size())
+    return examined
+
+
+def _reason(layer: nn.Conv2d | nn.Linear, output: torch.Tensor) -> str | None:
+    """Why the kind of a layer cannot be compressed, None if it can."""
+    if isinstance(layer, nn.Linear):
+        return None if output.dim() in (2, 4) else f"called on {output.dim()} dimensions"
+    if layer.groups > 1 and layer.groups == layer.in_channels:
+        return "depthwise"
+    if layer.groups > MOST_GROUPS:
+        return f"{layer.groups} groups, too narrow each"
+    if layer.padding_mode != "zeros":
+        return f"padding mode {layer.padding_mode}"
+    return None

@@ -1,4 +1,4 @@
-"""What is gathered of each layer while the calibration images pass."""
+"""Statistics of a layer, gathered while the calibration images pass."""
 
 from pathlib import Path
 
@@ -7,95 +7,100 @@ import torch
 from torch import nn
 
 from hscc_search.compression.calibration.activation import Bounds
+from hscc_search.compression.calibration.eligible import Examined
 from hscc_search.compression.calibration.lattice import choose_lattice, positions_first
-from hscc_search.compression.calibration.record import Inputs, LayerRecord
+from hscc_search.compression.calibration.record import InputStatistics, LayerRecord
 from hscc_search.errors import CompressionError
 
 
-class _Keeper:
-    """What is gathered of one layer while the calibration images pass."""
+class LayerStatistics:
+    """Running sums of one layer over the calibration images, and its responses in a file."""
 
-    def __init__(self, name: str, layer: nn.Conv2d | nn.Linear, file: Path, images: torch.Tensor) -> None:
-        self.name = name
-        self.layer, self.file, self.images = layer, file, len(images)
+    def __init__(self, name: str, layer: nn.Conv2d | nn.Linear, examined: Examined, images: int, file: Path) -> None:
+        """Begin with nothing seen.
+
+        Args:
+            name: the layer's path in the network.
+            layer: the dense layer.
+            examined: the same layer as one image sees it.
+            images: calibration images that will pass.
+            file: of the responses, to be written.
+        """
+        self.name, self.layer, self.macs, self.file = name, layer, examined.macs, file
+        channels, height, width = _map_shape(layer, examined.output_shape)
+        device = layer.weight.device
+        self.lattice = choose_lattice(height, width)
+        self.profiles = torch.zeros(channels, height, width, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(self.lattice.positions, channels, dtype=torch.float64, device=device)
+        self.inputs = _input_sums(layer, examined.input_shape)
+        shape = (self.lattice.positions, images, channels)
+        self.responses = np.lib.format.open_memmap(file, "w+", np.float32, shape)
         self.seen = 0
-        self.moments: _Moments | None = None
 
-    def _maps(self, output: torch.Tensor) -> torch.Tensor:
-        """Responses as (images, Cout, height, width); a fully connected layer has them last."""
-        if not isinstance(self.layer, nn.Linear):
-            return output
-        return output.movedim(-1, 1) if output.dim() == 4 else output[:, :, None, None]
+    def add_output(self, output: torch.Tensor) -> None:
+        """Write the responses to the next images to the file, and add up activations.
 
-    def _on_lattice(self, maps: torch.Tensor) -> torch.Tensor:
-        rows = slice(self.lattice.start, None, self.lattice.step)
-        return positions_first(maps[:, :, rows, rows])
-
-    def keep(self, output: torch.Tensor) -> None:
-        """Write responses to the file, and add up activations."""
-        maps = self._maps(output)
-        if self.seen == 0:
-            self.lattice = choose_lattice(*maps.shape[2:])
-            self.profiles = torch.zeros(maps.shape[1:], dtype=torch.float64, device=maps.device)
-            shape = (self.lattice.positions, self.images, maps.shape[1])
-            self.squares = torch.zeros(shape[0], shape[2], dtype=torch.float64, device=output.device)
-            self.written = np.lib.format.open_memmap(self.file, "w+", np.float32, shape)
+        Raises:
+            CompressionError: a response is not finite.
+        """
+        maps = _maps(self.layer, output)
         self.profiles += maps.relu().sum(dim=0)
-        kept = self._on_lattice(maps)
-        if not torch.isfinite(kept).all():
+        responses = self._on_lattice(maps)
+        if not torch.isfinite(responses).all():
             raise CompressionError(
                 f"layer {self.name} answers with values that are not finite: the dense network is broken"
             )
-        self.written[:, self.seen : self.seen + len(output)] = kept.float().cpu().numpy()
+        self.responses[:, self.seen : self.seen + len(output)] = responses.float().cpu().numpy()
         self.seen += len(output)
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
-        """Add up squared gradients."""
-        self.squares += self._on_lattice(self._maps(gradient)).square().sum(dim=1)
+        """Add up the squared gradients of the responses."""
+        self.squares += self._on_lattice(_maps(self.layer, gradient)).square().sum(dim=1)
 
     def add_input(self, x: torch.Tensor) -> None:
-        """Add up products of input channels, at one position and with the next one."""
-        if not isinstance(self.layer, nn.Conv2d) or self.layer.kernel_size == (1, 1) or x.shape[3] < 2:
-            return
-        step = choose_lattice(*x.shape[2:]).step
-        here = x[:, :, ::step, :-1:step].movedim(1, -1).flatten(0, 2)
-        right = x[:, :, ::step, 1::step].movedim(1, -1).flatten(0, 2)
-        if self.moments is None:
-            self.moments = _Moments((x.shape[2], x.shape[3]), x.shape[1], x.device)
-        self.moments.add(here, right)
+        """Add up products of input channels where the record has input statistics."""
+        if self.inputs is not None:
+            self.inputs.add(x)
 
-    def record(self, macs: int, bounds: Bounds | None) -> LayerRecord:
-        """All of it, with the file complete."""
-        self.written.flush()
+    def record(self, bounds: Bounds | None) -> LayerRecord:
+        """Complete the file and make the record, once all images have passed."""
+        self.responses.flush()
         effects = (self.squares / self.seen).sqrt().float()
-        if not effects.sum() > 0:  # the loss depends on nothing here: all count alike
+        if not effects.sum() > 0:  # the loss depends on no response: all count alike
             effects = torch.ones_like(effects)
         return LayerRecord(
             name=self.name,
             lattice=self.lattice,
             effects=effects,
             profiles=(self.profiles / self.seen).float().cpu(),
-            inputs=self.moments.inputs() if self.moments is not None else None,
-            macs=macs,
+            inputs=None if self.inputs is None else self.inputs.statistics(),
+            macs=self.macs,
             groups=getattr(self.layer, "groups", 1),
             fully_connected=isinstance(self.layer, nn.Linear),
             bounds=bounds,
             file=self.file,
         )
 
+    def _on_lattice(self, maps: torch.Tensor) -> torch.Tensor:
+        every = slice(self.lattice.start, None, self.lattice.step)
+        return positions_first(maps[:, :, every, every])
 
-class _Moments:
-    """Sums over input positions that give an :class:`Inputs`."""
+
+class _InputSums:
+    """Sums over input positions and their right neighbours that give :class:`InputStatistics`."""
 
     def __init__(self, size: tuple[int, int], channels: int, device: torch.device) -> None:
-        self.size, self.count = size, 0
+        self.size, self.step, self.count = size, choose_lattice(*size).step, 0
         self.sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
         self.squares = torch.zeros(2, channels, dtype=torch.float64, device=device)
         self.products = torch.zeros(channels, dtype=torch.float64, device=device)
         self.outer = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
-    def add(self, here: torch.Tensor, right: torch.Tensor) -> None:
-        """Add positions and their right neighbours, both (positions, Cin)."""
+    def add(self, x: torch.Tensor) -> None:
+        """Add the positions of a lattice on input maps (images, Cin, height, width)."""
+        step = self.step
+        here = x[:, :, ::step, :-1:step].movedim(1, -1).flatten(0, 2)
+        right = x[:, :, ::step, 1::step].movedim(1, -1).flatten(0, 2)
         self.count += len(here)
         self.outer += here.T @ here
         self.products += (here * right).sum(dim=0)
@@ -103,12 +108,31 @@ class _Moments:
             self.sums[index] += values.sum(dim=0)
             self.squares[index] += values.square().sum(dim=0)
 
-    def inputs(self) -> Inputs:
-        """The statistics."""
+    def statistics(self) -> InputStatistics:
         means = self.sums / self.count
         variances = (self.squares / self.count - means.square()).clamp(min=0)
         shared = self.products / self.count - means[0] * means[1]
         scale = variances.prod(dim=0).sqrt().sum()
         correlation = float(shared.sum() / scale) if scale > 0 else 0.0
         covariance = self.outer / self.count - torch.outer(means[0], means[0])
-        return Inputs(self.size, covariance, min(1.0, max(0.0, correlation)))
+        return InputStatistics(self.size, covariance, min(1.0, max(0.0, correlation)))
+
+
+def _input_sums(layer: nn.Conv2d | nn.Linear, input_shape: torch.Size) -> _InputSums | None:
+    """Empty sums; None for a layer whose filters have one tap, and for an input without neighbours."""
+    if not isinstance(layer, nn.Conv2d) or layer.kernel_size == (1, 1) or input_shape[3] < 2:
+        return None
+    return _InputSums((input_shape[2], input_shape[3]), input_shape[1], layer.weight.device)
+
+
+def _maps(layer: nn.Conv2d | nn.Linear, output: torch.Tensor) -> torch.Tensor:
+    """Responses as (images, Cout, height, width), whatever order the layer answers in."""
+    if not isinstance(layer, nn.Linear):
+        return output
+    return output.movedim(-1, 1) if output.dim() == 4 else output[:, :, None, None]
+
+
+def _map_shape(layer: nn.Conv2d | nn.Linear, output_shape: torch.Size) -> tuple[int, int, int]:
+    """Cout, height and width of the maps that a layer answers with."""
+    _, channels, height, width = _maps(layer, torch.empty(output_shape, device="meta")).shape
+    return channels, height, width

@@ -1,4 +1,4 @@
-"""Which positions of an output map speak for all of them."""
+"""Lattice of output positions whose responses stand for those of the whole map."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch.nn import functional
 from hscc_search.compression.form import Piece
 from hscc_search.compression.layers import conv_padding
 
-# Positions of a map that are looked at, about: neighbours tell nearly the same.
+# Most positions of a lattice: responses at neighbouring positions are nearly the same.
 POSITIONS = 100
 
 
@@ -24,41 +24,43 @@ class Lattice:
 
     @property
     def positions(self) -> int:
-        """How many belong to the lattice."""
+        """The number of positions that belong to the lattice."""
         rows, columns = self.indices
         return len(rows) * len(columns)
 
     @property
     def indices(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows and columns that belong to the lattice."""
+        """The rows and the columns that belong to the lattice."""
         return torch.arange(self.start, self.height, self.step), torch.arange(self.start, self.width, self.step)
 
     def within(self, piece: Piece) -> torch.Tensor:
-        """The positions that lie in a rectangle of the map, ascending."""
+        """The positions of the lattice that lie in a rectangle of the map, ascending."""
         rows, columns = self.indices
         numbers = torch.arange(len(rows) * len(columns)).view(len(rows), len(columns))
-        rows, columns = ((rows >= piece.top) & (rows < piece.bottom)), (columns >= piece.left) & (columns < piece.right)
-        return numbers[rows][:, columns].flatten()
+        inner_rows = (rows >= piece.top) & (rows < piece.bottom)
+        inner_columns = (columns >= piece.left) & (columns < piece.right)
+        return numbers[inner_rows][:, inner_columns].flatten()
 
-    def taken(self, maps: torch.Tensor, piece: Piece) -> torch.Tensor:
-        """What is there in a rectangle of the map, at the positions :meth:`within` it.
+    def values_within(self, piece: Piece, maps: torch.Tensor) -> torch.Tensor:
+        """The values at the positions :meth:`within` a rectangle.
 
         Args:
-            maps: of the rectangle, (images, channels, height, width).
             piece: the rectangle.
+            maps: of the rectangle alone, (images, channels, height, width).
 
         Returns:
             A copy, (positions, images, channels).
         """
-        down, right = (
-            (self.start - first) % self.step if first > self.start else self.start - first
-            for first in (piece.top, piece.left)
-        )
-        return positions_first(maps[:, :, down :: self.step, right :: self.step])
+        top, left = self._first_within(piece.top), self._first_within(piece.left)
+        return positions_first(maps[:, :, top :: self.step, left :: self.step])
+
+    def _first_within(self, edge: int) -> int:
+        """The distance from an edge to the first row or column of the lattice behind it."""
+        return (self.start - edge) % self.step if edge > self.start else self.start - edge
 
 
 def choose_lattice(height: int, width: int, positions: int = POSITIONS) -> Lattice:
-    """The finest lattice of about ``positions`` or fewer positions."""
+    """Choose the finest lattice of at most ``positions`` positions."""
     step = 1
     while -(-height // step) * -(-width // step) > positions:
         step += 1
@@ -66,7 +68,7 @@ def choose_lattice(height: int, width: int, positions: int = POSITIONS) -> Latti
 
 
 def responses_on(layer: nn.Module, x: torch.Tensor, lattice: Lattice) -> torch.Tensor:
-    """A layer's responses at the positions of a lattice alone: a convolution with a longer stride.
+    """Compute a layer's responses at the positions of a lattice alone, as a convolution with a longer stride.
 
     Args:
         layer: the dense layer.
@@ -83,16 +85,17 @@ def responses_on(layer: nn.Module, x: torch.Tensor, lattice: Lattice) -> torch.T
         return layer(x[:, rows, rows]).flatten(1, 2).transpose(0, 1)  # type: ignore[no-any-return]
     assert isinstance(layer, nn.Conv2d)
     stride = [lattice.step * stride for stride in layer.stride]
-    x = _seen(layer, x, *lattice.indices)
+    x = _receptive_field(layer, x, *lattice.indices)
     return positions_first(functional.conv2d(x, layer.weight, layer.bias, stride, 0, layer.dilation, layer.groups))
 
 
-def _seen(layer: nn.Conv2d, x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """What a convolution sees of its input, padding and all, from the first to the last of some rows and columns."""
+def _receptive_field(layer: nn.Conv2d, x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Cut from a convolution's input what the outputs from the first to the last row and column see, with padding."""
     left, _, top, _ = conv_padding(layer)
     padding: list[int] = []
-    for axis, places, before in ((1, columns, left), (0, rows, top)):
-        first, last = (int(place) * layer.stride[axis] - before for place in (places.min(), places.max()))
+    for axis, outputs, before in ((1, columns, left), (0, rows, top)):
+        first = int(outputs.min()) * layer.stride[axis] - before
+        last = int(outputs.max()) * layer.stride[axis] - before
         end = last + layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
         size = x.shape[2 + axis]
         padding += [max(0, min(end, 0) - first), max(0, end - max(first, size))]
@@ -102,8 +105,8 @@ def _seen(layer: nn.Conv2d, x: torch.Tensor, rows: torch.Tensor, columns: torch.
 
 
 def positions_first(maps: torch.Tensor) -> torch.Tensor:
-    """A copy of (images, channels, height, width) as (height * width, images, channels).
+    """Copy maps (images, channels, height, width) as (height * width, images, channels).
 
-    Always a copy: an activation that works in place must not reach what was kept.
+    Always a copy: an activation in place may change the maps later.
     """
     return maps.flatten(2).permute(2, 0, 1).clone(memory_format=torch.contiguous_format)

@@ -1,4 +1,14 @@
-"""The folder in the cache that keeps a calibration for other processes."""
+"""Format of a calibration in the cache, where all processes of a machine find it.
+
+::
+
+    calibration.json   everything that is no array, and the sizes of the other files
+    statistics.npz     effects, profiles and input statistics of all layers
+    images.npy         the calibration images
+    0.npy, 1.npy, ...  the responses of each layer
+
+Responses and images are mapped when they are read, so that all processes share one copy in the machine's page cache.
+"""
 
 import hashlib
 import json
@@ -13,23 +23,25 @@ import torch
 from torch import nn
 
 from hscc_search.compression.calibration.lattice import Lattice
-from hscc_search.compression.calibration.record import Inputs, LayerRecord
+from hscc_search.compression.calibration.record import InputStatistics, LayerRecord
 from hscc_search.compression.form import Fold
 
-# Raise it whenever what is kept changes, in form or in content.
-_VERSION = 3
-
+# Part of the key, so that a calibration of another version is not found. Raise it whenever the format changes, or what
+# a calibration computes.
+_VERSION = 4
 
 _TREE, _STATISTICS, _IMAGES = "calibration.json", "statistics.npz", "images.npy"
 
-
-# What reading a damaged folder raises.
+# Exceptions that a damaged folder raises when it is read.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a folder keeps of one :class:`hscc_search.compression.calibration.calibrate.Calibration`, under the same names."""
+class StoredCalibration:
+    """The part of a :class:`hscc_search.compression.calibration.calibrate.Calibration` that a folder stores.
+
+    Its attributes are those of the calibration; the network is left to whoever reads.
+    """
 
     images: torch.Tensor
     folds: tuple[Fold, ...]
@@ -37,8 +49,8 @@ class Kept:
     left_dense: dict[str, tuple[int, str]]
 
 
-def key(network: nn.Module, images: torch.Tensor, batch_size: int) -> str:
-    """SHA-256, in hexadecimal, of all that a calibration follows from."""
+def cache_key(network: nn.Module, images: torch.Tensor, batch_size: int) -> str:
+    """SHA-256, in hexadecimal, of everything that a calibration depends on."""
     digest = hashlib.sha256(f"{_VERSION} {batch_size} {type(network).__qualname__} {network}".encode())
     named = [*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False)]
     for name, value in [*named, ("images", images)]:
@@ -48,53 +60,58 @@ def key(network: nn.Module, images: torch.Tensor, batch_size: int) -> str:
     return digest.hexdigest()
 
 
-def write(folder: Path, kept: Kept) -> None:
-    """Add to a folder, which holds the responses, all that :func:`read` needs."""
-    images, channels_last = _in_order(kept.images.detach().cpu())
+def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
+    """Add to a folder, which holds the responses already, the other files."""
+    images, channels_last = _in_order(calibration.images.detach().cpu())
     np.save(folder / _IMAGES, images.numpy())
     arrays: dict[str, Any] = {}
-    for at, record in enumerate(kept.records):
-        arrays |= {f"effects.{at}": record.effects, f"profiles.{at}": record.profiles}
+    for number, record in enumerate(calibration.records):
+        arrays |= {f"effects.{number}": record.effects, f"profiles.{number}": record.profiles}
         if record.inputs is not None:
-            arrays[f"covariance.{at}"] = record.inputs.covariance
+            arrays[f"covariance.{number}"] = record.inputs.covariance
     np.savez(folder / _STATISTICS, **{name: value.cpu().numpy() for name, value in arrays.items()})
     tree = {
         "channels_last": channels_last,
-        "folds": [asdict(fold) for fold in kept.folds],
-        "records": [_stored(record) for record in kept.records],
-        "left_dense": kept.left_dense,
+        "folds": [asdict(fold) for fold in calibration.folds],
+        "records": [_layer_stored(record) for record in calibration.records],
+        "left_dense": calibration.left_dense,
         "sizes": {file.name: file.stat().st_size for file in folder.iterdir()},
     }
     (folder / _TREE).write_text(json.dumps(tree, indent=1))
 
 
-def read(folder: Path, device: torch.device) -> Kept:
-    """Undo :func:`write`.
+def read_calibration(folder: Path, device: torch.device) -> StoredCalibration:
+    """Undo :func:`write_calibration`.
 
     Args:
-        folder: that was written.
-        device: of the images and the statistics; the responses stay in their files.
+        folder: one that was written.
+        device: for the images and the statistics; the responses stay in their files.
 
     Raises:
-        Exception: one of ``DAMAGE``, when a file is missing or not what was written.
+        Exception: one of ``DAMAGE``, where a file is missing or is not what was written.
     """
     tree = json.loads((folder / _TREE).read_text())
     for name, size in tree["sizes"].items():
         if (folder / name).stat().st_size != size:
             raise ValueError(f"{name} is not of the size that it was written with")
     images = torch.from_numpy(np.load(folder / _IMAGES, mmap_mode="c"))
+    if tree["channels_last"]:
+        images = images.permute(0, 3, 1, 2)
     with np.load(folder / _STATISTICS) as statistics:
         arrays = {name: torch.from_numpy(statistics[name]) for name in statistics.files}
-    return Kept(
-        (images.permute(0, 3, 1, 2) if tree["channels_last"] else images).to(device),
-        tuple(Fold(**fold) for fold in tree["folds"]),
-        tuple(_record(folder, at, stored, arrays, device) for at, stored in enumerate(tree["records"])),
-        {name: (macs, reason) for name, (macs, reason) in tree["left_dense"].items()},
+    records = [
+        _layer_from_stored(folder, number, stored, arrays, device) for number, stored in enumerate(tree["records"])
+    ]
+    return StoredCalibration(
+        images=images.to(device),
+        folds=tuple(Fold(**fold) for fold in tree["folds"]),
+        records=tuple(records),
+        left_dense={name: (macs, reason) for name, (macs, reason) in tree["left_dense"].items()},
     )
 
 
-def _stored(record: LayerRecord) -> dict[str, Any]:
-    """JSON-compatible values: all but the arrays."""
+def _layer_stored(record: LayerRecord) -> dict[str, Any]:
+    """JSON-compatible values of a record, without its arrays."""
     return {
         "name": record.name,
         "lattice": asdict(record.lattice),
@@ -107,20 +124,21 @@ def _stored(record: LayerRecord) -> dict[str, Any]:
     }
 
 
-def _record(
-    folder: Path, at: int, stored: dict[str, Any], arrays: Mapping[str, torch.Tensor], device: torch.device
+def _layer_from_stored(
+    folder: Path, number: int, stored: dict[str, Any], arrays: Mapping[str, torch.Tensor], device: torch.device
 ) -> LayerRecord:
-    """Undo :func:`_stored`."""
-    inputs, bounds = stored["inputs"], stored["bounds"]
+    """Undo :func:`_layer_stored`."""
+    bounds, inputs = stored["bounds"], None
+    if stored["inputs"] is not None:
+        height, width = stored["inputs"]["size"]
+        covariance = arrays[f"covariance.{number}"].to(device)
+        inputs = InputStatistics((height, width), covariance, stored["inputs"]["correlation"])
     record = LayerRecord(
         name=stored["name"],
         lattice=Lattice(**stored["lattice"]),
-        effects=arrays[f"effects.{at}"].to(device),
-        profiles=arrays[f"profiles.{at}"],
-        inputs=inputs
-        and Inputs(
-            (inputs["size"][0], inputs["size"][1]), arrays[f"covariance.{at}"].to(device), inputs["correlation"]
-        ),
+        effects=arrays[f"effects.{number}"].to(device),
+        profiles=arrays[f"profiles.{number}"],
+        inputs=inputs,
         macs=stored["macs"],
         groups=stored["groups"],
         fully_connected=stored["fully_connected"],
@@ -133,7 +151,7 @@ def _record(
 
 
 def _in_order(values: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Values in the order of the memory, and whether that is channels last: sums in another order round otherwise."""
+    """Values in the order of the memory, and whether that is channels last: sums in another order round differently."""
     channels_last = (
         values.dim() == 4 and not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last)
     )

@@ -9,14 +9,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from hscc_search.config import ClusterStrategy
 from hscc_search.errors import CompressionError
 
-# Samples that a correlation is taken from. On AlexNet's last convolutions the clusters found from so many explain as
-# much of the full correlations as those found from 27 000; from 4096 it is up to a fifth less.
+# Samples that correlations are computed from. On AlexNet's last convolutions clusters from 8192 samples explain as much
+# of the full correlations as clusters from 27 000; from 4096 it is up to a fifth less.
 _SAMPLES = 8192
-# Starts of k-means: cheap beside the correlation, and 2 often end in a poor grouping.
+# Starts of k-means: cheap beside the correlations, and 2 often end in a poor grouping.
 _STARTS = 5
 
+# Responses (samples, channels), number of clusters and seed to the cluster of each channel.
 Strategy = Callable[[torch.Tensor, int, int], np.ndarray]
 
 
@@ -24,13 +26,13 @@ def coactivation(responses: torch.Tensor, clusters: int, seed: int) -> np.ndarra
     """Group channels by k-means++ on the rows of their correlation matrix after the activation.
 
     The positive part stands for the activation: it is ReLU's, and close to that of its smooth relatives. A channel
-    that never changes correlates with none, itself included. Channels with the same profile stay together, so there
+    that never changes correlates with none, not even itself. Channels with the same profile stay together, so there
     may be fewer clusters than asked for.
     """
     channels = responses.shape[1]
     if min(clusters, channels) <= 1:
         return np.zeros(channels, np.int64)
-    profiles = correlation(torch.relu(_some(responses, seed).float()))
+    profiles = correlation(torch.relu(_drawn(responses, seed).float()))
     return k_means(profiles.numpy(), clusters, seed)
 
 
@@ -41,7 +43,7 @@ def contiguous(responses: torch.Tensor, clusters: int, seed: int) -> np.ndarray:
 
 
 def random(responses: torch.Tensor, clusters: int, seed: int) -> np.ndarray:
-    """Channels dealt out at random, in shares that are equal but for one channel."""
+    """Channels at random, in clusters that are equal but for one channel."""
     channels = responses.shape[1]
     return np.random.default_rng(seed).permutation(np.arange(channels) % min(clusters, channels))
 
@@ -51,7 +53,7 @@ def none(responses: torch.Tensor, clusters: int, seed: int) -> np.ndarray:
     return np.zeros(responses.shape[1], np.int64)
 
 
-STRATEGIES: dict[str, Strategy] = {
+STRATEGIES: dict[ClusterStrategy, Strategy] = {
     "coactivation": coactivation,
     "contiguous": contiguous,
     "random": random,
@@ -59,17 +61,17 @@ STRATEGIES: dict[str, Strategy] = {
 }
 
 
-def cluster_labels(strategy: str, responses: torch.Tensor, clusters: int, seed: int) -> np.ndarray:
-    """The cluster of each channel.
+def cluster_labels(strategy: ClusterStrategy, responses: torch.Tensor, clusters: int, seed: int) -> np.ndarray:
+    """Group the channels of a region into clusters.
 
     Args:
-        strategy: one of ``STRATEGIES``.
+        strategy: a key of ``STRATEGIES``.
         responses: float, shape (samples, channels), before the activation, on any device.
-        clusters: how many at most; never more than there are channels.
-        seed: of the strategies that draw, 0 to 2^32 - 1.
+        clusters: number of clusters, at most; never more than there are channels.
+        seed: for the strategies that draw, 0 to 2^32 - 1.
 
     Returns:
-        int64, shape (channels,), labels 0..C-1, each present.
+        The cluster of each channel: int64, shape (channels,), labels 0..C-1, each present.
 
     Raises:
         CompressionError: there is no such strategy, or ``clusters`` is below 1.
@@ -102,26 +104,26 @@ def k_means(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
     Args:
         points: float, shape (points, features).
-        clusters: how many at most; fewer are found where points coincide.
+        clusters: number of clusters, at most; fewer where points coincide.
         seed: 0 to 2^32 - 1.
 
     Returns:
-        int64, shape (points,), labels 0..C-1, each present.
+        The cluster of each point: int64, shape (points,), labels 0..C-1, each present.
     """
     from sklearn.cluster import KMeans  # slow to import, and not every study has clusters
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it warns of coinciding points
-        found = KMeans(min(clusters, len(points)), n_init=_STARTS, random_state=seed).fit_predict(points)
-    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+        labels = KMeans(min(clusters, len(points)), n_init=_STARTS, random_state=seed).fit_predict(points)
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
-def _some(responses: torch.Tensor, seed: int) -> torch.Tensor:
-    """At most ``_SAMPLES`` of the samples, in memory.
+def _drawn(responses: torch.Tensor, seed: int) -> torch.Tensor:
+    """Draw at most ``_SAMPLES`` of the samples, on the CPU.
 
-    Drawn, not taken at equal distances: samples go image by image at one position after the other, and a distance
-    that divides the number of images would see the same few images everywhere.
+    Drawn rather than taken at equal distances: samples are ordered by position and within it by image, so that a
+    distance which divides the number of images would use the same few images at all positions.
     """
     if len(responses) > _SAMPLES:
         chosen = np.random.default_rng(seed).choice(len(responses), _SAMPLES, replace=False)

@@ -1,64 +1,64 @@
-"""Where one layer is divided, and what each part holds: regions, clusters, and their spectra.
+"""Partition of one layer into blocks, one per region, with the clusters and spectra of each.
 
-All of it comes from the dense network's responses alone, so it is the same for every rank that may be chosen, and is
-found once per division of a layer.
+It depends on the dense network's responses alone and not on the ranks, so it is computed once per division of a layer.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from hscc_search.compression.calibration.record import LayerRecord, region_effects
-from hscc_search.compression.division import clusters as channels
-from hscc_search.compression.division import regions
+from hscc_search.compression.division.clusters import check_clusters, cluster_labels
+from hscc_search.compression.division.regions import check_regions, label_map
 from hscc_search.compression.factors import principal_axes
+from hscc_search.config import ClusterStrategy, RegionStrategy
 
-# So many images are enough to know how a map's channels vary.
+# Images that suffice to estimate how the channels of a map vary.
 _IMAGES = 512
 
 
 @dataclass(frozen=True)
 class Division:
-    """How layers are divided.
+    """The request for a division: strategies and numbers.
 
     Attributes:
         region_strategy: a key of :data:`hscc_search.compression.division.regions.STRATEGIES`.
         regions: regions per convolution, at most.
         cluster_strategy: a key of :data:`hscc_search.compression.division.clusters.STRATEGIES`.
         clusters: clusters per region, at most.
-        seed: of whatever is drawn.
+        seed: for the strategies that draw.
 
     Raises:
         CompressionError: a strategy is unknown or a number is out of range.
     """
 
-    region_strategy: str
+    region_strategy: RegionStrategy
     regions: int
-    cluster_strategy: str
+    cluster_strategy: ClusterStrategy
     clusters: int
     seed: int
 
     def __post_init__(self) -> None:
-        regions.check_regions(self.region_strategy, self.regions)
-        channels.check_clusters(self.cluster_strategy, self.clusters)
+        check_regions(self.region_strategy, self.regions)
+        check_clusters(self.cluster_strategy, self.clusters)
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One region of one layer, of one of its groups where the convolution is grouped.
+    """One region of one layer, for one group where the convolution is grouped.
 
     Attributes:
-        positions: int64, those of the lattice that speak for the region.
-        area: output positions of the region, off the lattice too.
+        positions: int64, the lattice's positions that stand for the region.
+        area: number of output positions of the region, on and off the lattice.
         channels: the output channels, a slice of the layer's.
-        effects: float64 (C,): root mean square gradient of the loss by each channel's response in this region.
+        effects: float64 (C,): RMS gradient of the loss by each channel's response in this region.
         clusters: int64 (C,), the cluster of each channel.
         eigenvalues: for each cluster those of the covariance of its responses times ``effects``, descending.
-        axes: for each cluster the axes that belong to them, float32 (members, axes): fewer than members where there
-            are fewer samples.
+        axes: for each cluster the eigenvectors that belong to them, float32 (members, axes); where there are fewer
+            samples than members, there are fewer axes.
     """
 
     positions: torch.Tensor
@@ -73,19 +73,19 @@ class Block:
         """The leading axes of each cluster, side by side.
 
         Args:
-            ranks: of each cluster; beyond the axes that it has they are 0.
+            ranks: of each cluster; columns beyond the axes that it has are 0.
 
         Returns:
             float32 (C, sum of ranks).
         """
-        found = self.axes[0].new_zeros(len(self.clusters), sum(ranks))
+        basis = self.axes[0].new_zeros(len(self.clusters), sum(ranks))
         first = 0
         for cluster, (axes, rank) in enumerate(zip(self.axes, ranks, strict=True)):
             members = torch.from_numpy(np.flatnonzero(self.clusters == cluster))
-            kept = axes[:, :rank]
-            found[members, first : first + kept.shape[1]] = kept
+            leading = axes[:, :rank]
+            basis[members, first : first + leading.shape[1]] = leading
             first += rank
-        return found
+        return basis
 
 
 @dataclass(frozen=True)
@@ -102,68 +102,83 @@ class Partition:
 
     @property
     def megabytes(self) -> float:
-        """What its axes take, in 10^6 bytes."""
-        return sum(axes.nbytes for row in self.blocks for block in row for axes in block.axes) / 1e6
+        """Memory that the axes take, in 10^6 bytes."""
+        return sum(axes.nbytes for blocks in self.blocks for block in blocks for axes in block.axes) / 1e6
 
 
 @torch.no_grad()
 def divide(record: LayerRecord, division: Division) -> Partition:
     """Divide one layer.
 
-    A fully connected layer has a single position and therefore one region; its features are not clustered either, as
-    one cluster's axes serve all of them.
+    A fully connected layer has one region, since it has a single position, and one cluster, since one cluster's axes
+    serve all of its features.
     """
-    lattice, responses = record.lattice, record.responses
-    if not record.fully_connected:
+    responses = record.responses
+    if record.fully_connected:
+        division = replace(division, region_strategy="none", cluster_strategy="none")
+    else:
         responses = responses[:, :: max(1, responses.shape[1] // _IMAGES)]
-    strategy = "none" if record.fully_connected else division.region_strategy
-    labels = regions.label_map(strategy, record.profiles.numpy(), division.regions, division.seed)
-    rows, columns = (indices.numpy() for indices in lattice.indices)
-    seen = labels[rows[:, None], columns[None, :]].ravel()
+    labels = label_map(division.region_strategy, record.profiles.numpy(), division.regions, division.seed)
+    areas = np.bincount(labels.ravel()).tolist()
+    positions = _lattice_positions(record, labels, len(areas))
     width = responses.shape[2] // record.groups
-    areas = np.bincount(labels.ravel())
     blocks = []
     for group in range(record.groups):
-        part = slice(group * width, (group + 1) * width)
-        row = []
-        for region, area in enumerate(areas.tolist()):
-            positions = np.flatnonzero(seen == region)
-            # A region may lie between the lattice's positions on a tiny map: then the whole map speaks for it.
-            chosen = torch.from_numpy(positions if len(positions) else np.arange(len(seen)))
-            samples = responses[chosen][:, :, part].flatten(0, 1)
-            clusters = channels.cluster_labels(
-                division.cluster_strategy, samples, 1 if record.fully_connected else division.clusters, division.seed
-            )
-            effects = region_effects(record.effects, chosen, part)
-            spectra = _spectra(samples.to(effects.device), effects, clusters)
-            row.append(Block(chosen, area, part, effects, clusters, *spectra))
-        blocks.append(tuple(row))
+        channels = slice(group * width, (group + 1) * width)
+        regions = zip(positions, areas, strict=True)
+        blocks.append(tuple(_block(record, responses, division, channels, *region) for region in regions))
     return Partition(labels, tuple(blocks))
+
+
+def _lattice_positions(record: LayerRecord, labels: np.ndarray, regions: int) -> list[torch.Tensor]:
+    """The lattice's positions that stand for each region."""
+    rows, columns = (indices.numpy() for indices in record.lattice.indices)
+    on_lattice = labels[rows[:, None], columns[None, :]].ravel()
+    positions = [np.flatnonzero(on_lattice == region) for region in range(regions)]
+    # A region of a tiny map may lie between the lattice's positions: then all of them stand for it.
+    return [torch.from_numpy(own if len(own) else np.arange(len(on_lattice))) for own in positions]
+
+
+def _block(
+    record: LayerRecord,
+    responses: torch.Tensor,
+    division: Division,
+    channels: slice,
+    positions: torch.Tensor,
+    area: int,
+) -> Block:
+    """Group the channels of one region into clusters and find their spectra."""
+    samples = responses[positions][:, :, channels].flatten(0, 1)
+    clusters = cluster_labels(division.cluster_strategy, samples, division.clusters, division.seed)
+    effects = region_effects(record.effects, positions, channels)
+    eigenvalues, axes = _spectra(samples.to(effects.device), effects, clusters)
+    return Block(positions, area, channels, effects, clusters, eigenvalues, axes)
 
 
 def _spectra(
     samples: torch.Tensor, effects: torch.Tensor, clusters: np.ndarray
 ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """The eigenvalues and the axes of :class:`Block`."""
+    """The eigenvalues and the axes of a :class:`Block`."""
     count = len(samples)
     centred = samples - samples.mean(dim=0)
     members = [torch.from_numpy(np.flatnonzero(clusters == cluster)) for cluster in range(int(clusters.max()) + 1)]
     if count < centred.shape[1]:
         weighted = (centred * effects.to(centred.dtype)).T.double() / count**0.5
-        found = [principal_axes(weighted[chosen]) for chosen in members]
+        spectra = [principal_axes(weighted[own]) for own in members]
     else:
         covariance = (centred.T @ centred).double() / count * effects[:, None] * effects
-        found = [_eigen(covariance[chosen][:, chosen]) for chosen in members]
-    spectra = [
-        functional.pad(values, (0, len(chosen)))[: len(chosen)]
-        for (_, values), chosen in zip(found, members, strict=True)
-    ]
-    # Eigenvalues at the level of float32 rounding belong to no direction.
-    return tuple(values * (values > 1e-9 * values.sum()) for values in spectra), tuple(
-        axes.float() for axes, _ in found
-    )
+        spectra = [_eigen(covariance[own][:, own]) for own in members]
+    eigenvalues = [_complete(values, len(own)) for (_, values), own in zip(spectra, members, strict=True)]
+    return tuple(eigenvalues), tuple(axes.float() for axes, _ in spectra)
 
 
 def _eigen(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The eigenvectors, as columns, and the eigenvalues of a covariance, descending."""
     values, axes = torch.linalg.eigh(covariance)
     return axes.flip(1), values.flip(0).clamp(min=0)
+
+
+def _complete(eigenvalues: torch.Tensor, members: int) -> torch.Tensor:
+    """One eigenvalue per member; those at the level of float32 rounding belong to no direction and are 0."""
+    values = functional.pad(eigenvalues, (0, members))[:members]
+    return values * (values > 1e-9 * values.sum())

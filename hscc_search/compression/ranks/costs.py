@@ -1,48 +1,81 @@
-"""What a block of a layer costs, by its rank and by how many channels its filters see."""
+"""The cost of a block of a layer, by its rank and by the number of input channels that its filters see."""
 
+import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from torch import nn
 
+from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.record import LayerRecord
-from hscc_search.compression.division.partition import Block
+from hscc_search.compression.division.partition import Block, Partition
+from hscc_search.compression.setting import BudgetOf
 
 
 @dataclass(frozen=True)
-class _Place:
-    """One block and what its cost depends on.
+class BlockCost:
+    """The cost of one block: multiply-adds per image, or parameters.
 
     Attributes:
-        channels: input channels of the filters.
-        taps: of one filter and channel; D = channels * taps.
-        input_area: input positions of the layer.
-        of: what costs, a key of :data:`hscc_search.compression.setting.COSTS`.
+        block: the block.
+        input_channels: input channels of its group, which dense filters see all of.
+        taps: positions of the kernel: a filter reads D = input_channels * taps numbers.
+        input_area: positions of the layer's input map.
+        of: what is counted; ``flops`` counts multiply-adds.
     """
 
-    record: LayerRecord
     block: Block
-    channels: int
+    input_channels: int
     taps: int
     input_area: int
-    of: str
+    of: BudgetOf
 
     @property
-    def outputs(self) -> int:
+    def output_channels(self) -> int:
+        """Output channels of the block."""
         return len(self.block.clusters)
 
-    def filters(self, ranks: Any, inputs: Any) -> Any:
-        """Cost of basis filters and recombination.
+    @property
+    def dense(self) -> int:
+        """Cost of the dense filters."""
+        return int(self._cost(self.input_channels * self.taps * self.output_channels))
+
+    def factored(self, total_ranks: np.ndarray, input_rank: int | None) -> np.ndarray:
+        """Compute the cost of basis filters and recombination.
 
         Args:
-            ranks: total ranks, an int or an array of them; 0 stands for the dense filters.
-            inputs: as many input ranks; 0 stands for all channels.
-        """
-        ranks, inputs = np.asarray(ranks), np.asarray(inputs)
-        seen = np.where(inputs > 0, inputs, self.channels) * self.taps
-        weights = np.where(ranks > 0, ranks * (seen + self.outputs), self.channels * self.taps * self.outputs)
-        return weights * self.block.area if self.of == "flops" else weights + self.outputs  # the bias
+            total_ranks: int64 (options,).
+            input_rank: number of channels that the input was brought to, None for all of its channels.
 
-    def encoder(self, inputs: Any) -> Any:
-        """Cost of bringing the layer's input to so many channels, for all regions; 0 stands for all of them."""
-        return np.asarray(inputs) * self.channels * (self.input_area if self.of == "flops" else 1)
+        Returns:
+            int64 (options,).
+        """
+        seen = (self.input_channels if input_rank is None else input_rank) * self.taps
+        return np.asarray(self._cost(total_ranks * (seen + self.output_channels)))
+
+    def of_ranks(self, total_rank: int | None, input_rank: int | None) -> int:
+        """The cost at one rank; None stands for the dense filters."""
+        return self.dense if total_rank is None else int(self.factored(np.array([total_rank]), input_rank)[0])
+
+    def encoder(self, input_rank: int | None) -> int:
+        """The cost of bringing the group's input to fewer channels, which serves all regions; None for no encoder."""
+        if input_rank is None:
+            return 0
+        return input_rank * self.input_channels * (self.input_area if self.of == "flops" else 1)
+
+    def _cost(self, weights: np.ndarray | int) -> np.ndarray | int:
+        if self.of == "flops":
+            return weights * self.block.area
+        return weights + self.output_channels  # with the bias
+
+
+def block_costs(
+    calibration: Calibration, record: LayerRecord, partition: Partition, of: BudgetOf
+) -> list[list[BlockCost]]:
+    """The costs of a divided layer: for each group those of its blocks."""
+    layer = calibration.network.get_submodule(record.name)
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    input_channels = layer.weight.shape[1]
+    taps = layer.weight[0, 0].numel()
+    input_area = math.prod(record.inputs.size) if record.inputs is not None else 0
+    return [[BlockCost(block, input_channels, taps, input_area, of) for block in blocks] for blocks in partition.blocks]

@@ -1,20 +1,14 @@
-"""How many basis filters a cluster gets."""
+"""The rank of a cluster by the variance along its axes: eigenvalues in, ranks out."""
 
 from collections.abc import Sequence
 
 import torch
 
-from hscc_search.errors import CompressionError
-
-
-def check_share(name: str, share: float) -> None:
-    """Raise CompressionError unless a share is above 0 and at most 1."""
-    if not 0 < share <= 1:
-        raise CompressionError(f"{name} must be above 0 and at most 1, not {share}")
+from hscc_search.compression.setting import check_share
 
 
 def rank_for_energy(eigenvalues: torch.Tensor, energy: float) -> int:
-    """The smallest rank whose eigenvalues hold at least a share ``energy`` of their sum.
+    """Find the smallest rank whose eigenvalues hold at least a share ``energy`` of their sum.
 
     Args:
         eigenvalues: float64, shape (channels,), descending; negative ones count as 0.
@@ -27,30 +21,32 @@ def rank_for_energy(eigenvalues: torch.Tensor, energy: float) -> int:
         CompressionError: the energy is out of range.
     """
     check_share("energy", energy)
-    kept = eigenvalues.clamp(min=0)
-    total = kept.sum()
-    if total <= 0:
+    variances = eigenvalues.clamp(min=0)
+    if variances.sum() <= 0:
         return 0
-    held = kept.cumsum(0)
-    # The last sum stands in for the total, so that energy 1 is reached in spite of rounding.
-    reached = int((held < energy * held[-1]).sum()) + 1
-    return min(reached, int((kept > 0).sum()))
+    held = variances.cumsum(0)
+    # The last partial sum stands in for the total, so that energy 1 is reached in spite of rounding.
+    rank = int((held < energy * held[-1]).sum()) + 1
+    return min(rank, int((variances > 0).sum()))
 
 
-def largest_first(eigenvalues: Sequence[torch.Tensor], ranks: Sequence[int], total: int) -> tuple[int, ...]:
-    """Ranks of clusters, raised until they add up to ``total`` by whatever holds most variance next.
+def raise_to_total(eigenvalues: Sequence[torch.Tensor], ranks: Sequence[int], total: int) -> tuple[int, ...]:
+    """Raise the ranks of clusters until they add up to ``total``, each time where most variance is left.
 
     Args:
         eigenvalues: of each cluster, descending, one per channel.
-        ranks: to begin with, of each cluster.
-        total: not below their sum and not above the number of channels.
+        ranks: of each cluster, to begin with.
+        total: from the sum of ``ranks`` up to the number of channels.
+
+    Returns:
+        The raised rank of each cluster.
     """
-    left = [
+    unused = [
         (-float(value), cluster, position)
         for cluster, (values, rank) in enumerate(zip(eigenvalues, ranks, strict=True))
         for position, value in enumerate(values[rank:].tolist())
     ]
     raised = list(ranks)
-    for _, cluster, _ in sorted(left)[: total - sum(ranks)]:
+    for _, cluster, _ in sorted(unused)[: total - sum(ranks)]:
         raised[cluster] += 1
     return tuple(raised)

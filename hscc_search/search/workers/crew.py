@@ -21,15 +21,15 @@ from hscc_search.search.workers.ledger import Ledger
 from hscc_search.search.workers.worker import LOOK_SECONDS, work
 from hscc_search.storage import patiently
 
-# Processes that may die without a trial finishing between them: each trial gets two of them.
+# Deaths with no trial finished between them that end the study; each trial may cost two processes.
 _DEATHS_IN_A_ROW = 10
 
 
-# For a process to hand its trial back.
+# Time that a process gets to hand its trial back.
 _DISMISSAL_SECONDS = 20
 
 
-# Opens a study in a process of its own; it must travel to that process. None where there is nothing to do.
+# Opens a study in a process of its own, which it is pickled for; None where there is nothing to do.
 Join = Callable[[], tuple[Ledger, Prepared] | None]
 
 
@@ -40,8 +40,8 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
 
     Args:
         count: of processes, each with its share of the machine's cores.
-        ledger: of the study, to look at.
-        join: what a process needs to join the study.
+        ledger: of the study; only read.
+        join: opens the study in each process.
         report: told of each trial.
 
     Raises:
@@ -89,7 +89,7 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
 
 
 def _dismiss(crew: Sequence[BaseProcess]) -> None:
-    """End processes; those that do not hand their trials back in time are killed."""
+    """End processes; kill those that do not hand their trials back in time."""
     for process in crew:
         if process.is_alive() and process.pid is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -102,7 +102,7 @@ def _dismiss(crew: Sequence[BaseProcess]) -> None:
 
 
 def _context() -> SpawnContext | ForkServerContext:
-    """How processes are started: where that can be, as forks of one that has imported torch but holds nothing yet."""
+    """Choose how processes start: where possible as forks of a server that has imported torch and nothing else."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -111,8 +111,8 @@ def _context() -> SpawnContext | ForkServerContext:
 
 
 def _join_and_work(join: Join, threads: int, messages: Connection) -> None:
-    """What each process does."""
-    # Behind a shell's & Ctrl-C is ignored, and so it would be here; this ends a process whatever it inherited.
+    """Join a study and work on it, in a process of its own."""
+    # A shell starts background jobs with SIGINT ignored, which is inherited; SIGTERM ends a process all the same.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -123,7 +123,7 @@ def _join_and_work(join: Join, threads: int, messages: Connection) -> None:
         ready = patiently(join)()
         if ready is not None:
             ledger, prepared = ready
-            work(ledger, prepared, keep_on=parent.is_alive)  # nobody is left to end an orphan
+            work(ledger, prepared, keep_on=parent.is_alive)  # an orphan has to end by itself
     except HsccError as error:
         messages.send(str(error))
         raise SystemExit(2) from error

@@ -1,8 +1,8 @@
-"""Which worker has a trial, and whether it lives.
+"""Which worker has a trial, and whether that worker is alive.
 
-A trial says which process of which machine took it, and when that process last was alive. On one machine it can be
-looked up whether a process has ended; of other machines only their silence tells, so their clocks should agree to
-within some seconds.
+A trial holds the process and the machine that took it, and the time of its last heartbeat. On the same machine the
+system tells whether the process has ended; of another machine only silence tells, so the clocks of all machines should
+agree to within some seconds.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from optuna.trial import FrozenTrial, TrialState
 
-# A worker says that it is alive every so often; a trial that was silent for the grace period has lost its worker.
+# Between two heartbeats of a worker; a trial that is silent for the grace period has lost its worker.
 BEAT_SECONDS = 10
 GRACE_SECONDS = 60
 
@@ -22,14 +22,14 @@ WORKER, ALIVE = "hscc:worker", "hscc:alive"
 
 
 def signature() -> dict[str, Any]:
-    """What this process writes into a trial that it takes."""
+    """The attributes that this process writes into a trial that it takes, by key."""
     began = psutil.Process().create_time()
     return {WORKER: f"{_host()}:{os.getpid()}:{began:.2f}", ALIVE: time.time()}
 
 
 def at_work(trial: FrozenTrial) -> bool:
-    """Whether a trial has a worker that lives, as far as can be known."""
-    if trial.state != TrialState.RUNNING or gone(trial):
+    """Whether a trial has a worker that is alive, as far as can be known."""
+    if trial.state != TrialState.RUNNING or process_ended(trial):
         return False
     alive = trial.system_attrs.get(ALIVE)
     if alive is None:
@@ -38,17 +38,17 @@ def at_work(trial: FrozenTrial) -> bool:
 
 
 def worker_of(trial: FrozenTrial) -> str:
-    """Machine and process that took a trial last."""
+    """The machine and process that took a trial last."""
     return str(trial.system_attrs.get(WORKER, ""))
 
 
-def _here(trial: FrozenTrial) -> bool:
+def _on_this_machine(trial: FrozenTrial) -> bool:
     return worker_of(trial).split(":")[0] == _host()
 
 
-def gone(trial: FrozenTrial) -> bool:
+def process_ended(trial: FrozenTrial) -> bool:
     """Whether a trial's worker was a process of this machine that has ended."""
-    if not _here(trial):
+    if not _on_this_machine(trial):
         return False
     _, number, began = worker_of(trial).split(":")
     try:
@@ -59,7 +59,7 @@ def gone(trial: FrozenTrial) -> bool:
 
 
 def _host() -> str:
-    """The machine, or the container on it that numbers processes by itself."""
+    """The machine, with the namespace that its process numbers belong to: containers have their own."""
     try:
         space = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
     except OSError:

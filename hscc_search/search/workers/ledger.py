@@ -1,9 +1,9 @@
-"""The trials of one study in its storage, as any number of workers share them.
+"""The trials of one study in its storage, shared by any number of workers.
 
-A trial is RUNNING from the moment it is created, with its sample already in it; its worker says every few seconds that
-it is alive. A trial whose worker died, or was interrupted, becomes WAITING, and the next worker takes it. All that is
-needed of a storage is what Optuna's interface offers, so that its gRPC proxy serves as well; databases are locked in
-addition while a trial is created, so that workers seldom come second. A storage that goes away is waited for.
+A trial is RUNNING from the moment it is created, with its sample already in it, and its worker sends a heartbeat every
+few seconds. A trial whose worker died or was interrupted becomes WAITING, and the next worker takes it. Only Optuna's
+storage interface is used, so its gRPC proxy serves as well. Databases are locked in addition while a trial is created,
+so that two workers seldom create one at the same time. A storage that goes away is waited for.
 """
 
 import threading
@@ -18,11 +18,12 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from hscc_search.errors import one_line
 from hscc_search.search.propose import Proposal, Tried
 from hscc_search.search.record import FAILURE
 from hscc_search.search.space import Sample, Space
 from hscc_search.search.stored_study import Study, study_as_it_stands
-from hscc_search.search.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, gone, signature
+from hscc_search.search.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, process_ended, signature
 from hscc_search.storage import comes_from_storage, lockable, locked, patiently
 
 # A trial that takes its worker down with it is not tried a third time.
@@ -35,14 +36,14 @@ R = TypeVar("R")
 
 
 def _patient(call: Callable[Concatenate["Ledger", P], R]) -> Callable[Concatenate["Ledger", P], R]:
-    """Wait for a storage that is away, and do it again."""
+    """Make a method wait for a storage that is away, and try again."""
 
     @wraps(call)
     def waiting(self: "Ledger", *args: P.args, **kwargs: P.kwargs) -> R:
-        def away(_: object) -> None:
-            self._back = time.time()
+        def note_outage(_: object) -> None:
+            self._last_outage = time.time()
 
-        return patiently(call, away)(self, *args, **kwargs)
+        return patiently(call, note_outage)(self, *args, **kwargs)
 
     return cast(Callable[Concatenate["Ledger", P], R], waiting)
 
@@ -57,29 +58,29 @@ class Ledger:
 
     def __init__(self, study: optuna.Study, storage: BaseStorage, space: Space) -> None:
         self.study, self.space, self._storage = study, space, storage
-        # When the storage was last found away: until a while after nobody could say that he is alive.
-        self._back = 0.0
+        # Time of the last outage of the storage: heartbeats until GRACE_SECONDS after it prove nothing.
+        self._last_outage = 0.0
 
     @_patient
     def trials(self) -> list[FrozenTrial]:
-        """All of them, by number."""
+        """Read all of them, by number."""
         return self.study.get_trials(deepcopy=False)
 
     @property
     def finished(self) -> int:
-        """How many have their values."""
+        """Number of trials that have their values."""
         return sum(trial.state == TrialState.COMPLETE for trial in self.trials())
 
     @_patient
     def claim(self, wanted: int, choose: Callable[[Sequence[Tried], int], Proposal | None]) -> FrozenTrial | None:
-        """A trial for this worker alone: one that lost its worker, or a new one.
+        """Take a trial for this worker alone: one that lost its worker, or a new one.
 
         Args:
             wanted: finished trials that the study shall have.
-            choose: gives the next sample from what was tried and how many trials there are; None where none is left.
+            choose: proposes a sample, given what was tried and the number of trials; None where no sample is left.
 
         Returns:
-            None where all that is wanted is finished or in other hands, or no sample is left.
+            None where all wanted trials are finished or in other hands, or no sample is left.
         """
         self.reclaim()
         while True:
@@ -87,19 +88,19 @@ class Ledger:
             for trial in trials:
                 if trial.state == TrialState.WAITING and self._take(trial):
                     return self._read(trial)
-            if _alive(trials) >= wanted:
+            if _count_not_failed(trials) >= wanted:
                 return None
-            # Chosen without the lock, which is held for moments only: a sampler may think for seconds.
+            # Without the lock, since a sampler may think for seconds.
             proposal = choose([_tried(trial) for trial in trials], len(trials))
             if proposal is None:
                 return None
             with self._lock():
-                if not self._left(proposal.sample, self.trials(), len(trials), wanted):
+                if not self._still_wanted(proposal.sample, self.trials(), len(trials), wanted):
                     continue
                 mine = self._create(proposal)
-                # Where there is no lock, or the server that held it went away (for which Optuna waits, and then
-                # creates the trial), two workers may have created one at once: the lower number keeps it.
-                if self._left(proposal.sample, self.trials()[: mine.number], len(trials), wanted):
+                # Two workers may create one at the same time where there is no lock, or where the server that held it
+                # went away (Optuna waits and then creates the trial): the lower number keeps it.
+                if self._still_wanted(proposal.sample, self.trials()[: mine.number], len(trials), wanted):
                     return mine
                 self.fail(mine, "another worker was quicker")
 
@@ -107,7 +108,7 @@ class Ledger:
     def finish(
         self, trial: FrozenTrial, values: Sequence[float], excesses: Sequence[float], record: Mapping[str, Any]
     ) -> None:
-        """Store what a trial gave. Where another worker finished it meanwhile, that stays.
+        """Store what a trial gave, unless another worker finished it meanwhile.
 
         Args:
             trial: that this worker has.
@@ -129,14 +130,14 @@ class Ledger:
     def fail(self, trial: FrozenTrial, reason: str) -> None:
         """Store why a trial has no values."""
         try:
-            self._storage.set_trial_user_attr(trial._trial_id, FAILURE, " ".join(reason.split())[:500])
+            self._storage.set_trial_user_attr(trial._trial_id, FAILURE, one_line(reason))
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         except UpdateFinishedTrialError:
             return
 
     @_patient
     def hand_back(self, trial: FrozenTrial) -> None:
-        """Leave a trial to whoever takes it next."""
+        """Leave a trial to the next worker."""
         try:
             attempt = trial.system_attrs.get(_ATTEMPT, 1)
             self._storage.set_trial_system_attr(trial._trial_id, _ATTEMPT, attempt - 1)
@@ -146,7 +147,7 @@ class Ledger:
 
     @_patient
     def reclaim(self) -> None:
-        """Take trials from workers that died: once they wait for another, the second time they have failed."""
+        """Take trials from dead workers: after the first death they wait for another worker, after the second they fail."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if not self._lost(trial):
                 continue
@@ -160,8 +161,8 @@ class Ledger:
                     self.fail(trial, f"its worker died, {_ATTEMPTS} times")
 
     @contextmanager
-    def beating(self, trial: FrozenTrial) -> Iterator[None]:
-        """Say that the worker is alive, until the block ends."""
+    def heartbeat(self, trial: FrozenTrial) -> Iterator[None]:
+        """Send heartbeats for a trial from a thread, until the block ends."""
         over = threading.Event()
 
         def beat() -> None:
@@ -184,14 +185,14 @@ class Ledger:
 
     @_patient
     def as_it_stands(self) -> Study:
-        """The study with all that was found so far."""
+        """Read the study with all trials finished so far."""
         return study_as_it_stands(self.study, self._storage)
 
     def _read(self, trial: FrozenTrial) -> FrozenTrial:
         return self._storage.get_trial(trial._trial_id)
 
     def _take(self, trial: FrozenTrial) -> bool:
-        """Make a waiting trial this worker's; False where another was quicker."""
+        """Make a waiting trial this worker's; return False where another was quicker."""
         with self._lock():
             try:
                 if not self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
@@ -212,23 +213,23 @@ class Ledger:
         )
         return self._storage.get_trial(self._storage.create_new_trial(self.study._study_id, template))
 
-    def _left(self, sample: Sample, trials: Sequence[FrozenTrial], known: int, wanted: int) -> bool:
-        """Whether a trial is still wanted, and a sample not taken by one that came after those that were known."""
+    def _still_wanted(self, sample: Sample, trials: Sequence[FrozenTrial], known: int, wanted: int) -> bool:
+        """Whether a trial is still wanted, and none that came after the first ``known`` ones has its sample."""
         taken = {self.space.key(trial.params) for trial in trials[known:]}
-        return _alive(trials) < wanted and self.space.key(sample) not in taken
+        return _count_not_failed(trials) < wanted and self.space.key(sample) not in taken
 
     def _lock(self) -> AbstractContextManager[None]:
-        """Held while a trial is created or changes hands; a proxy's storage has none."""
+        """Hold the lock under which a trial is created or changes hands; a proxy's storage has none."""
         return locked(self._storage, self.study._study_id) if lockable(self._storage) else nullcontext()
 
     def _lost(self, trial: FrozenTrial) -> bool:
         if trial.state != TrialState.RUNNING or at_work(trial):
             return False
-        # After an outage everybody gets the time to say that he is there.
-        return gone(trial) or time.time() - self._back > GRACE_SECONDS
+        # After an outage every worker gets the time to send a heartbeat.
+        return process_ended(trial) or time.time() - self._last_outage > GRACE_SECONDS
 
 
-def _alive(trials: Sequence[FrozenTrial]) -> int:
+def _count_not_failed(trials: Sequence[FrozenTrial]) -> int:
     return sum(trial.state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING) for trial in trials)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from optuna.trial import FrozenTrial
 
-from hscc_search.errors import StudyError
+from hscc_search.errors import StudyError, one_line
 from hscc_search.pareto.hypervolume import stagnant
 from hscc_search.pareto.objectives import excesses, objectives_of, violations
 from hscc_search.progress import Progress, Report, silent
@@ -82,13 +82,13 @@ def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried], i
 def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial) -> TrialResult | str:
     """Run one trial and store what it gave; return that, or why it failed."""
     try:
-        with ledger.beating(trial):
+        with ledger.heartbeat(trial):
             result = run_trial(prepared, ledger.space.setting(trial.params))
     except KeyboardInterrupt:
         ledger.hand_back(trial)
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        reason = one_line(error, with_type=True)
         ledger.fail(trial, reason)
         return reason
     config, measured = prepared.config, result.measured

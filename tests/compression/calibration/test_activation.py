@@ -15,7 +15,7 @@ RELU = (0.0, math.inf)
 
 
 class Behind(nn.Module):
-    """A convolution, and whatever is done with its responses."""
+    """A convolution and an operation on its responses."""
 
     def __init__(self, use):
         super().__init__()
@@ -57,7 +57,7 @@ USES = {
     "pooled first": (lambda y: functional.max_pool2d(y, 2).relu(), None),
     "pooled as well": (lambda y: y.relu() + functional.max_pool2d(y, 3, 1, 1), None),
     "normed as well": (lambda y: y.relu() + functional.batch_norm(y, torch.zeros(4), torch.ones(4)), None),
-    "looked at as well": (lambda y: y.relu() * float(y.sum()), None),
+    "read as a number as well": (lambda y: y.relu() * float(y.sum()), None),
     "split first": (lambda y: torch.cat([part.relu() for part in y.split(2, dim=1)]), None),
     "gelu": (functional.gelu, None),
     "leaky": (nn.LeakyReLU(), None),
@@ -67,16 +67,16 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_bounds_are_those_of_an_activation_that_alone_sees_the_responses(use):
+def test_bounds_are_those_of_an_activation_that_alone_reads_the_responses(use):
     call, expected = USES[use]
     network = Behind(call).eval()
-    found = activation_bounds(network, {"layer": network.layer}, torch.rand(1, 3, 8, 8))
-    assert found.get("layer") == expected
+    bounds = activation_bounds(network, {"layer": network.layer}, torch.rand(1, 3, 8, 8))
+    assert bounds.get("layer") == expected
 
 
 def test_a_skip_connection_is_no_clipping_activation():
     calibration = calibrate(seeded(Residual), smooth_images(8))
-    # What "grouped", "project" and "mix" answer is added to something first.
+    # The responses of "grouped", "project" and "mix" are added to others before an activation.
     assert {record.name: record.bounds for record in calibration.records} == {
         "stem.0": RELU,
         "reduce": RELU,
@@ -88,10 +88,10 @@ def test_a_skip_connection_is_no_clipping_activation():
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6()], ids=str)
-def test_a_layer_is_fitted_to_what_the_activation_lets_through(activation):
-    """Most responses are clipped, and the fit does better on the rest than one that cannot know."""
+def test_a_layer_is_fitted_to_its_responses_behind_the_activation(activation):
+    """Most responses are clipped: a fit that knows the activation is better behind it than one that does not."""
 
-    class Unknown(nn.Module):
+    class Unrecognised(nn.Module):
         def forward(self, x):
             return activation(x.clone())
 
@@ -104,8 +104,8 @@ def test_a_layer_is_fitted_to_what_the_activation_lets_through(activation):
 
     def error(behind):
         network = nn.Sequential(layers[0], behind, layers[1]).eval()
-        compressed = compress(calibrate(network, images), Setting(ratio=0.1)).network
+        compressed = compress(calibrate(network, images), Setting(channel_share=0.1)).network
         with torch.no_grad():
             return float((activation(compressed[0](fresh)) - activation(network[0](fresh))).square().mean())
 
-    assert error(activation) < 0.9 * error(Unknown())
+    assert error(activation) < 0.9 * error(Unrecognised())

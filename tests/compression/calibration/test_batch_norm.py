@@ -17,7 +17,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def trained_like(network, seed=0):
-    """Statistics and affine parts as after training: with the initial ones an error in folding would not show."""
+    """Give batch norms statistics and affine parts as after training: the initial ones would hide wrong folds."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, NORMS):
@@ -35,8 +35,9 @@ def image(side=12, count=1, channels=3):
 
 
 @torch.no_grad()
-def difference(one, other, x):
-    return ((one(x) - other(x)).norm() / other(x).norm()).item()
+def difference(network, expected, x):
+    """Relative difference of the outputs."""
+    return ((network(x) - expected(x)).norm() / expected(x).norm()).item()
 
 
 def norms_of(network):
@@ -79,7 +80,7 @@ def test_a_batch_norm_of_features_is_folded_into_the_linear_layer():
 
 
 class Wired(nn.Module):
-    """Two convolutions and two batch norms, wired as a test wants it."""
+    """Two convolutions and two batch norms, wired by a function."""
 
     def __init__(self, forward):
         super().__init__()
@@ -160,7 +161,7 @@ def depends_on_the_input(net, x):
         depends_on_the_input,
     ],
 )
-def test_a_convolution_whose_answer_is_wanted_elsewhere_keeps_its_batch_norm(wiring):
+def test_a_convolution_whose_output_others_read_keeps_its_batch_norm(wiring):
     dense = trained_like(Wired(wiring))
     x = image() + 5 if wiring is depends_on_the_input else image()
     folded, folds = fold_batch_norms(dense, x)
@@ -169,17 +170,17 @@ def test_a_convolution_whose_answer_is_wanted_elsewhere_keeps_its_batch_norm(wir
     assert norms_of(folded) == ["bn", "bn_other"]
 
 
-def test_only_the_culprit_among_many_is_undone():
+def test_only_the_fold_that_changes_the_output_is_undone():
     good = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()) for _ in range(5)]
     bad = nn.Sequential(nn.Flatten(2), nn.Unflatten(2, (12, 12)), Wired(statistics_read))
     dense = trained_like(nn.Sequential(*good[:3], bad, nn.Conv2d(4, 3, 1), *good[3:]))
     folded, folds = fold_batch_norms(dense, image())
-    assert [fold.batch_norm for fold in folds] == [f"{place}.1" for place in (0, 1, 2, 5, 6)]
+    assert [fold.batch_norm for fold in folds] == [f"{block}.1" for block in (0, 1, 2, 5, 6)]
     assert norms_of(folded) == ["3.2.bn", "3.2.bn_other"]
     assert difference(folded, dense, image(12, 2)) < 1e-5
 
 
-def test_a_module_under_two_names_is_left():
+def test_a_batch_norm_behind_a_module_with_two_names_is_left():
     dense = Wired(lambda net, x: net.bn(net.conv(x)))
     dense.alias = dense.conv
     assert fold_batch_norms(trained_like(dense), image())[1] == ()
@@ -225,7 +226,7 @@ def test_a_broken_batch_norm_is_left_and_does_not_spread(value):
     assert weights_digest(folded) == weights_digest(dense)
 
 
-def test_weights_that_would_overflow_are_left_apart():
+def test_a_batch_norm_whose_folded_weights_would_overflow_is_left():
     dense = trained_like(Wired(lambda net, x: net.bn(net.conv(0 * x))))
     dense.conv.weight.data[0], dense.bn.running_var[0], dense.bn.eps = 1e30, 0, 1e-20
     folded, folds = fold_batch_norms(dense, image())
@@ -238,7 +239,7 @@ def test_weights_that_would_overflow_are_left_apart():
     [
         ("resnet18", 0),
         ("mobilenet_v2", 0),
-        ("densenet121", 62),  # those that follow a concatenation
+        ("densenet121", 62),  # the batch norms after a concatenation
         ("resnet10t", 0),
         ("ghostnetv2_100", 0),
         ("test_byobnet", 0),

@@ -43,7 +43,7 @@ def test_no_finer_lattice_is_within_the_limit(side):
 
 @given(side=st.integers(WHOLE + 1, 300))
 @settings(max_examples=50, deadline=None)
-def test_a_lattice_leaves_as_much_on_one_side_as_on_the_other(side):
+def test_a_lattice_is_centred(side):
     rows, _ = choose_lattice(side, side).indices
     assert abs(int(rows[0]) - (side - 1 - int(rows[-1]))) <= 1
 
@@ -66,7 +66,7 @@ def test_responses_on_a_lattice_are_those_of_the_full_convolution(convolution, l
     breaks=st.tuples(*[st.sets(st.integers(1, 19), max_size=3)] * 2),
 )
 @settings(max_examples=100, deadline=None)
-def test_rectangles_share_out_the_lattice_and_what_is_there(height, width, limit, breaks):
+def test_rectangles_share_out_the_lattice_and_the_values_on_it(height, width, limit, breaks):
     lattice = choose_lattice(height, width, limit)
     maps = torch.arange(2 * 3 * height * width).view(2, 3, height, width)
     rows, columns = lattice.indices
@@ -79,7 +79,7 @@ def test_rectangles_share_out_the_lattice_and_what_is_there(height, width, limit
         for left, right in itertools.pairwise(edges[1]):
             piece = Piece(top, bottom, left, right, 0)
             positions = lattice.within(piece)
-            assert torch.equal(lattice.taken(maps[:, :, top:bottom, left:right], piece), expected[positions])
+            assert torch.equal(lattice.values_within(piece, maps[:, :, top:bottom, left:right]), expected[positions])
             seen += positions.tolist()
     assert sorted(seen) == list(range(lattice.positions))
 
@@ -106,9 +106,9 @@ def test_responses_of_a_linear_layer_on_maps_are_those_of_the_convolution_of_one
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_what_is_kept_of_a_map_does_not_change_with_it(size, memory_format):
+def test_positions_first_is_a_copy(size, memory_format):
     maps = torch.randn(2, 4, *size).contiguous(memory_format=memory_format)
-    kept = positions_first(maps)
-    expected = kept.clone()
+    copied = positions_first(maps)
+    expected = copied.clone()
     maps.zero_()
-    assert torch.equal(kept, expected)
+    assert torch.equal(copied, expected)

@@ -1,3 +1,4 @@
+import typing
 import warnings
 
 import numpy as np
@@ -15,10 +16,10 @@ from hscc_search.compression.division.clusters import (
     correlation,
     k_means,
 )
+from hscc_search.config import ClusterStrategy
 from hscc_search.errors import CompressionError
 
 seeds = st.integers(0, 2**32 - 1)
-every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
 def normal(seed, *shape, dtype=torch.float32):
@@ -26,17 +27,17 @@ def normal(seed, *shape, dtype=torch.float32):
 
 
 def grouped(order, samples, seed, noise=0.1):
-    """Responses of channels that follow one driver per group."""
-    drivers = normal(seed, samples, int(max(order)) + 1)
-    return drivers[:, order] + noise * normal(seed + 1, samples, len(order))
+    """Responses of channels that vary with one common factor per group, and noise."""
+    factors = normal(seed, samples, int(max(order)) + 1)
+    return factors[:, order] + noise * normal(seed + 1, samples, len(order))
 
 
 def assert_partition(labels, channels, clusters):
     assert labels.shape == (channels,)
     assert labels.dtype == np.int64
-    found = np.unique(labels)
-    assert found.tolist() == list(range(len(found)))
-    assert len(found) <= max(1, min(clusters, channels))
+    present = np.unique(labels)
+    assert present.tolist() == list(range(len(present)))
+    assert len(present) <= max(1, min(clusters, channels))
 
 
 def assert_same_groups(labels, expected):
@@ -44,65 +45,69 @@ def assert_same_groups(labels, expected):
     assert len(pairs) == len(set(labels.tolist())) == len(np.unique(expected))
 
 
+def test_the_strategies_are_those_that_the_study_file_names():
+    assert set(STRATEGIES) == set(typing.get_args(ClusterStrategy))
+
+
 # Every strategy
 
 
-def test_the_strategies_are_those_that_the_study_file_names():
-    assert list(STRATEGIES) == ["coactivation", "contiguous", "random", "none"]
+@pytest.mark.parametrize("strategy", STRATEGIES)
+class TestEveryStrategy:
+    """What every cluster strategy must do; a new one in STRATEGIES is included."""
+
+    @given(
+        values=arrays(
+            np.float32,
+            array_shapes(min_dims=2, max_dims=2, max_side=16),
+            elements=st.sampled_from([-1.0, 0.0, 1.0]) | st.floats(-(2.0**40), 2.0**40, width=32),
+        ),
+        clusters=st.integers(1, 20),
+        seed=seeds,
+    )
+    @settings(max_examples=100, deadline=None)
+    def test_each_channel_is_in_one_cluster_without_a_warning_and_in_the_same_again(
+        self, strategy, values, clusters, seed
+    ):
+        responses = torch.from_numpy(values.copy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            labels = cluster_labels(strategy, responses, clusters, seed)
+        assert_partition(labels, values.shape[1], clusters)
+        assert np.array_equal(labels, cluster_labels(strategy, responses, clusters, seed))
+        assert np.array_equal(responses.numpy(), values)
+
+    @pytest.mark.parametrize("channels", [1, 2, 5])
+    def test_one_cluster_holds_all_channels(self, strategy, channels):
+        assert not cluster_labels(strategy, normal(0, 30, channels), 1, 0).any()
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_responses_of_any_precision_are_taken(self, strategy, dtype):
+        assert_partition(cluster_labels(strategy, normal(0, 60, 9).to(dtype), 3, 0), 9, 3)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    def test_responses_on_another_device_give_the_same_clusters(self, strategy):
+        responses = grouped(np.repeat(np.arange(3), 5), 20_000, 0)
+        expected = cluster_labels(strategy, responses, 3, 0)
+        assert np.array_equal(cluster_labels(strategy, responses.cuda(), 3, 0), expected)
+
+    def test_responses_that_need_a_gradient_are_taken(self, strategy):
+        assert_partition(cluster_labels(strategy, normal(0, 60, 9).requires_grad_(), 3, 0), 9, 3)
+
+    @pytest.mark.parametrize("clusters", [0, -1])
+    def test_fewer_than_one_cluster_is_an_error(self, strategy, clusters):
+        with pytest.raises(CompressionError, match=rf"clusters must be 1 or more, not {clusters}"):
+            cluster_labels(strategy, normal(0, 4, 4), clusters, 0)
+        with pytest.raises(CompressionError, match=str(clusters)):
+            check_clusters(strategy, clusters)
 
 
-@every_strategy
-@given(
-    responses=arrays(
-        np.float32,
-        array_shapes(min_dims=2, max_dims=2, max_side=16),
-        elements=st.sampled_from([-1.0, 0.0, 1.0]) | st.floats(-(2.0**40), 2.0**40, width=32),
-    ),
-    clusters=st.integers(1, 20),
-    seed=seeds,
-)
-@settings(max_examples=100, deadline=None)
-def test_each_channel_is_in_one_cluster_without_a_warning_and_in_the_same_again(strategy, responses, clusters, seed):
-    given_ = torch.from_numpy(responses.copy())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        labels = cluster_labels(strategy, given_, clusters, seed)
-    assert_partition(labels, responses.shape[1], clusters)
-    assert np.array_equal(labels, cluster_labels(strategy, given_, clusters, seed))
-    assert np.array_equal(given_.numpy(), responses)
-
-
-@every_strategy
-@pytest.mark.parametrize("channels", [1, 2, 5])
-def test_one_cluster_holds_all_channels(strategy, channels):
-    assert not cluster_labels(strategy, normal(0, 30, channels), 1, 0).any()
-
-
-@pytest.mark.parametrize("strategy", ["coactivation", "contiguous", "random"])
+@pytest.mark.parametrize("strategy", [strategy for strategy in STRATEGIES if strategy != "none"])
 @given(channels=st.integers(1, 30), clusters=st.integers(1, 12), seed=seeds)
 @settings(max_examples=40, deadline=None)
 def test_live_channels_get_as_many_clusters_as_asked_for_or_one_each(strategy, channels, clusters, seed):
     labels = cluster_labels(strategy, normal(seed, 50, channels), clusters, seed)
     assert len(np.unique(labels)) == min(clusters, channels)
-
-
-@every_strategy
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_responses_of_any_precision_are_taken(strategy, dtype):
-    assert_partition(cluster_labels(strategy, normal(0, 60, 9).to(dtype), 3, 0), 9, 3)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@every_strategy
-def test_responses_on_another_device_give_the_same_clusters(strategy):
-    order = np.repeat(np.arange(3), 5)
-    responses = grouped(order, 20_000, 0)
-    expected = cluster_labels(strategy, responses, 3, 0)
-    assert np.array_equal(cluster_labels(strategy, responses.cuda(), 3, 0), expected)
-
-
-def test_responses_that_need_a_gradient_are_taken():
-    assert_partition(coactivation(normal(0, 60, 9).requires_grad_(), 3, 0), 9, 3)
 
 
 # Controls
@@ -124,10 +129,10 @@ def test_random_clusters_are_equal_shares(channels, clusters, seed):
     assert shares.max() - shares.min() <= 1
 
 
-def test_random_clusters_differ_by_seed_alone():
-    found = [cluster_labels("random", normal(seed, 20, 32), 4, seed) for seed in range(5)]
-    assert len({labels.tobytes() for labels in found}) == 5
-    assert np.array_equal(cluster_labels("random", normal(9, 20, 32), 4, 0), found[0])
+def test_random_clusters_depend_on_the_seed_alone():
+    drawn = [cluster_labels("random", normal(seed, 20, 32), 4, seed) for seed in range(5)]
+    assert len({labels.tobytes() for labels in drawn}) == 5
+    assert np.array_equal(cluster_labels("random", normal(9, 20, 32), 4, 0), drawn[0])
 
 
 @pytest.mark.parametrize("clusters", [1, 3, 100])
@@ -146,7 +151,7 @@ def test_planted_groups_that_activate_together_are_found(groups, seed):
 
 
 def test_channels_are_grouped_by_what_passes_the_activation():
-    # Below zero the four go two by two, above zero the other way round.
+    # Below zero neighbouring channels vary together, above zero every second one.
     below, above = normal(0, 400, 2).abs(), normal(1, 400, 2).abs()
     positive = normal(2, 400, 1) > 0
     responses = torch.where(positive, above[:, [0, 1, 0, 1]], -10 * below[:, [0, 0, 1, 1]])
@@ -171,26 +176,26 @@ def test_responses_without_variance_fall_into_one_cluster(responses):
 
 
 def test_dead_channels_share_a_cluster_and_leave_the_others_apart():
-    drivers = normal(3, 200, 2)
-    responses = torch.cat([drivers[:, [0, 0, 1, 1]], torch.full((200, 2), -5.0)], dim=1)
+    factors = normal(3, 200, 2)
+    responses = torch.cat([factors[:, [0, 0, 1, 1]], torch.full((200, 2), -5.0)], dim=1)
     assert_same_groups(coactivation(responses, 3, 0), [0, 0, 1, 1, 2, 2])
 
 
 @given(groups=st.integers(2, 4), seed=seeds)
 @settings(max_examples=10, deadline=None)
-def test_groups_are_found_in_more_samples_than_are_looked_at(groups, seed):
+def test_groups_are_found_in_more_samples_than_are_drawn(groups, seed):
     order = np.random.default_rng(seed).permutation(np.repeat(np.arange(groups), 6))
-    # Little in common, so that a few images' worth of samples would not tell the groups apart.
+    # So much noise that the samples of a few images would not tell the groups apart.
     responses = grouped(order, 50_000, seed, noise=1.5)
-    found = coactivation(responses, groups, 0)
-    assert_same_groups(found, order)
-    assert_same_groups(found, k_means(correlation(torch.relu(responses)).numpy(), groups, 0))
+    labels = coactivation(responses, groups, 0)
+    assert_same_groups(labels, order)
+    assert_same_groups(labels, k_means(correlation(torch.relu(responses)).numpy(), groups, 0))
 
 
 @pytest.mark.parametrize("images", [32, 64, 512])
-def test_no_image_is_overlooked_when_samples_are_chosen(images):
-    # Sample numbers are position * images + image. Channel c answers to the images c modulo 4 alone: an even
-    # spacing of 4 samples would see nothing of three groups.
+def test_samples_are_drawn_from_all_images(images):
+    # Sample numbers are position * images + image. Channel c responds to images of number c modulo 4 alone: every
+    # fourth sample would leave three groups without a response.
     positions = 32_768 // images
     image = torch.arange(images).repeat(positions)
     order = torch.arange(12) % 4
@@ -215,10 +220,10 @@ def test_a_constant_column_correlates_with_none_and_disturbs_none(constant, seed
     values = normal(seed, 50, 4)
     expected = np.corrcoef(values[:, :3].double().numpy(), rowvar=False)
     values[:, 3] = constant
-    found = correlation(values).numpy()
-    assert (found[3] == 0).all()
-    assert (found[:, 3] == 0).all()
-    np.testing.assert_allclose(found[:3, :3], expected, atol=1e-5)
+    correlations = correlation(values).numpy()
+    assert (correlations[3] == 0).all()
+    assert (correlations[:, 3] == 0).all()
+    np.testing.assert_allclose(correlations[:3, :3], expected, atol=1e-5)
 
 
 # k-means
@@ -241,12 +246,3 @@ def test_more_clusters_than_points_are_one_each():
 def test_an_unknown_strategy_is_named_with_those_that_exist():
     with pytest.raises(CompressionError, match=r"'spectral'.*coactivation, contiguous, random, none"):
         cluster_labels("spectral", normal(0, 4, 4), 2, 0)
-
-
-@pytest.mark.parametrize("clusters", [0, -1])
-@every_strategy
-def test_fewer_than_one_cluster_is_an_error(strategy, clusters):
-    with pytest.raises(CompressionError, match=rf"clusters must be 1 or more, not {clusters}"):
-        cluster_labels(strategy, normal(0, 4, 4), clusters, 0)
-    with pytest.raises(CompressionError, match=str(clusters)):
-        check_clusters(strategy, clusters)

@@ -13,8 +13,7 @@ from torch import nn
 from hscc_search.compression.calibration.calibrate import calibrate
 from hscc_search.compression.calibration.lattice import choose_lattice
 from hscc_search.compression.calibration.record import LayerRecord
-from hscc_search.compression.division import clusters as channels
-from hscc_search.compression.division import regions
+from hscc_search.compression.division import clusters, regions
 from hscc_search.compression.division.partition import Division, divide
 from hscc_search.errors import CompressionError
 
@@ -22,7 +21,7 @@ FOLDER = tempfile.TemporaryDirectory(prefix="hscc-test-")
 
 
 def record_of(height, width, outputs, images, seed, groups=1, scale=1.0):
-    """A record with random responses of few degrees of freedom, off the mean, and random effects."""
+    """A record with random effects and random responses of few degrees of freedom and means other than 0."""
     generator = np.random.default_rng(seed)
     lattice = choose_lattice(height, width)
     factors = generator.normal(size=(lattice.positions, images, max(1, outputs - 1)))
@@ -47,7 +46,7 @@ divisions = st.builds(
     Division,
     st.sampled_from(sorted(regions.STRATEGIES)),
     st.integers(1, 9),
-    st.sampled_from(sorted(channels.STRATEGIES)),
+    st.sampled_from(sorted(clusters.STRATEGIES)),
     st.integers(1, 5),
     st.integers(0, 99),
 )
@@ -63,27 +62,27 @@ divisions = st.builds(
 @settings(max_examples=80, deadline=None)
 def test_blocks_share_out_the_lattice_the_map_and_the_channels(height, width, groups, division, seed):
     record = record_of(height, width, 4 * groups, 3, seed, groups)
-    found = divide(record, division)
-    count = int(found.labels.max()) + 1
-    assert found.labels.shape == (height, width)
-    assert len(found.blocks) == groups
+    partition = divide(record, division)
+    count = int(partition.labels.max()) + 1
+    assert partition.labels.shape == (height, width)
+    assert len(partition.blocks) == groups
     rows, columns = (indices.numpy() for indices in record.lattice.indices)
-    seen = found.labels[np.ix_(rows, columns)].ravel()
-    for group, blocks in enumerate(found.blocks):
+    on_lattice = partition.labels[np.ix_(rows, columns)].ravel()
+    for group, blocks in enumerate(partition.blocks):
         assert len(blocks) == count
         assert sum(block.area for block in blocks) == height * width
-        spoken_for = []
+        covered = []
         for region, block in enumerate(blocks):
-            assert block.area == (found.labels == region).sum()
+            assert block.area == (partition.labels == region).sum()
             assert np.arange(4 * groups)[block.channels].tolist() == list(range(4 * group, 4 * group + 4))
             assert len(block.clusters) == len(block.effects) == 4
             assert [len(values) for values in block.eigenvalues] == np.bincount(block.clusters).tolist()
-            if (seen == region).any():
-                assert (seen[block.positions.numpy()] == region).all()
-                spoken_for += block.positions.tolist()
-            else:  # it lies between the lattice's positions: all speak for it
-                assert block.positions.tolist() == list(range(len(seen)))
-        assert sorted(spoken_for) == list(range(len(seen)))
+            if (on_lattice == region).any():
+                assert (on_lattice[block.positions.numpy()] == region).all()
+                covered += block.positions.tolist()
+            else:  # it lies between the lattice's positions: all of them stand for it
+                assert block.positions.tolist() == list(range(len(on_lattice)))
+        assert sorted(covered) == list(range(len(on_lattice)))
 
 
 @given(
@@ -130,9 +129,9 @@ def test_a_basis_is_made_of_the_leading_axes_of_each_cluster(images, outputs, di
             own = axes[:, axes.any(dim=0)]
             values = block.eigenvalues[cluster]
             torch.testing.assert_close(own.T @ own, torch.eye(own.shape[1]).double(), rtol=1e-5, atol=1e-5)
-            kept = (own.T @ covariance @ own).trace()
+            variance = (own.T @ covariance @ own).trace()
             expected = values[: ranks[cluster]].sum()
-            torch.testing.assert_close(kept, expected, rtol=1e-3, atol=1e-4 * float(covariance.trace()) + 1e-9)
+            torch.testing.assert_close(variance, expected, rtol=1e-3, atol=1e-4 * float(covariance.trace()) + 1e-9)
 
 
 @given(images=st.integers(2, 5), seed=st.integers(0, 99))
@@ -142,13 +141,13 @@ def test_fewer_samples_than_channels_have_no_more_eigenvalues_than_degrees_of_fr
     ((block,),) = divide(record, Division("none", 1, "none", 1, 0)).blocks
     (values,) = block.eigenvalues
     assert len(values) == 20
-    # The mean takes one direction away, but for float32's rounding.
+    # One degree of freedom is the mean's, but for float32's rounding.
     assert (values[images:] == 0).all()
     assert values[images - 1] <= 1e-6 * values.sum()
     assert (values[: images - 1] > 0).all()
 
 
-def test_a_region_without_a_change_has_no_spectrum():
+def test_a_region_whose_responses_do_not_vary_has_no_spectrum():
     record = record_of(4, 4, 6, 5, 0)
     stored = np.load(record.file)
     stored.reshape(4, 4, 5, 6)[:2] = 1.5  # the upper half of the map
@@ -178,20 +177,21 @@ def test_a_fully_connected_layer_has_one_region_and_one_cluster_even_on_maps(str
 
 
 def test_each_group_of_a_convolution_is_divided_for_itself():
-    one = record_of(3, 3, 8, 20, 0, groups=2)
+    record = record_of(3, 3, 8, 20, 0, groups=2)
     division = Division("grid", 4, "coactivation", 2, 0)
-    both = divide(one, division)
-    stored = np.load(one.file)
-    np.save(one.file, np.concatenate([stored[:, :, :4], 7 * stored[:, :, 4:]], axis=2))
+    partition = divide(record, division)
+    stored = np.load(record.file)
+    np.save(record.file, np.concatenate([stored[:, :, :4], 7 * stored[:, :, 4:]], axis=2))
     del stored
     gc.collect()
-    scaled = divide(one, division)
-    for before, after in zip(both.blocks[0], scaled.blocks[0], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(before.eigenvalues, after.eigenvalues, strict=True))
-    for before, after in zip(both.blocks[1], scaled.blocks[1], strict=True):
+    scaled = divide(record, division)
+    for before, after in zip(partition.blocks[0], scaled.blocks[0], strict=True):
+        for expected, values in zip(before.eigenvalues, after.eigenvalues, strict=True):
+            assert torch.equal(expected, values)
+    for before, after in zip(partition.blocks[1], scaled.blocks[1], strict=True):
         np.testing.assert_array_equal(before.clusters, after.clusters)
-        for a, b in zip(before.eigenvalues, after.eigenvalues, strict=True):
-            torch.testing.assert_close(49 * a, b, rtol=1e-3, atol=1e-4 * float(b.sum()))
+        for expected, values in zip(before.eigenvalues, after.eigenvalues, strict=True):
+            torch.testing.assert_close(49 * expected, values, rtol=1e-3, atol=1e-4 * float(values.sum()))
 
 
 @pytest.mark.parametrize(

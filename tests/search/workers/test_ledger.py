@@ -12,7 +12,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.pareto.objectives import objectives_of
 from hscc_search.search.propose import Proposal, propose
 from hscc_search.search.space import Space
-from hscc_search.search.workers import heartbeat as presence
+from hscc_search.search.workers import heartbeat as heartbeat
 from hscc_search.search.workers import ledger as ledger_module
 from hscc_search.search.workers.heartbeat import ALIVE, GRACE_SECONDS, at_work
 from hscc_search.search.workers.ledger import Ledger
@@ -51,7 +51,7 @@ def choose(tried, count):
     return propose(SPACE, objectives_of(CONFIG), tried, count)
 
 
-def found(ledger, trial, accuracy=0.5):
+def finish(ledger, trial, accuracy=0.5):
     ledger.finish(trial, [1.0, accuracy], {}, {"measured": {"metrics": {}}})
 
 
@@ -61,8 +61,8 @@ def test_a_claimed_trial_is_running_with_its_sample_and_finishes_once(open_ledge
     assert trial.state == TrialState.RUNNING
     assert trial.params.keys() == SPACE.distributions.keys()
     assert at_work(trial)
-    found(ledger, trial)
-    found(ledger, trial, accuracy=0.9)  # somebody else had it too, and came second
+    finish(ledger, trial)
+    finish(ledger, trial, accuracy=0.9)  # another worker had it too and came second
     (stored,) = ledger.trials()
     assert (stored.state, stored.values) == (TrialState.COMPLETE, [1.0, 0.5])
     ledger.fail(trial, "too late")
@@ -78,8 +78,8 @@ def test_no_more_is_claimed_than_wanted_and_a_failure_does_not_count(open_ledger
     third = ledger.claim(2, choose)
     assert third.number == 2
     assert ledger.claim(2, choose) is None
-    found(ledger, second)
-    found(ledger, third)
+    finish(ledger, second)
+    finish(ledger, third)
     assert ledger.finished == 2
     assert ledger.trials()[0].user_attrs["failure"] == "out of memory"
 
@@ -90,7 +90,7 @@ def test_a_trial_that_is_handed_back_is_taken_before_a_new_one(open_ledger):
     ledger.hand_back(trial)
     again = other.claim(5, choose)
     assert (again.number, again.params) == (trial.number, trial.params)
-    other.hand_back(again)  # however often
+    other.hand_back(again)  # any number of times
     assert ledger.claim(5, choose).number == trial.number
 
 
@@ -116,7 +116,7 @@ def test_the_trial_of_a_dead_worker_is_run_again_once(open_ledger, url):
     (trial,) = ledger.trials()
     assert trial.state == TrialState.RUNNING
     assert not at_work(trial)
-    in_process(claim_and_die, url, 1).join()  # takes it over, and dies as well
+    in_process(claim_and_die, url, 1).join()  # takes it over and dies as well
     assert len(ledger.trials()) == 1
     following = ledger.claim(1, choose)
     assert following.number == 1
@@ -127,7 +127,7 @@ def test_the_trial_of_a_dead_worker_is_run_again_once(open_ledger, url):
 
 def test_a_trial_of_another_machine_is_given_up_after_silence(open_ledger, monkeypatch):
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(presence, "_host", lambda: "elsewhere/1")
+        elsewhere.setattr(heartbeat, "_host", lambda: "elsewhere/1")
         trial = open_ledger().claim(1, choose)
     ledger = open_ledger()
     assert ledger.claim(1, choose) is None
@@ -136,12 +136,12 @@ def test_a_trial_of_another_machine_is_given_up_after_silence(open_ledger, monke
     assert ledger.claim(1, choose).number == trial.number
 
 
-def test_who_beats_is_alive(open_ledger, monkeypatch):
+def test_a_worker_with_a_heartbeat_is_alive(open_ledger, monkeypatch):
     monkeypatch.setattr(ledger_module, "BEAT_SECONDS", 0.05)
     ledger = open_ledger()
     trial = ledger.claim(1, choose)
     before = ledger.trials()[0].system_attrs[ALIVE]
-    with ledger.beating(trial):
+    with ledger.heartbeat(trial):
         time.sleep(0.5)
     after = ledger.trials()[0].system_attrs[ALIVE]
     assert after > before
@@ -153,11 +153,11 @@ def claim_many(url, wanted, start):
     ledger = opened(url)
     start.wait()
     while (trial := ledger.claim(wanted, choose_few)) is not None:
-        found(ledger, trial)
+        finish(ledger, trial)
 
 
 def choose_few(tried, count):
-    """Always the first sample of a small grid that is left, so that workers collide all the time."""
+    """Choose the first untried sample of a small grid, so that workers collide all the time."""
     taken = {SPACE.key(one.sample) for one in tried}
     for regions in range(1, 10):
         for clusters in range(1, 5):
@@ -182,7 +182,7 @@ def test_workers_that_claim_at_once_take_exactly_what_is_wanted(open_ledger, url
     assert len(complete) == wanted
     assert len({SPACE.key(trial.params) for trial in complete}) == len(complete)
     left = [trial for trial in trials if trial.state != TrialState.COMPLETE]
-    if url.startswith("grpc"):  # nothing is locked there: who comes second says so and takes another
+    if url.startswith("grpc"):  # without a lock the worker that comes second fails its trial and takes another sample
         assert {trial.state for trial in left} <= {TrialState.FAIL}
         assert {trial.user_attrs["failure"] for trial in left} <= {"another worker was quicker"}
     else:
@@ -230,6 +230,6 @@ def test_a_database_that_is_away_for_a_while_is_waited_for(tmp_path):
     ledger._storage.engine.dispose()
     thread = threading.Thread(target=bring_back)
     thread.start()
-    found(ledger, trial)
+    finish(ledger, trial)
     thread.join()
     assert ledger.finished == 1

@@ -1,18 +1,19 @@
+import itertools
 import os
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
+import command_line
 import optuna
 import pytest
 from conftest import SMALL
 from optuna.trial import TrialState
 
 from hscc_search.errors import StudyError
-from hscc_search.search.record import find_study
-from hscc_search.search.stored_study import read_study
+from hscc_search.search.stored_study import find_study, read_study
 from hscc_search.search.study import run_study, work_on
+from hscc_search.search.workers import worker
 from hscc_search.search.workers.heartbeat import at_work
 from hscc_search.storage import existing_storage
 
@@ -74,7 +75,7 @@ def test_a_space_that_is_exhausted_ends_the_study(small):
 
 
 def test_several_workers_give_trials_with_the_values_that_one_gives(small):
-    """What a trial finds depends on its sample alone."""
+    """The result of a trial depends on its sample alone."""
     space = {
         "regions": {"low": 1, "high": 2},
         "clusters": {"low": 1, "high": 2},
@@ -85,7 +86,7 @@ def test_several_workers_give_trials_with_the_values_that_one_gives(small):
     together = run_study(config.model_copy(update={"name": "together"}), "cpu", workers=2)
 
     def by_sample(study):
-        return {tuple(sorted(p.settings.items())): (p.metrics, p.predictions) for p in study.points}
+        return {tuple(sorted(p.sample.items())): (p.metrics, p.predictions) for p in study.points}
 
     assert by_sample(alone) == by_sample(together)
 
@@ -101,8 +102,7 @@ def test_a_worker_joins_with_nothing_but_the_storage(small):
 
 
 def start_worker(config, *arguments):
-    command = [sys.executable, "-m", "hscc_search.cli", "worker", config.name, "--storage", config.storage, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return command_line.start("worker", config.name, "--storage", config.storage, *arguments, cwd=Path.cwd())
 
 
 def wait_for(condition):
@@ -123,7 +123,7 @@ def test_an_interrupted_worker_hands_its_trial_back(small, how):
     process.send_signal(how)
     _, stderr = process.communicate()
     assert process.returncode == 130
-    assert b"Traceback" not in stderr
+    assert "Traceback" not in stderr
     states = [trial.state for trial in trials_of(config)]
     assert TrialState.RUNNING not in states
     assert TrialState.FAIL not in states
@@ -131,7 +131,7 @@ def test_an_interrupted_worker_hands_its_trial_back(small, how):
 
 
 @both
-def test_a_crew_replaces_who_dies_and_ends_together(small):
+def test_a_crew_replaces_a_killed_worker_and_ends_together(small):
     config = small(trials=1)
     run_study(config, "cpu")
     run_study(config.model_copy(update={"trials": 16, "timeout": 1e-6}), "cpu")
@@ -141,7 +141,7 @@ def test_a_crew_replaces_who_dies_and_ends_together(small):
     os.kill(int(victim.system_attrs["hscc:worker"].split(":")[1]), signal.SIGKILL)
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
-    assert b"16 trials finished" in stdout
+    assert "16 trials finished" in stdout
     trials = trials_of(config)
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
     again = trials[victim.number]
@@ -150,23 +150,21 @@ def test_a_crew_replaces_who_dies_and_ends_together(small):
 
 
 def test_a_failing_trial_is_recorded_and_the_study_goes_on(small, monkeypatch):
-    from hscc_search.search.trial import Bench
+    run_trial, calls = worker.run_trial, itertools.count()
 
-    measure, count = Bench.measure, iter(range(100))
-
-    def sometimes(bench, setting):
-        if next(count) % 3 == 1:
+    def fail_every_third(prepared, setting):
+        if next(calls) % 3 == 1:
             raise MemoryError("cannot allocate\n4 GB")
-        return measure(bench, setting)
+        return run_trial(prepared, setting)
 
-    monkeypatch.setattr(Bench, "measure", sometimes)
+    monkeypatch.setattr(worker, "run_trial", fail_every_third)
     config = small(trials=6)
     study = run_study(config, "cpu")
     assert len(study.points) == 6
     assert set(study.failures.values()) == {"MemoryError: cannot allocate 4 GB"}
     assert len(study.failures) + len(study.points) == len(trials_of(config))
     listed = set(samples(trials_of(config)))
-    assert len(listed) == len(trials_of(config))  # what failed is not tried again
+    assert len(listed) == len(trials_of(config))  # a failed sample is not tried again
 
 
 def test_patience_ends_a_study_whose_hypervolume_no_longer_grows(small):
@@ -184,7 +182,7 @@ def test_patience_ends_a_study_whose_hypervolume_no_longer_grows(small):
 def test_start_samples_are_tried_first(small):
     start = [{"regions": 4, "clusters": 1, "energy": 0.9}, {"regions": 1, "clusters": 2, "energy": 0.8}]
     study = run_study(small(trials=3, start=start), "cpu")
-    assert [point.settings for point in study.points][:2] == start
+    assert [point.sample for point in study.points][:2] == start
 
 
 def test_a_study_that_was_not_started_cannot_be_joined(small):
@@ -196,9 +194,7 @@ def test_a_study_that_was_not_started_cannot_be_joined(small):
 
 
 def test_trials_that_all_fail_end_each_worker(small, monkeypatch):
-    from hscc_search.search.trial import Bench
-
-    monkeypatch.setattr(Bench, "measure", lambda bench, setting: 1 / 0)
+    monkeypatch.setattr(worker, "run_trial", lambda prepared, setting: 1 / 0)
     config = small(trials=3)
     with pytest.raises(StudyError, match="5 trials in a row failed, the last one because ZeroDivisionError"):
         run_study(config, "cpu")

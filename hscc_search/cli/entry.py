@@ -1,0 +1,61 @@
+"""The entry point: one group of all commands, and the exit codes."""
+
+import signal
+import sys
+import warnings
+
+import click
+
+from hscc_search.cli.data import data
+from hscc_search.cli.results import compare, export, front
+from hscc_search.cli.storages import dashboard, studies
+from hscc_search.cli.work import proxy, run, train, worker
+from hscc_search.errors import HsccError, one_line
+from hscc_search.memory import keep_freed_memory
+from hscc_search.report.terminal import err_console
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="hscc-search")
+def commands() -> None:
+    """Search for the best ways to compress a convolutional network: FLOPs against accuracy."""
+
+
+for command in (train, run, worker, proxy, front, compare, export, studies, dashboard, data):
+    commands.add_command(command)
+
+
+def main() -> None:
+    """Run a command; bad input ends it with one line and exit code 2, Ctrl-C with 130."""
+    warnings.simplefilter("ignore")
+    keep_freed_memory()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service is ended by SIGTERM, a person presses Ctrl-C
+    try:
+        sys.exit(commands(standalone_mode=False, prog_name="hscc-search") or 0)
+    except HsccError as error:
+        _refuse(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        message = one_line(error.format_message()).rstrip(".")
+        _refuse(f"{message}: see {_command_of(error)} --help")
+    except (KeyboardInterrupt, click.Abort):
+        _end("stopped: what was finished is stored, and the same command goes on", 130)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115
+        sys.exit(0)
+
+
+def _refuse(message: str) -> None:
+    _end(f"error: {message}", 2)
+
+
+def _end(line: str, code: int) -> None:
+    err_console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+def _command_of(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "hscc-search"

@@ -1,0 +1,91 @@
+"""Options that several commands have, and what is made of their values."""
+
+from pathlib import Path
+
+import click
+
+from hscc_search.config import DEFAULT_STORAGE
+
+storage_option = click.option(
+    "--storage",
+    metavar="URL",
+    envvar="HSCC_STORAGE",
+    default=DEFAULT_STORAGE,
+    show_default=True,
+    help="Database of the studies, as a SQLAlchemy URL.",
+)
+
+workers_option = click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes of this machine that share the trials.",
+)
+
+timeout_option = click.option(
+    "--timeout",
+    metavar="S",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Start no more trials after S seconds.",
+)
+
+data_option = click.option(
+    "--data",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Image folder, in place of the study file's data.path.",
+)
+
+checkpoint_option = click.option(
+    "--checkpoint",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Trained weights (safetensors or a plain state dict), in place of training.",
+)
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where to compute.",
+)
+
+table_or_json_option = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="Table for people, JSON for programs.",
+)
+
+
+def absolute(path: Path | None) -> Path | None:
+    """Make a path absolute: what stands in an option is relative to the current folder, not to the study file."""
+    return path.absolute() if path is not None else None
+
+
+def integers(option: str, text: str) -> list[int]:
+    """Read an option such as ``0,1,2``."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} must be whole numbers with commas between", param_hint=option) from error
+
+
+def decimals(option: str, text: str) -> list[float]:
+    """Read an option such as ``3,4.5``."""
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} must be numbers with commas between", param_hint=option) from error
+
+
+def naming_storage(storage: str) -> str:
+    """The option by which a next command finds the same storage; empty for the default one."""
+    from hscc_search.storage import without_password
+
+    return "" if storage == DEFAULT_STORAGE else f" --storage {without_password(storage)}"

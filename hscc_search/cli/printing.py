@@ -1,0 +1,48 @@
+"""How commands print. Nothing else in the package does."""
+
+from typing import TYPE_CHECKING
+
+from hscc_search.progress import Progress, Report
+from hscc_search.report.terminal import counting_lines, front_table, out_console
+
+if TYPE_CHECKING:
+    from hscc_search.search.stored_study import Study
+
+
+def say(line: str) -> None:
+    """Print one line as it is, however long."""
+    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_front(study: "Study") -> None:
+    """Print the front as a table, and the lines that belong below it."""
+    from hscc_search.report.table import front_line
+
+    out_console.print(front_table(study))
+    say(front_line(study))
+    for line in counting_lines(study):
+        say(line)
+
+
+def quiet_optuna() -> None:
+    """Keep Optuna from printing; an error line of its own would follow ours."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+class Watch:
+    """A report that passes progress on and remembers whether there was any.
+
+    Attributes:
+        idle: whether nothing has been reported yet.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self.idle = True
+        self._report = report
+
+    def __call__(self, progress: Progress) -> None:
+        """Pass one step on."""
+        self.idle = False
+        self._report(progress)

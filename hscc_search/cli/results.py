@@ -1,0 +1,182 @@
+"""The commands that use what a study measured, or measure beside it: ``front``, ``export`` and ``compare``."""
+
+from pathlib import Path
+
+import click
+
+from hscc_search.cli.options import (
+    absolute,
+    checkpoint_option,
+    data_option,
+    decimals,
+    device_option,
+    integers,
+    naming_storage,
+    storage_option,
+)
+from hscc_search.cli.printing import quiet_optuna, say, show_front
+from hscc_search.config import StudyConfig
+from hscc_search.memory import uncollected
+from hscc_search.report.formats import front_csv, front_json
+from hscc_search.report.terminal import out_console, progress_bars
+
+
+@click.command()
+@click.argument("study_name")
+@storage_option
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+    help="Table for people, JSON or CSV for programs.",
+)
+@click.option(
+    "--html",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the front as a page that needs nothing else.",
+)
+@uncollected()
+def front(study_name: str, storage: str, output_format: str, html: Path | None) -> None:
+    """Show the front of STUDY_NAME, with the dense network beside it."""
+    if html is not None and not html.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {html.parent}", param_hint="--html")
+    from hscc_search.search.stored_study import read_study
+
+    quiet_optuna()
+    study = read_study(storage, study_name)
+    if output_format == "json":
+        click.echo(front_json(study))
+    elif output_format == "csv":
+        click.echo(front_csv(study), nl=False)
+    else:
+        show_front(study)
+    if html is not None:
+        from hscc_search.report.page import write_page
+
+        write_page(study, html)
+        beside_data = output_format != "table"  # JSON and CSV alone are on the output, for whatever reads it
+        click.echo(f"page: {html}", err=beside_data)
+        command = f"hscc-search export {study_name}{naming_storage(storage)} --select knee --out {study_name}-knee"
+        click.echo(f"next: {command}", err=beside_data)
+
+
+@click.command()
+@click.argument("study_name")
+@storage_option
+@click.option(
+    "--select",
+    "rule_text",
+    metavar="RULE",
+    default="knee",
+    show_default=True,
+    help="knee, trial:N, min-accuracy:X (validation, 0 to 1) or max-flops:X (per image).",
+)
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to write; it must not exist.",
+)
+@click.option(
+    "--finetune",
+    metavar="N",
+    type=click.IntRange(min=0),
+    help="Train the compressed network N epochs further, whatever the study says.",
+)
+@data_option
+@checkpoint_option
+@device_option
+def export(
+    study_name: str,
+    storage: str,
+    rule_text: str,
+    out: Path,
+    finetune: int | None,
+    data: Path | None,
+    checkpoint: Path | None,
+    device: str,
+) -> None:
+    """Write one trial of STUDY_NAME as a folder that runs in deployment."""
+    from hscc_search.pareto.selection import parse_rule, select
+
+    rule = parse_rule(rule_text)
+    from hscc_search.export.export import export as export_trial
+    from hscc_search.search.stored_study import read_study
+
+    quiet_optuna()
+    study = read_study(storage, study_name)
+    config = study.config.with_paths(absolute(data), absolute(checkpoint))
+    if finetune is not None:
+        config = config.finetuned(finetune)
+    record = study.record
+    point = select(rule, study.points, study.objectives, record.labels, record.classes, config.seed)
+    with progress_bars() as report:
+        metrics = export_trial(study, point, config, out, device, report)
+    accuracy, dense_accuracy = (network.test.metrics["accuracy"] for network in (metrics.compressed, metrics.dense))
+    say(
+        f"trial {point.trial}: {metrics.flops_ratio:.2f}x fewer FLOPs, test accuracy {accuracy:.4f} "
+        f"(dense {dense_accuracy:.4f}) on {metrics.test_images} images"
+    )
+    say(f"exported: {out}")
+    say(f"next: read {out / 'README.md'}, or in Python: hscc_search.load({str(out)!r})")
+
+
+@click.command()
+@click.argument("study")
+@click.option("--budgets", metavar="X,...", default="3,6", show_default=True, help="How many times fewer FLOPs.")
+@click.option("--methods", metavar="NAME,...", help="Methods to measure, in place of all.")
+@click.option("--seeds", metavar="N,...", default="0,1,2", show_default=True, help="Split seeds; a split each.")
+@click.option(
+    "--finetune",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Measure each network after N epochs of fine-tuning as well.",
+)
+@data_option
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for what is measured, table and figure; the same command goes on with it.",
+)
+@device_option
+def compare(
+    study: str,
+    budgets: str,
+    methods: str | None,
+    seeds: str,
+    finetune: int,
+    data: Path | None,
+    out: Path,
+    device: str,
+) -> None:
+    """Measure HSCC and its peers at the same FLOPs on the network and images of STUDY, a file or a name."""
+    config = StudyConfig.from_file(study, data__path=absolute(data))
+    ratios, split_seeds = decimals("--budgets", budgets), integers("--seeds", seeds)
+    from hscc_search.comparison.measure import compare as compare_methods
+    from hscc_search.comparison.methods import METHODS
+    from hscc_search.comparison.summary import summarise
+    from hscc_search.report.comparison import write_comparison
+    from hscc_search.report.terminal import comparison_table
+
+    names = methods.split(",") if methods else list(METHODS)
+    with progress_bars() as report:
+        networks = compare_methods(config, ratios, names, split_seeds, finetune, out, device, report)
+    summaries = summarise(networks)
+    write_comparison(config.name, summaries, out)
+    out_console.print(comparison_table(summaries))
+    for summary in summaries:
+        for failure in summary.failures:
+            say(f"{summary.method} at {summary.budget:g}x, {failure}")
+    say(
+        f"± is one standard error over the test images of {len(split_seeds)} splits; "
+        "differences are of the same images."
+    )
+    say(f"written: {out / 'summary.json'} and {out / 'comparison.html'}")

@@ -1,0 +1,85 @@
+"""The commands on a whole storage: ``studies`` and ``dashboard``."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from hscc_search.cli.options import storage_option, table_or_json_option
+from hscc_search.cli.printing import quiet_optuna, say
+from hscc_search.report.terminal import out_console, studies_table
+
+
+@click.group(invoke_without_command=True)
+@storage_option
+@table_or_json_option
+@click.pass_context
+def studies(context: click.Context, storage: str, output_format: str) -> None:
+    """List the studies of a storage, or remove and copy them."""
+    context.obj = storage
+    if context.invoked_subcommand is not None:
+        return
+    from hscc_search.search.catalogue import list_studies
+
+    quiet_optuna()
+    statuses = list_studies(storage)
+    if output_format == "json":
+        click.echo(json.dumps([asdict(status) for status in statuses], indent=2))
+    else:
+        out_console.print(studies_table(statuses))
+
+
+@studies.command()
+@click.argument("study_name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def rm(storage: str, study_name: str, yes: bool) -> None:
+    """Remove STUDY_NAME and all its trials."""
+    from hscc_search.search.catalogue import list_studies, remove_study
+
+    quiet_optuna()
+    statuses = {status.name: status for status in list_studies(storage)}
+    if study_name in statuses and not yes:
+        finished = statuses[study_name].finished
+        click.confirm(f"remove study {study_name} with {finished} finished trials?", abort=True)
+    remove_study(storage, study_name)
+    say(f"removed: study {study_name}")
+
+
+@studies.command()
+@click.argument("study_name")
+@click.argument("new_name")
+@click.option("--to", metavar="URL", help="Another database, in place of the same one.")
+@click.pass_obj
+def copy(storage: str, study_name: str, new_name: str, to: str | None) -> None:
+    """Copy STUDY_NAME with its finished trials as NEW_NAME."""
+    from hscc_search.search.catalogue import copy_study
+
+    quiet_optuna()
+    count = copy_study(storage, study_name, new_name, to)
+    say(f"copied: {count} trials of study {study_name} to {new_name}")
+
+
+@click.command()
+@storage_option
+@click.option(
+    "--host",
+    metavar="H",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen at; there is no password.",
+)
+@click.option(
+    "--port",
+    metavar="P",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="0 takes a free one.",
+)
+def dashboard(storage: str, host: str, port: int) -> None:
+    """Serve optuna-dashboard and the Plotly front on one address, read-only."""
+    from hscc_search.report.live import serve
+
+    quiet_optuna()
+    serve(storage, host, port, lambda address: click.echo(f"dashboard: {address} (Ctrl-C ends it)"))

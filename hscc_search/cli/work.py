@@ -1,0 +1,145 @@
+"""The commands that compute trials: ``train``, ``run``, ``worker`` and ``proxy``."""
+
+from pathlib import Path
+
+import click
+
+from hscc_search.cli.options import (
+    absolute,
+    checkpoint_option,
+    data_option,
+    device_option,
+    naming_storage,
+    storage_option,
+    timeout_option,
+    workers_option,
+)
+from hscc_search.cli.printing import Watch, quiet_optuna, say, show_front
+from hscc_search.config import StudyConfig
+from hscc_search.report.terminal import progress_bars
+
+
+@click.command()
+@click.argument("study")
+@data_option
+@device_option
+def train(study: str, data: Path | None, device: str) -> None:
+    """Train the dense network of STUDY, a file or a name, and keep it in the cache.
+
+    `run` does this by itself.
+    """
+    config = StudyConfig.from_file(study, data__path=absolute(data))
+    if config.model.checkpoint is not None:
+        say(f"study {config.name} names the checkpoint {config.model.checkpoint}: there is nothing to train")
+        return
+    from hscc_search.dense.opened import checkpoint_path, open_dense
+    from hscc_search.evaluation.predictions import predict
+
+    with progress_bars() as report:
+        opened = open_dense(config, device, report)
+    validation = opened.parts.validation
+    scores = predict(opened.network, validation, config.data, opened.device)
+    accuracy = float((scores.argmax(axis=1) == validation.labels).mean())
+    say(f"dense {config.model.name}: accuracy {accuracy:.4f} on {len(validation)} validation images")
+    say(f"checkpoint: {checkpoint_path(config, opened.dataset)}")
+    say(f"next: hscc-search run {study}{f' --data {data}' if data else ''}")
+
+
+@click.command()
+@click.argument("study")
+@click.option(
+    "--storage",
+    metavar="URL",
+    envvar="HSCC_STORAGE",
+    help="Database of the studies, in place of the study file's.",
+)
+@click.option(
+    "--trials",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Finished trials that the study shall have in all.",
+)
+@timeout_option
+@workers_option
+@data_option
+@checkpoint_option
+@device_option
+def run(
+    study: str,
+    storage: str | None,
+    trials: int | None,
+    timeout: float | None,
+    workers: int,
+    data: Path | None,
+    checkpoint: Path | None,
+    device: str,
+) -> None:
+    """Start STUDY, a file or a name, or go on with it until it has all its trials."""
+    config = StudyConfig.from_file(
+        study,
+        storage=storage,
+        trials=trials,
+        timeout=timeout,
+        data__path=absolute(data),
+        model__checkpoint=absolute(checkpoint),
+    )
+    from hscc_search.search.study import run_study
+    from hscc_search.storage import without_password
+
+    quiet_optuna()
+    with progress_bars() as report:
+        watch = Watch(report)
+        result = run_study(config, device, watch, workers)
+    show_front(result)
+    say(
+        f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted{_nothing_to_do(watch)}; "
+        f"stored in {without_password(config.storage)}"
+    )
+    say(f"next: hscc-search front {config.name}{naming_storage(config.storage)} --html front.html")
+
+
+@click.command()
+@click.argument("study_name")
+@storage_option
+@workers_option
+@timeout_option
+@data_option
+@checkpoint_option
+@device_option
+def worker(
+    study_name: str,
+    storage: str,
+    workers: int,
+    timeout: float | None,
+    data: Path | None,
+    checkpoint: Path | None,
+    device: str,
+) -> None:
+    """Work on STUDY_NAME, which `run` has started, until it has all its trials.
+
+    Any number of machines may do so at once; each needs the images and, where the study was given one, the checkpoint.
+    """
+    from hscc_search.search.study import work_on
+
+    quiet_optuna()
+    with progress_bars() as report:
+        watch = Watch(report)
+        study = work_on(storage, study_name, absolute(data), absolute(checkpoint), device, watch, workers, timeout)
+    finished, wanted = len(study.points), study.config.trials
+    say(f"study {study_name}: {finished} trials finished, {wanted} wanted{_nothing_to_do(watch)}")
+
+
+@click.command()
+@storage_option
+@click.option("--host", metavar="H", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", metavar="P", type=click.IntRange(1, 65535), default=13000, show_default=True, help="Port.")
+def proxy(storage: str, host: str, port: int) -> None:
+    """Stand between very many workers and a database: they use grpc://HOST:PORT as their storage."""
+    from hscc_search.storage import serve_proxy
+
+    quiet_optuna()
+    serve_proxy(storage, host, port, lambda address: click.echo(f"proxy: {address} (Ctrl-C ends it)"))
+
+
+def _nothing_to_do(watch: Watch) -> str:
+    return ", so there is nothing to do" if watch.idle else ""

@@ -1,0 +1,90 @@
+"""The folder of a comparison: what it compares, and a file for each measured network.
+
+::
+
+    comparison.json   what all networks share: study, images, checkpoint, epochs of fine-tuning
+    rows/             a file for each network, written whole when it is measured
+
+A comparison that is stopped goes on where it was: a network that has a file is not measured again.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hscc_search.comparison.record import Asked, ComparedNetwork, ComparisonRecord
+from hscc_search.errors import ConfigError
+from hscc_search.files import written_whole
+
+
+def claim(folder: Path, record: ComparisonRecord) -> None:
+    """Make the folder of a comparison, or check that it belongs to the same one.
+
+    The same comparison may ask for other methods, budgets and splits, and for no fine-tuning; once it has asked for
+    some epochs of it, it cannot ask for another number.
+
+    Raises:
+        ConfigError: the folder holds something else, is damaged, or cannot be written to.
+    """
+    path = folder / "comparison.json"
+    if path.exists():
+        before = _read_record(path)
+        _check_same(folder, before, record)
+        if record.epochs == 0:
+            return
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is no comparison: name another output folder")
+    try:
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
+        _write(path, record.stored())
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder} ({error.strerror}): name another output folder") from error
+
+
+def network_path(folder: Path, asked: Asked) -> Path:
+    """Name the file of one network."""
+    name = f"split{asked.seed}-{asked.method}-{asked.budget:.12g}x-{asked.epochs}epochs.json"
+    return folder / "rows" / name
+
+
+def write_network(folder: Path, network: ComparedNetwork) -> None:
+    """Write the file of a measured network."""
+    _write(network_path(folder, network.asked), network.stored())
+
+
+def read_network(path: Path) -> ComparedNetwork:
+    """Read the file of a measured network.
+
+    Raises:
+        ConfigError: the file is damaged, or in a format that this version does not read.
+    """
+    try:
+        return ComparedNetwork.from_stored(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged: delete it, and it is measured again") from error
+
+
+def _read_record(path: Path) -> ComparisonRecord:
+    try:
+        return ComparisonRecord.from_stored(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged: name another output folder") from error
+
+
+def _check_same(folder: Path, before: ComparisonRecord, now: ComparisonRecord) -> None:
+    """Raise ConfigError where two records are of different comparisons."""
+    differences = now.config.differences(before.config)
+    if now.fingerprint != before.fingerprint:
+        differences.append("other images")
+    if now.checkpoint != before.checkpoint:
+        differences.append("other checkpoint")
+    if before.epochs and now.epochs and before.epochs != now.epochs:
+        differences.append(f"finetune: {before.epochs} -> {now.epochs}")
+    if differences:
+        raise ConfigError(f"{folder} holds another comparison ({'; '.join(differences)}): name another output folder")
+
+
+def _write(path: Path, tree: Mapping[str, Any]) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")

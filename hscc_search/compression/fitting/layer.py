@@ -1,0 +1,56 @@
+"""Build and fit the module that takes a layer's place."""
+
+import torch
+from torch import nn
+
+from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.fitting.maps import MapsFit
+from hscc_search.compression.fitting.target import Target
+from hscc_search.compression.fitting.vectors import axis_filters, fit_dense_vectors, fit_factored_vectors
+from hscc_search.compression.layers import build, group_modules
+from hscc_search.compression.ranks.design import LayerDesign
+
+
+def fit_layer(
+    calibration: Calibration, name: str, design: LayerDesign, x: torch.Tensor, step: int = 1
+) -> tuple[nn.Module, torch.Tensor]:
+    """Compress one layer.
+
+    Args:
+        calibration: of the dense network.
+        name: of the layer, Conv2d or Linear.
+        design: regions, clusters and ranks of the layer.
+        x: the layer's input in the partly compressed network, float (images, Cin, height, width), (images, features)
+            or (images, height, width, features).
+        step: ``x`` is of every ``step``-th calibration image.
+
+    Returns:
+        The module that takes the layer's place, and its output for ``x``.
+    """
+    layer = calibration.network.get_submodule(name)
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    target = Target(layer, calibration.record(name), step)
+    module = build(layer, design.form).to(device=x.device, dtype=layer.weight.dtype).eval()
+    if isinstance(layer, nn.Linear) and x.dim() == 2:
+        return module, _fit_vectors(calibration, target, design, module, x)
+    return module, _fit_maps(target, design, module, x)
+
+
+def _fit_vectors(
+    calibration: Calibration, target: Target, design: LayerDesign, module: nn.Module, x: torch.Tensor
+) -> torch.Tensor:
+    ((block,),), ((ranks,),) = design.partition.blocks, design.form.ranks
+    if ranks is None:
+        return fit_dense_vectors(target, block, module, x)
+    key = ("filters", target.record.name)
+    filters = calibration.remember(key, lambda: axis_filters(target.layer, block))
+    return fit_factored_vectors(target, block, sum(ranks), filters, module, x)
+
+
+def _fit_maps(target: Target, design: LayerDesign, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    groups = group_modules(module)
+    if len(groups) == 1:
+        return MapsFit(target, design, 0, module).run(x)
+    shares = x.chunk(len(groups), dim=1)
+    outputs = [MapsFit(target, design, group, groups[group]).run(share) for group, share in enumerate(shares)]
+    return torch.cat(outputs, dim=1)

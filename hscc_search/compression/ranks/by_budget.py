@@ -1,0 +1,88 @@
+"""Ranks for all layers at once: those with the least loss whose cost stays within a budget."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.calibration.record import LayerRecord
+from hscc_search.compression.division.cache import partition_of
+from hscc_search.compression.division.partition import Division
+from hscc_search.compression.ranks.design import LayerDesign, design_layer
+from hscc_search.compression.ranks.knapsack import solve
+from hscc_search.compression.ranks.menu import LayerMenu, layer_menu
+from hscc_search.compression.ranks.options import Group, cheapest
+from hscc_search.compression.ranks.relaxation import relax
+from hscc_search.compression.setting import BudgetOf, Setting
+from hscc_search.errors import CompressionError
+
+
+def design_by_budget(calibration: Calibration, records: list[LayerRecord], setting: Setting) -> dict[str, LayerDesign]:
+    """Choose the ranks with the least loss whose cost, with what cannot be compressed, stays within the budget.
+
+    Returns:
+        The design of each layer by its name.
+
+    Raises:
+        CompressionError: the budget is out of reach.
+    """
+    assert setting.budget is not None
+    total, fixed = _dense_costs(calibration, records, setting.budget_of)
+    limit = int(total / setting.budget) - fixed
+    menus = [_menu(calibration, record, setting.of(record.name).division, setting) for record in records]
+    least = cheapest(_groups(menus))
+    if least > limit:
+        raise CompressionError(
+            f"a budget of {setting.budget:g}x fewer {setting.budget_of} is out of reach: "
+            f"the lowest rank everywhere gives {total / (fixed + least):.3g}x"
+        )
+    if setting.region_gain > 0:
+        menus = _divided_where_it_pays(calibration, records, menus, setting, limit)
+    choices = solve(_groups(menus), limit)
+    designs = {}
+    for record, menu in zip(records, menus, strict=True):
+        count = len(menu.variants)
+        choices_of_layer, choices = choices[:count], choices[count:]
+        designs[record.name] = design_layer(calibration, record, menu.partition, *menu.chosen(choices_of_layer))
+    return designs
+
+
+def _dense_costs(calibration: Calibration, records: list[LayerRecord], budget_of: BudgetOf) -> tuple[int, int]:
+    """The cost of the dense network, and what everything but the layers to compress contributes to it."""
+    if budget_of == "flops":
+        total = calibration.macs
+        return total, total - sum(record.macs for record in records)
+    network = calibration.network
+    total = _parameters(network)
+    return total, total - sum(_parameters(network.get_submodule(record.name)) for record in records)
+
+
+def _divided_where_it_pays(
+    calibration: Calibration, records: list[LayerRecord], menus: list[LayerMenu], setting: Setting, limit: int
+) -> list[LayerMenu]:
+    """Take back the regions of layers where they gain less than the setting asks for."""
+    if all(len(menu.partition.blocks[0]) == 1 for menu in menus):
+        return menus
+    price = relax(_groups(menus), limit).price
+    worthwhile = []
+    for record, menu in zip(records, menus, strict=True):
+        if len(menu.partition.blocks[0]) > 1:
+            undivided = replace(setting.of(record.name).division, region_strategy="none", regions=1)
+            whole = _menu(calibration, record, undivided, setting)
+            if menu.priced(price) > (1 - setting.region_gain) * whole.priced(price):
+                menu = whole
+        worthwhile.append(menu)
+    return worthwhile
+
+
+def _menu(calibration: Calibration, record: LayerRecord, division: Division, setting: Setting) -> LayerMenu:
+    partition = partition_of(calibration, record, division)
+    return layer_menu(calibration, record, partition, setting.rank_multiple, setting.budget_of)
+
+
+def _groups(menus: list[LayerMenu]) -> list[Group]:
+    return [group for menu in menus for group in menu.groups()]
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

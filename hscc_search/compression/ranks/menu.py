@@ -1,0 +1,154 @@
+"""The menu of a layer: all ranks that its blocks may take, with what each costs and loses.
+
+The regions of a group share the input rank, so a group has one variant for each input rank, and a variant one menu for
+each block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.calibration.record import LayerRecord
+from hscc_search.compression.division.partition import Block, Partition
+from hscc_search.compression.form import RegionRanks
+from hscc_search.compression.ranks.costs import BlockCost, block_costs
+from hscc_search.compression.ranks.energy import raise_to_total
+from hscc_search.compression.ranks.losses import input_loss, input_ranks, rank_losses
+from hscc_search.compression.ranks.options import Choice, Classes, Group, Options, least_priced
+from hscc_search.compression.setting import BudgetOf
+
+
+@dataclass(frozen=True)
+class BlockMenu:
+    """What one block may become at one input rank.
+
+    Attributes:
+        block: the block.
+        total_ranks: of the options that are factored, int64 (factored,), ascending.
+        options: what each of them costs and loses; one option more, the last, where the block may also stay dense.
+    """
+
+    block: Block
+    total_ranks: np.ndarray
+    options: Options
+
+    def ranks(self, position: int) -> RegionRanks:
+        """The ranks of the clusters at one of the options."""
+        if position == len(self.total_ranks):
+            return None
+        eigenvalues = self.block.eigenvalues
+        return raise_to_total(eigenvalues, [0] * len(eigenvalues), int(self.total_ranks[position]))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the blocks of one group may become at one input rank.
+
+    Attributes:
+        input_rank: number of channels that the group's input is brought to, None for all of them.
+        menus: of each block.
+    """
+
+    input_rank: int | None
+    menus: tuple[BlockMenu, ...]
+
+    @property
+    def classes(self) -> Classes:
+        """The options of each block."""
+        return [menu.options for menu in self.menus]
+
+
+@dataclass(frozen=True)
+class LayerMenu:
+    """What one layer may become.
+
+    Attributes:
+        partition: of the layer.
+        variants: for each group its variants.
+    """
+
+    partition: Partition
+    variants: tuple[tuple[Variant, ...], ...]
+
+    def groups(self) -> list[Group]:
+        """The groups as the knapsack takes them."""
+        return [[variant.classes for variant in variants] for variants in self.variants]
+
+    def priced(self, price: float) -> float:
+        """The least sum of losses and priced costs, when each block takes what suits it best."""
+        return sum(min(least_priced(classes, price) for classes in group) for group in self.groups())
+
+    def chosen(self, choices: Sequence[Choice]) -> tuple[tuple[tuple[RegionRanks, ...], ...], tuple[int | None, ...]]:
+        """Look up what the knapsack chose for each group.
+
+        Returns:
+            For each group the ranks of each region, and its input rank.
+        """
+        chosen = [variants[number] for variants, (number, _) in zip(self.variants, choices, strict=True)]
+        ranks = tuple(
+            tuple(menu.ranks(position) for menu, position in zip(variant.menus, positions, strict=True))
+            for variant, (_, positions) in zip(chosen, choices, strict=True)
+        )
+        return ranks, tuple(variant.input_rank for variant in chosen)
+
+
+def layer_menu(
+    calibration: Calibration, record: LayerRecord, partition: Partition, multiple: int, budget_of: BudgetOf
+) -> LayerMenu:
+    """Write the menu of a divided layer.
+
+    Args:
+        calibration: of the dense network.
+        record: of the layer.
+        partition: of the layer.
+        multiple: divisor of total ranks and input ranks.
+        budget_of: what its costs are of.
+    """
+    groups = []
+    for costs in block_costs(calibration, record, partition, budget_of):
+        losses = [rank_losses(cost.block, multiple) for cost in costs]
+        choices = input_ranks(record, costs[0].input_channels, multiple)
+        groups.append(tuple(_variant(calibration, record, costs, losses, input_rank) for input_rank in choices))
+    return LayerMenu(partition, tuple(groups))
+
+
+def _variant(
+    calibration: Calibration,
+    record: LayerRecord,
+    costs: list[BlockCost],
+    losses: list[tuple[np.ndarray, np.ndarray]],
+    input_rank: int | None,
+) -> Variant:
+    """The menus of a group's blocks at one input rank.
+
+    Args:
+        calibration: of the dense network.
+        record: of the layer.
+        costs: of each block.
+        losses: total ranks of each block and what they lose, see :func:`rank_losses`.
+        input_rank: see :class:`Variant`.
+    """
+    # The first block pays for bringing the input to fewer channels, which serves all of them.
+    extra = costs[0].encoder(input_rank)
+    menus = []
+    for cost, (total_ranks, losses_of_ranks) in zip(costs, losses, strict=True):
+        loss = input_loss(calibration, record, cost, input_rank)
+        menus.append(_block_menu(cost, total_ranks, losses_of_ranks + loss, input_rank, extra))
+        extra = 0
+    return Variant(input_rank, tuple(menus))
+
+
+def _block_menu(
+    cost: BlockCost, total_ranks: np.ndarray, losses: np.ndarray, input_rank: int | None, extra: int
+) -> BlockMenu:
+    """The options of one block that cost less than its dense filters, and these where all input channels are seen."""
+    costs = cost.factored(total_ranks, input_rank)
+    cheaper = int(np.searchsorted(costs, cost.dense))
+    if input_rank is None:
+        costs, losses = np.append(costs[:cheaper], cost.dense), np.append(losses[:cheaper], 0.0)
+    else:
+        cheaper = max(1, cheaper)  # each block needs an option
+        costs, losses = costs[:cheaper], losses[:cheaper]
+    return BlockMenu(cost.block, total_ranks[:cheaper], Options((costs + extra).astype(np.int64), losses))

@@ -1,0 +1,38 @@
+"""The study file: YAML, checked into one immutable object, and stored with the study it describes.
+
+``study_file`` reads it, the sections say what is allowed (``dense``, ``space``, ``metrics``, on the rules of
+``section``), ``study`` puts them together, ``explain`` says what is wrong, and ``reference`` writes ``REFERENCE.md``.
+"""
+
+from hscc_search.config.dense import DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
+from hscc_search.config.metrics import ConstraintConfig, LatencyConfig
+from hscc_search.config.space import (
+    BudgetRange,
+    ClusterStrategy,
+    CompressionConfig,
+    EnergyRange,
+    IntegerRange,
+    RegionStrategy,
+    SpaceConfig,
+)
+from hscc_search.config.study import DEFAULT_STORAGE, StudyConfig
+from hscc_search.config.study_file import find_study_file
+
+__all__ = [
+    "DEFAULT_STORAGE",
+    "BudgetRange",
+    "ClusterStrategy",
+    "CompressionConfig",
+    "ConstraintConfig",
+    "DataConfig",
+    "EnergyRange",
+    "FinetuningConfig",
+    "IntegerRange",
+    "LatencyConfig",
+    "ModelConfig",
+    "RegionStrategy",
+    "SpaceConfig",
+    "StudyConfig",
+    "TrainingConfig",
+    "find_study_file",
+]

@@ -1,0 +1,40 @@
+"""Names of metrics in a study file, and the sections that speak of metrics."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from hscc_search.config.section import Section
+
+METRICS = ("flops", "macs", "parameters", "megabytes", "latency", "accuracy", "macro_f1")
+
+
+def _check_metric(name: str) -> str:
+    if name in METRICS or re.fullmatch(r"recall:.+", name):
+        return name
+    raise ValueError(f"there is no metric {name!r}: use {', '.join(METRICS)} or recall:CLASS")
+
+
+Metric = Annotated[str, AfterValidator(_check_metric)]
+
+
+class ConstraintConfig(Section):
+    """A bound of one metric that a trial must keep to be on the front."""
+
+    metric: Metric = Field(description=f"one of {', '.join(METRICS)} and recall:CLASS")
+    at_least: float | None = Field(None, description="lower bound, in the unit of the metric; or at_most")
+    at_most: float | None = Field(None, description="upper bound, in the unit of the metric; or at_least")
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "ConstraintConfig":
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"{self.metric} needs either at_least or at_most")
+        return self
+
+
+class LatencyConfig(Section):
+    """How latency is measured where it is an objective or a constraint: in milliseconds per batch, on one thread."""
+
+    runtime: Literal["onnxruntime", "torch"] = Field("onnxruntime", description="what runs the network")
+    batch_size: int = Field(1, ge=1, le=1024, description="images per batch")

@@ -1,0 +1,163 @@
+"""A whole study file, checked into one immutable object that is stored with the study it describes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from hscc_search.config.dense import DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
+from hscc_search.config.explain import explain
+from hscc_search.config.metrics import METRICS, ConstraintConfig, LatencyConfig, Metric
+from hscc_search.config.section import Section
+from hscc_search.config.space import CompressionConfig, SpaceConfig
+from hscc_search.config.study_file import find_study_file, read_study_file
+from hscc_search.errors import ConfigError
+
+# Fields that say how long a study runs, what it tries next, and where things lie: a study goes on when they change.
+# The content of files is compared by digests instead: the fingerprint of the data and that of the dense network.
+_HARMLESS = ("trials", "timeout", "patience", "sampler", "start", "storage", "data.path", "model.checkpoint")
+
+DEFAULT_STORAGE = "sqlite:///hscc-studies.db"
+
+
+class StudyConfig(Section):
+    """One study: the content of a study file with every default filled in."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=100,
+        description="name of the study in its storage: letters, digits, dots, underscores and hyphens",
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="seed of training, compression, search and bootstrap; the split has its own"
+    )
+    data: DataConfig = Field(description="images, their size, and how they are divided")
+    model: ModelConfig = Field(description="the dense network")
+    training: TrainingConfig = Field(TrainingConfig(), description="how the dense network is trained")
+    compression: CompressionConfig = Field(CompressionConfig(), description="what all trials have in common")
+    finetuning: FinetuningConfig = Field(FinetuningConfig(), description="how compressed networks are trained further")
+    space: SpaceConfig = Field(SpaceConfig(), description="what is sampled for each trial")
+    objectives: tuple[Metric, ...] = Field(
+        ("flops", "accuracy"),
+        strict=False,
+        min_length=2,
+        max_length=4,
+        description="metrics of the front, of which costs shall be low and qualities high: "
+        f"{', '.join(METRICS)} and recall:CLASS",
+    )
+    constraints: tuple[ConstraintConfig, ...] = Field(
+        (), strict=False, description="bounds that a trial must keep to be on the front"
+    )
+    latency: LatencyConfig = Field(LatencyConfig(), description="how latency is measured, where it matters")
+    sampler: Literal["auto", "gp", "tpe", "nsga2", "random", "grid"] = Field(
+        "auto",
+        description="what draws the samples: auto varies those of the front, gp is a Gaussian process, "
+        "grid takes each combination of levels",
+    )
+    start: tuple[dict[str, int | float | str], ...] = Field(
+        (), strict=False, description="samples that are tried first, each with a value for everything that is sampled"
+    )
+    trials: int = Field(40, ge=1, description="finished trials that the study shall have in all")
+    timeout: float | None = Field(
+        None, gt=0, description="seconds after which a run starts no more trials; without it there is no limit"
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="end after this many trials that together raised the hypervolume by less than a thousandth; "
+        "without it there is no such end",
+    )
+    storage: str = Field(DEFAULT_STORAGE, description="database of the study, as a SQLAlchemy URL")
+
+    @model_validator(mode="after")
+    def _each_objective_once(self) -> "StudyConfig":
+        if len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives: every objective once, not {list(self.objectives)}")
+        return self
+
+    @model_validator(mode="after")
+    def _levels_for_a_grid(self) -> "StudyConfig":
+        if self.sampler == "grid" and self.space.rule.levels is None:
+            raise ValueError("sampler grid needs levels: say how many in space.energy or space.budget")
+        return self
+
+    @classmethod
+    def from_file(cls, study: str | Path, **overrides: Any) -> "StudyConfig":
+        """Read a study file.
+
+        Args:
+            study: a path, or the name of a study that comes with the package.
+            overrides: values that replace those of the file, by dotted key with ``__`` for the dot, such as
+                ``data__path``; None replaces nothing.
+
+        Raises:
+            ConfigError: no such file, malformed YAML, or a key or value that is not allowed.
+        """
+        path = find_study_file(study)
+        replacing = {name.replace("__", "."): value for name, value in overrides.items() if value is not None}
+        return cls.from_tree(read_study_file(path, replacing), f"study file {path}")
+
+    @classmethod
+    def from_tree(cls, tree: Any, origin: str) -> "StudyConfig":
+        """Check a tree of plain values; ``origin`` names it in the error.
+
+        Raises:
+            ConfigError: names the first wrong key, its value and what is allowed.
+        """
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise ConfigError(f"{origin}: {explain(error, cls)}") from error
+
+    def with_paths(self, data: Path | None, checkpoint: Path | None) -> "StudyConfig":
+        """The same study with its images or its checkpoint under another path; None leaves a path as it is.
+
+        Raises:
+            ConfigError: the study's source of images takes no path.
+        """
+        tree = self.stored()
+        if data is not None:
+            tree["data"]["path"] = data
+        if checkpoint is not None:
+            tree["model"]["checkpoint"] = checkpoint
+        return self.from_tree(tree, f"study {self.name}")
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Check that the classes that metrics name are among those of the images.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        for name in (*self.objectives, *(bound.metric for bound in self.constraints)):
+            metric, _, wanted = name.partition(":")
+            if metric == "recall" and wanted not in classes:
+                raise ConfigError(f"study {self.name}: {name}: there is no class {wanted!r}: use {', '.join(classes)}")
+
+    def finetuned(self, epochs: int) -> "StudyConfig":
+        """The same study with another number of epochs of fine-tuning."""
+        return self.model_copy(update={"finetuning": self.finetuning.model_copy(update={"epochs": epochs})})
+
+    def stored(self) -> dict[str, Any]:
+        """The whole object as JSON-compatible values."""
+        return self.model_dump(mode="json")
+
+    def differences(self, other: "StudyConfig") -> list[str]:
+        """List what differs from ``other`` beyond the harmless fields: ``key: other's value -> own value``."""
+        ours, theirs = _flat(self.stored()), _flat(other.stored())
+        return [
+            f"{key}: {theirs.get(key)} -> {ours.get(key)}"
+            for key in sorted(ours.keys() | theirs.keys())
+            if key not in _HARMLESS and ours.get(key) != theirs.get(key)
+        ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn a tree into its leaves by dotted key."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _flat(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves

@@ -1,0 +1,153 @@
+"""Epochs of stochastic gradient descent, as training and fine-tuning share them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
+
+from hscc_search.config import StudyConfig
+from hscc_search.data import Part
+from hscc_search.dense.augmentation import augment, mix
+from hscc_search.dense.device import fast_bfloat16
+from hscc_search.evaluation.predictions import network_input
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """A network on its way down a loss.
+
+    Attributes:
+        network: changed in place.
+        config: of the study.
+        images: uint8, shape (images, 3, height, width), on the network's device.
+        labels: int64, shape (images,), on the network's device.
+        optimizer: of all weights.
+        schedule: of the learning rate, moved on after each step.
+        steps_per_epoch: full batches of images, or 1 where there is none.
+    """
+
+    network: nn.Module
+    config: StudyConfig
+    images: torch.Tensor
+    labels: torch.Tensor
+    optimizer: torch.optim.Optimizer
+    schedule: OneCycleLR
+    steps_per_epoch: int
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images with the labels that a network should give them.
+
+    Attributes:
+        images: float32, shape (images, 3, height, width), as the network takes them.
+        labels: pairs of a weight and int64 labels, shape (images,): one pair, or two where images are mixed.
+    """
+
+    images: torch.Tensor
+    labels: tuple[tuple[float, torch.Tensor], ...]
+
+
+# From a batch and the network's scores for it, float32, shape (images, classes), to a loss without dimensions.
+Loss = Callable[[Batch, torch.Tensor], torch.Tensor]
+
+
+def start_descent(
+    network: nn.Module, config: StudyConfig, part: Part, learning_rate: float, epochs: int, device: torch.device
+) -> Descent:
+    """Set up SGD with Nesterov momentum under a one-cycle schedule.
+
+    Args:
+        network: on ``device``.
+        config: of the study.
+        part: images to learn from.
+        learning_rate: largest one of the schedule.
+        epochs: length of the schedule.
+        device: where the images are put.
+    """
+    settings = config.training
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.momentum > 0,
+        fused=True,  # one pass over the weights: with AlexNet's 57 million the plain one takes a fifth of a step
+    )
+    steps_per_epoch = len(part) // settings.batch_size or 1
+    schedule = OneCycleLR(optimizer, max_lr=learning_rate, total_steps=epochs * steps_per_epoch)
+    images = torch.from_numpy(np.array(part.images)).to(device)
+    labels = torch.from_numpy(part.labels).to(device)
+    return Descent(network, config, images, labels, optimizer, schedule, steps_per_epoch)
+
+
+def run_epoch(descent: Descent, epoch: int, loss: Loss) -> float:
+    """Go once over the images, in random order, and leave the network in evaluation mode.
+
+    All draws come from a seed of the epoch's own, so that going on after a stop gives the same as an unbroken run.
+
+    Args:
+        descent: network, images, optimizer and schedule.
+        epoch: number of the epoch, from 0.
+        loss: made smaller by each step.
+
+    Returns:
+        Mean loss over the steps.
+    """
+    network, labels, batch_size = descent.network, descent.labels, descent.config.training.batch_size
+    network.train()
+    total = torch.zeros((), device=labels.device)
+    with torch.random.fork_rng():
+        torch.manual_seed(descent.config.seed * 100_003 + epoch)
+        order = torch.randperm(len(labels)).to(labels.device)
+        for step in range(descent.steps_per_epoch):
+            batch = _batch(descent, order[step * batch_size : (step + 1) * batch_size])
+            value = loss(batch, training_scores(network, batch.images))
+            descent.optimizer.zero_grad()
+            value.backward()
+            descent.optimizer.step()
+            descent.schedule.step()
+            total += value.detach()  # read only after the epoch: reading it makes the CPU wait for a GPU
+    network.eval()
+    return float(total) / descent.steps_per_epoch
+
+
+def _batch(descent: Descent, indices: torch.Tensor) -> Batch:
+    """Augment and mix the images at ``indices``."""
+    settings = descent.config.training
+    images = network_input(descent.images[indices], descent.config.data)
+    images = augment(images, settings.flip, settings.affine)
+    return Batch(*mix(images, descent.labels[indices], settings.mixup))
+
+
+def training_scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Scores of a network in the precision of training: bfloat16 where the device is faster with it.
+
+    Args:
+        network: returns scores, or a tuple that begins with them, as some do while they train.
+        images: float32, shape (images, 3, height, width).
+
+    Returns:
+        float32, shape (images, classes).
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=fast_bfloat16(images.device)):
+        output = network(images)
+    return (output if isinstance(output, torch.Tensor) else output[0]).float()
+
+
+def label_loss(config: StudyConfig) -> Loss:
+    """Cross entropy with the labels, smoothed as the study says."""
+    smoothing = config.training.label_smoothing
+
+    def loss(batch: Batch, scores: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), device=scores.device)
+        for weight, labels in batch.labels:
+            if weight > 0:
+                total = total + weight * functional.cross_entropy(scores, labels, label_smoothing=smoothing)
+        return total
+
+    return loss

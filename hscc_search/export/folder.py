@@ -1,0 +1,247 @@
+"""The format of an exported folder: nothing else writes or reads its keys. Needs no torch.
+
+::
+
+    model.onnx          RGB images 0 to 1, (images, 3, height, width) -> class scores (images, classes); one file
+    model.safetensors   the weights of the same network as a torch module
+    architecture.json   how that module is built
+    config.yaml         the study and the trial
+    metrics.json        what the dense and the compressed network reach and cost
+    README.md           the model card
+    manifest.json       SHA-256 of every other file
+
+``FORMAT`` is raised when a file holds other things; then ``from_stored`` learns to read the format before, and ``READ``
+names both. metrics.json and config.yaml are for people and other programs: nothing here reads them back.
+"""
+
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hscc_search.compression.form import NetworkForm
+from hscc_search.config import StudyConfig
+from hscc_search.errors import ExportError
+from hscc_search.evaluation.cost import CountedCost
+from hscc_search.evaluation.quality import Quality
+from hscc_search.files import sha256
+
+FORMAT = 4
+READ = (3, FORMAT)
+
+ONNX, WEIGHTS, ARCHITECTURE = "model.onnx", "model.safetensors", "architecture.json"
+CONFIG, METRICS, CARD, MANIFEST = "config.yaml", "metrics.json", "README.md", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How the torch module is built: ``architecture.json``.
+
+    Attributes:
+        model: name of the dense network, see :func:`hscc_search.dense.networks.build_network`.
+        classes: class names.
+        image_size: side of the images in pixels.
+        mean: per channel, of pixel values 0 to 1.
+        std: per channel.
+        form: of the compressed network.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    form: NetworkForm
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values, with the format and the version that wrote them."""
+        return {"format": FORMAT, "hscc_search": _own_version(), **asdict(self), "form": self.form.stored()}
+
+    @classmethod
+    def from_stored(cls, tree: Mapping[str, Any]) -> "Architecture":
+        """Undo :meth:`stored`. Format 3 did not say which version wrote it."""
+        return cls(
+            model=tree["model"],
+            classes=tuple(tree["classes"]),
+            image_size=tree["image_size"],
+            mean=tuple(tree["mean"]),
+            std=tuple(tree["std"]),
+            form=NetworkForm.from_stored(tree["form"]),
+        )
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one network costs and reaches.
+
+    Attributes:
+        cost: of one image, counted.
+        validation: on the validation part.
+        test: on the test part.
+    """
+
+    cost: CountedCost
+    validation: Quality
+    test: Quality
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What the dense and the compressed network reach and cost: ``metrics.json``.
+
+    Attributes:
+        study: its name.
+        trial: its number.
+        sample: the values that the search drew for it, by name.
+        finetuning_epochs: epochs of fine-tuning after compression.
+        classes: class names.
+        validation_images: size of the validation part.
+        test_images: size of the test part.
+        dense: the dense network.
+        compressed: the compressed network; its quality on the test part is that of ``model.onnx``.
+        right: test images that ``model.onnx`` classifies correctly.
+        torch_differs_on: test images that the torch module puts into another class than ``model.onnx``.
+    """
+
+    study: str
+    trial: int
+    sample: Mapping[str, Any]
+    finetuning_epochs: int
+    classes: tuple[str, ...]
+    validation_images: int
+    test_images: int
+    dense: Results
+    compressed: Results
+    right: int
+    torch_differs_on: int
+
+    @property
+    def flops_ratio(self) -> float:
+        """FLOPs of the dense network over those of the compressed one."""
+        return self.dense.cost.flops / self.compressed.cost.flops
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values."""
+        return {"format": FORMAT, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The study and the trial that the network comes from: ``config.yaml``.
+
+    Attributes:
+        config: of the study.
+        trial: its number.
+        sample: the values that the search drew for it, by name.
+        fingerprint: of the data set.
+        versions: of the packages that the study was created with.
+    """
+
+    config: StudyConfig
+    trial: int
+    sample: Mapping[str, Any]
+    fingerprint: str
+    versions: Mapping[str, str]
+
+    def stored(self) -> dict[str, Any]:
+        """YAML-compatible values, without the paths and the database of the machine that wrote them."""
+        config = self.config.model_dump(
+            mode="json", exclude={"storage": True, "data": {"path"}, "model": {"checkpoint"}}
+        )
+        return {
+            "format": FORMAT,
+            "study": config,
+            "trial": self.trial,
+            "sample": dict(self.sample),
+            "dataset_fingerprint": self.fingerprint,
+            "versions": dict(self.versions),
+        }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The digests by which damage and changes are noticed: ``manifest.json``.
+
+    Attributes:
+        digests: SHA-256 of every other file by its name, in hexadecimal.
+    """
+
+    digests: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Manifest":
+        """Read the files of a folder that has all but its manifest."""
+        return cls({path.name: sha256(path) for path in sorted(folder.iterdir())})
+
+    def check(self, folder: Path, names: Iterable[str]) -> None:
+        """Compare some files of a folder with their digests.
+
+        Raises:
+            ExportError: one is missing, or holds something else.
+        """
+        for name in names:
+            path = folder / name
+            if not path.is_file() or sha256(path) != self.digests.get(name):
+                raise ExportError(f"{path} is missing or was changed since the export: export again")
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values."""
+        return {"sha256": dict(self.digests)}
+
+    @classmethod
+    def from_stored(cls, tree: Mapping[str, Any]) -> "Manifest":
+        """Undo :meth:`stored`."""
+        return cls(dict(tree["sha256"]))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an exported folder.
+
+    Raises:
+        ExportError: there is none, or it is damaged.
+    """
+    try:
+        return Manifest.from_stored(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{folder} is no exported folder: it has no readable {MANIFEST}") from error
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Read how the torch module of an exported folder is built.
+
+    Raises:
+        ExportError: the folder has a format that this version does not read.
+    """
+    tree = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
+    if tree["format"] not in READ:
+        raise ExportError(
+            f"{folder} has format {tree['format']}, written by hscc-search {_writer(folder, tree)}: "
+            f"hscc-search {_own_version()} reads the formats {' and '.join(map(str, READ))}"
+        )
+    return Architecture.from_stored(tree)
+
+
+def write_json(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a file of an exported folder as JSON."""
+    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+
+
+def write_yaml(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write a file of an exported folder as YAML."""
+    path.write_text(yaml.safe_dump(dict(tree), sort_keys=False), encoding="utf-8")
+
+
+def _writer(folder: Path, architecture: Mapping[str, Any]) -> str:
+    """Name the version that wrote a folder; before format 4 only ``config.yaml`` did, by the version of the study."""
+    if "hscc_search" in architecture:
+        return str(architecture["hscc_search"])
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    return str(config["versions"]["hscc-search"])
+
+
+def _own_version() -> str:
+    return importlib.metadata.version("hscc-search")

@@ -1,0 +1,43 @@
+"""An exported folder loaded as a torch module. Needs nothing of what searches or compresses."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from hscc_search.compression.rebuild import rebuild
+from hscc_search.dense.networks import build_network
+from hscc_search.dense.weights import load_weights
+from hscc_search.export.deployed import Deployed
+from hscc_search.export.folder import ARCHITECTURE, WEIGHTS, read_architecture, read_manifest
+
+
+def load(folder: str | Path) -> Deployed:
+    """Load an exported folder as a torch module in evaluation mode.
+
+    Returns:
+        A module that takes float32 RGB images with values 0 to 1, shape (images, 3, image_size, image_size), and
+        returns scores before softmax, shape (images, classes).
+
+    Raises:
+        ExportError: the folder is no export, has a format that this version does not read, or a file in it was changed
+            or damaged.
+        ModelError: the network that it was compressed from cannot be built.
+    """
+    folder = Path(folder)
+    read_manifest(folder).check(folder, (ARCHITECTURE, WEIGHTS))
+    return build_module(folder)
+
+
+def build_module(folder: Path) -> Deployed:
+    """Build the torch module of an exported folder, whose files are taken as they are.
+
+    Raises:
+        ExportError: the folder has a format that this version does not read.
+        ModelError: the network that it was compressed from cannot be built.
+    """
+    architecture = read_architecture(folder)
+    network = build_network(architecture.model, len(architecture.classes), architecture.image_size)
+    rebuild(network, architecture.form)
+    module = Deployed(network, architecture.mean, architecture.std, architecture.image_size)
+    load_weights(module, load_file(folder / WEIGHTS), f"{folder / WEIGHTS}")
+    return module.eval()

@@ -1,0 +1,17 @@
+"""Files that come with the package and are no Python: study files and what the pages are made of."""
+
+from pathlib import Path
+from typing import Literal
+
+_PACKAGE = Path(__file__).parent
+
+
+def resource_folder(name: Literal["studies", "dashboards"]) -> Path:
+    """Locate a folder of files that come with the package.
+
+    Returns:
+        The folder inside the package where it was built and installed, the one at the top of the repository where
+        the package runs from there.
+    """
+    inside = _PACKAGE / name
+    return inside if inside.is_dir() else _PACKAGE.parent / name

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import click
+import pytest
+
+from hscc_search.cli.options import absolute, decimals, integers, naming_storage
+from hscc_search.config import DEFAULT_STORAGE
+
+
+def test_numbers_stand_between_commas():
+    assert integers("--seeds", "0,1,12") == [0, 1, 12]
+    assert decimals("--budgets", "3,4.5") == [3.0, 4.5]
+
+
+@pytest.mark.parametrize("text", ["", "1;2", "1,two", "1,"])
+@pytest.mark.parametrize("read", [integers, decimals])
+def test_what_is_no_number_is_refused_with_the_option(read, text):
+    with pytest.raises(click.BadParameter) as refused:
+        read("--some", text)
+    assert refused.value.param_hint == "--some"
+    assert repr(text) in refused.value.message
+
+
+def test_whole_numbers_have_no_fraction():
+    with pytest.raises(click.BadParameter, match="whole numbers"):
+        integers("--seeds", "0.5")
+
+
+def test_a_next_command_names_a_storage_that_is_not_the_default_and_no_password():
+    assert naming_storage(DEFAULT_STORAGE) == ""
+    assert naming_storage("sqlite:///my.db") == " --storage sqlite:///my.db"
+    assert "secret" not in naming_storage("postgresql://user:secret@host/studies")
+
+
+def test_a_path_of_an_option_is_relative_to_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute(Path("images")) == tmp_path / "images"
+    assert absolute(None) is None

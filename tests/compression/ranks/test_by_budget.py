@@ -1,0 +1,243 @@
+import itertools
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from designs import assert_ranks_fit, every_block, loss_of, macs_of, parameters_of
+from geometry import SIDE, seeded, smooth_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.compress import compress
+from hscc_search.compression.division import clusters as cluster_strategies
+from hscc_search.compression.division import regions as region_strategies
+from hscc_search.compression.form import total_rank
+from hscc_search.compression.ranks.choice import choose_ranks
+from hscc_search.compression.ranks.knapsack import solve
+from hscc_search.compression.ranks.menu import layer_menu
+from hscc_search.compression.ranks.options import cheapest
+from hscc_search.compression.ranks.options import loss_of as loss_of_options
+from hscc_search.compression.setting import Setting
+from hscc_search.dense.networks import DigitsCNN
+from hscc_search.errors import CompressionError
+
+# What a whole number of filters may leave of a budget, where one filter is a small part of the network.
+USED = 1.03
+
+
+@pytest.mark.parametrize("asked", [1.4, 2, 3])
+@pytest.mark.parametrize("multiple", [1, 8])
+@pytest.mark.parametrize(("count", "clusters"), [(1, 1), (4, 1), (1, 2), (4, 2)])
+def test_a_budget_of_flops_is_kept_and_used(calibration, asked, multiple, count, clusters):
+    setting = Setting(count, clusters, budget=asked, region_gain=0, rank_multiple=multiple)
+    designs = choose_ranks(calibration, setting)
+    achieved = calibration.macs / macs_of(calibration, designs)
+    assert achieved >= asked * (1 - 1e-9)
+    if multiple == 1:
+        assert achieved <= USED * asked
+    assert_ranks_fit(calibration, designs, multiple)
+    assert any(designed.ranks is not None for designed in every_block(designs))
+
+
+@given(
+    strategy=st.sampled_from(sorted(region_strategies.STRATEGIES)),
+    cluster_strategy=st.sampled_from(sorted(cluster_strategies.STRATEGIES)),
+    count=st.integers(1, 6),
+    clusters=st.integers(1, 3),
+    multiple=st.sampled_from([1, 2, 4]),
+    asked=st.floats(1.05, 5),
+    of=st.sampled_from(["flops", "parameters"]),
+    gain=st.sampled_from([0, 0.1]),
+)
+@settings(max_examples=25, deadline=None)
+def test_no_strategy_breaks_a_budget(residual, strategy, cluster_strategy, count, clusters, multiple, asked, of, gain):
+    setting = Setting(
+        count,
+        clusters,
+        budget=asked,
+        budget_of=of,
+        region_gain=gain,
+        rank_multiple=multiple,
+        region_strategy=strategy,
+        cluster_strategy=cluster_strategy,
+    )
+    try:
+        designs = choose_ranks(residual, setting)
+    except CompressionError as error:
+        (reachable,) = re.findall(r"gives ([\d.]+)x", str(error))
+        assert float(reachable) <= asked * 1.01
+        return
+    assert_ranks_fit(residual, designs, multiple)
+    if of == "flops":
+        assert macs_of(residual, designs) * asked <= residual.macs * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("count", "clusters", "multiple"), [(1, 1, 1), (1, 3, 8), (2, 1, 1), (4, 2, 2)])
+def test_a_budget_of_parameters_is_kept_by_the_network_itself(calibration, count, clusters, multiple):
+    asked = 1.5
+    setting = Setting(count, clusters, budget=asked, budget_of="parameters", rank_multiple=multiple)
+    achieved = parameters_of(calibration.network) / parameters_of(compress(calibration, setting).network)
+    assert achieved >= asked * (1 - 1e-9)
+    if (count, multiple) == (1, 1):
+        assert achieved <= USED * asked
+
+
+def highest_budget(calibration, setting):
+    """The budget within reach, as the error about one that is not tells it."""
+    with pytest.raises(CompressionError, match="out of reach") as caught:
+        choose_ranks(calibration, setting(1e6))
+    (told,) = re.findall(r"gives ([\d.e+]+)x", str(caught.value))
+    return float(told)
+
+
+@pytest.mark.parametrize("of", ["flops", "parameters"])
+@pytest.mark.parametrize(("count", "multiple"), [(1, 1), (4, 1), (1, 8)])
+def test_a_budget_out_of_reach_is_an_error_that_tells_what_is_in_reach(calibration, of, count, multiple):
+    def setting(budget):
+        return Setting(count, 2, budget=budget, budget_of=of, rank_multiple=multiple)
+
+    highest = highest_budget(calibration, setting)
+    assert highest > 1
+    designs = choose_ranks(calibration, setting(highest * 0.99))
+    if multiple == 1:
+        assert min(sum(designed.ranks) for designed in every_block(designs) if designed.ranks is not None) == 1
+    with pytest.raises(CompressionError, match=f"{of} is out of reach"):
+        choose_ranks(calibration, setting(highest * 1.01))
+
+
+def test_a_budget_loses_less_than_energies_and_shares_that_cost_as_much(calibration):
+    for rule in [{"energy": 0.8}, {"energy": 0.95}, {"channel_share": 0.2}, {"channel_share": 0.4}]:
+        by_cluster = choose_ranks(calibration, Setting(2, 2, **rule))
+        asked = calibration.macs / macs_of(calibration, by_cluster)
+        by_budget = choose_ranks(calibration, Setting(2, 2, budget=asked * (1 - 1e-9)))
+        assert loss_of(by_budget) < 0.9 * loss_of(by_cluster)
+
+
+@pytest.mark.parametrize(("count", "asked"), [(2, 2), (4, 3), (3, 6)])
+def test_regions_share_the_input_ranks_that_lose_least_of_all(count, asked):
+    def build():
+        first, second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 12, 5, padding=2)
+        pooled = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)]
+        return nn.Sequential(first, nn.ReLU(), second, *pooled)
+
+    calibration = calibrate(seeded(build), smooth_images(48))
+    designs = choose_ranks(calibration, Setting(count, budget=asked, region_gain=0))
+    # The menus of layers as they were divided; one that stays dense is whole in its design.
+    divided = choose_ranks(calibration, Setting(count, energy=0.5))
+    menus = {
+        name: layer_menu(calibration, calibration.record(name), divided[name].partition, 1, "flops") for name in designs
+    }
+    variants_of_layers = [variants for menu in menus.values() for variants in menu.variants]
+    assert [len(variants) for variants in variants_of_layers] == [3, 8]
+
+    fixed = calibration.macs - sum(calibration.record(name).macs for name in designs)
+    limit = int(calibration.macs / asked) - fixed
+    losses = []
+    for variants in itertools.product(*variants_of_layers):
+        groups = [[variant.classes] for variant in variants]
+        if cheapest(groups) <= limit:
+            choices = zip(groups, solve(groups, limit), strict=True)
+            losses.append(sum(loss_of_options(classes, positions) for (classes,), (_, positions) in choices))
+    lost = sum(loss_in_menu(menus[name], design.form) for name, design in designs.items())
+    assert lost == pytest.approx(min(losses), rel=1e-9)
+
+
+def loss_in_menu(menu, form):
+    """What a layer's form loses by its menu."""
+    ((regions,), (input_rank,), (variants,)) = form.ranks, form.input_ranks, menu.variants
+    if regions == (None,):
+        return 0.0
+    (variant,) = [variant for variant in variants if variant.input_rank == input_rank]
+    loss = 0.0
+    for own, ranks in zip(variant.menus, regions, strict=True):
+        positions = [*own.total_ranks.tolist(), None]
+        loss += own.options.losses[positions.index(total_rank(ranks))]
+    return loss
+
+
+def test_a_layer_that_the_loss_depends_on_more_gets_more_of_a_budget(residual):
+    def macs_of_mix(factor):
+        records = tuple(
+            replace(record, effects=record.effects * (factor if record.name == "mix" else 1))
+            for record in residual.records
+        )
+        return choose_ranks(replace(residual, records=records), Setting(budget=2.5))["mix"].macs
+
+    assert macs_of_mix(1e-2) < macs_of_mix(1) < macs_of_mix(1e2)
+
+
+def test_a_higher_budget_loses_more(calibration):
+    losses = [loss_of(choose_ranks(calibration, Setting(2, budget=asked))) for asked in (1.2, 1.6, 2.4, 4)]
+    assert losses == sorted(losses)
+    assert losses[0] < losses[-1]
+
+
+class Halves(nn.Module):
+    """Two convolutions over maps whose left and right halves are about different things, or about the same."""
+
+    def __init__(self, differ):
+        super().__init__()
+        self.differ = differ
+        self.layers = nn.Sequential(nn.Conv2d(12, 48, 1), nn.Conv2d(48, 48, 1))
+        self.head = nn.Linear(48, 5)
+
+    def forward(self, x):
+        x = torch.cat([x, x.square(), x.abs(), x.sin()], dim=1)
+        if self.differ:
+            left = (torch.arange(x.shape[3]) < x.shape[3] // 2).expand(6, -1)[:, None, :]
+            x = x * torch.cat([left, ~left])
+        return self.head(self.layers(x).mean(dim=(2, 3)))
+
+
+def regions_of(calibration, **values):
+    designs = choose_ranks(calibration, Setting(2, budget=2, region_strategy="kmeans", **values))
+    return len(designs["layers.1"].partition.blocks[0])
+
+
+def test_a_layer_is_divided_only_where_that_gains_within_a_budget():
+    differ = calibrate(seeded(lambda: Halves(True)), torch.randn(48, 3, SIDE, SIDE))
+    alike = calibrate(seeded(lambda: Halves(False)), torch.randn(48, 3, SIDE, SIDE))
+    assert regions_of(differ) == 2
+    assert regions_of(alike) == 1
+    assert regions_of(alike, region_gain=0) == 2
+    assert regions_of(differ, region_gain=1) == 1
+
+
+def test_a_network_that_is_sure_of_itself_still_has_ranks_to_lose():
+    """With every prediction certain no gradient is left: all responses count alike then, and none may be dropped."""
+
+    def build():
+        network = DigitsCNN(5, SIDE)
+        with torch.no_grad():
+            network[-1].weight.mul_(1e8)
+        return network
+
+    calibration = calibrate(seeded(build), smooth_images(16))
+    designs = choose_ranks(calibration, Setting(budget=2))
+    assert 2 <= calibration.macs / macs_of(calibration, designs) <= USED * 2
+
+
+@pytest.mark.parametrize("of", ["flops", "parameters"])
+def test_what_is_left_dense_counts_in_the_budget(of):
+    class Reused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 32, 3, padding=1)
+            self.twice = nn.Conv2d(32, 32, 3, padding=1)
+            self.last = nn.Conv2d(32, 64, 3, padding=1)
+            self.head = nn.Linear(64, 5)
+
+        def forward(self, x):
+            x = self.twice(self.twice(self.first(x).relu()).relu()).relu()
+            return self.head(self.last(x).relu().mean(dim=(2, 3)))
+
+    calibration = calibrate(seeded(Reused), smooth_images(24))
+    compressed = compress(calibration, Setting(budget=1.4, budget_of=of))
+    if of == "flops":
+        assert 1.4 <= calibration.macs / compressed.macs <= USED * 1.4
+    else:
+        assert 1.4 <= parameters_of(calibration.network) / parameters_of(compressed.network) <= USED * 1.4
+    assert highest_budget(calibration, lambda budget: Setting(budget=budget, budget_of=of)) < 4

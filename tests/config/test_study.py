@@ -1,0 +1,219 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from hscc_search.config import DEFAULT_STORAGE, BudgetRange, SpaceConfig, StudyConfig
+from hscc_search.errors import ConfigError
+
+# What hscc-search 0.1.0 stored of three studies: those that come with the package, and one of defaults alone.
+STORED = json.loads((Path(__file__).parent / "stored-0.1.0.json").read_text())
+
+
+def test_a_file_without_options_gets_every_default(study_file):
+    config = StudyConfig.from_file(study_file())
+    assert (config.seed, config.trials, config.timeout, config.storage) == (0, 40, None, DEFAULT_STORAGE)
+    assert (config.data.image_size, config.data.validation, config.data.test) == (224, 0.15, 0.15)
+    assert (config.training.epochs, config.training.mixup, config.training.flip) == (45, 0.0, True)
+    assert (config.compression.region_strategy, config.compression.calibration_images) == ("grid", 512)
+    assert (config.space.regions.high, config.space.clusters.high, config.space.energy.low) == (9, 3, 0.6)
+    assert config.model.checkpoint is None
+    assert (config.sampler, config.objectives, config.constraints) == ("auto", ("flops", "accuracy"), ())
+    assert (config.space.per, config.start, config.patience) == ("network", (), None)
+    assert (config.latency.runtime, config.latency.batch_size) == ("onnxruntime", 1)
+
+
+def test_a_space_has_an_energy_or_a_budget(study_file, refusal):
+    space = StudyConfig.from_file(study_file(), space={"budget": {"low": 2, "high": 8}}).space
+    assert (space.energy, space.budget.high) == (None, 8)
+    both = {"budget": {"low": 2, "high": 8}, "energy": {"low": 0.5, "high": 0.9}}
+    assert "give energy or budget, not both" in refusal(study_file(), space=both)
+    assert "low 9" in refusal(study_file(), space={"budget": {"low": 9, "high": 8}})
+
+
+@pytest.mark.parametrize("space", [{}, {"energy": None}, {"budget": None}, {"energy": None, "budget": None}])
+def test_energy_has_a_default_where_there_is_no_budget(study_file, space):
+    assert StudyConfig.from_file(study_file({"space": space})).space == SpaceConfig()
+    assert SpaceConfig().rule == SpaceConfig().energy == SpaceConfig.model_fields["energy"].default
+
+
+@pytest.mark.parametrize("energy", [{}, {"energy": None}])
+def test_a_budget_leaves_no_energy(study_file, energy):
+    """Also where null is said, as it is stored."""
+    space = StudyConfig.from_file(study_file({"space": {**energy, "budget": {"low": 2, "high": 8}}})).space
+    assert space.energy is None
+    assert space.rule == space.budget == BudgetRange(low=2, high=8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("trails", 3, "trials"),
+        ("data.image_sise", 64, "image_size"),
+        ("training.epoch", 4, "epochs"),
+        ("space.regions.middle", 5, "low, high"),
+        ("trials", "many", "integer"),
+        ("trials", True, "integer"),
+        ("trials", 2.5, "integer"),
+        ("trials", {"low": 1}, "integer"),
+        ("data.path", 17, "path"),
+        ("data.mean", [0.5, 0.5], "3"),
+        ("data.std", [0.5, 0.5], "3"),
+        ("training.flip", "sometimes", "boolean"),
+        ("storage", 5, "string"),
+        ("model.name", None, "string"),
+        ("trials", 0, "equal to 1"),
+        ("timeout", 0, "greater than 0"),
+        ("seed", -1, "equal to 0"),
+        ("seed", 10**30, "less than"),
+        ("data.image_size", 7, "equal to 8"),
+        ("data.validation", 0.5, "less than 0.5"),
+        ("data.test", 0, "greater than 0"),
+        ("data.mean", [float("nan"), 0.5, 0.5], "finite"),
+        ("training.learning_rate", float("inf"), "finite"),
+        ("training.momentum", 1, "less than 1"),
+        ("compression.calibration_images", 0, "equal to 8"),
+        ("compression.region_strategy", "hexagons", "'grid'"),
+        ("compression.cluster_strategy", "kmeans", "'coactivation'"),
+        ("compression.rank_multiple", 0, "equal to 1"),
+        ("compression.region_gain", 1.5, "equal to 1"),
+        ("finetuning.epoch", 1, "epochs"),
+        ("finetuning.epochs", -1, "equal to 0"),
+        ("finetuning.learning_rate", 0, "greater than 0"),
+        ("finetuning.distillation", 1.1, "equal to 1"),
+        ("finetuning.temperature", 0, "greater than 0"),
+        ("space.energy.high", 1.5, "equal to 1"),
+        ("space.regions.low", 0, "equal to 1"),
+        ("space.budget.low", 1, "greater than 1"),
+        ("name", "two words", "pattern"),
+        ("sampler", "best", "'auto'"),
+        ("patience", 0, "equal to 1"),
+        ("latency.runtime", "tensorrt", "'onnxruntime'"),
+        ("latency.batch_size", 0, "equal to 1"),
+        ("objectives", ["speed", "accuracy"], "recall:CLASS"),
+        ("objectives", ["recall:", "accuracy"], "recall:CLASS"),
+        ("space.per", "channel", "'network'"),
+        ("space.region_strategy", ["hexagons"], "'grid'"),
+        ("space.rank_multiple", [0], "equal to 1"),
+        ("space.energy.levels", 1, "equal to 2"),
+    ],
+)
+def test_a_wrong_entry_is_named_with_its_key_its_value_and_what_is_allowed(study_file, refusal, key, value, allowed):
+    changes = {key: value}
+    if key.startswith("space.") and key.count(".") == 2:
+        section = key.rpartition(".")[0]
+        changes = {f"{section}.low": 1, f"{section}.high": 1, **changes}
+    path = study_file(changes)
+    message = refusal(path)
+    shown = value[0] if isinstance(value, list) and value[0] != 0.5 else value
+    assert str(path) in message
+    assert key in message
+    assert repr(shown) in message
+    assert allowed in message.replace(repr(shown), "", 1).replace(key, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"objectives": ["flops", "flops"]}, "objectives: every objective once"),
+        ({"objectives": ["accuracy"]}, "at least 2 items"),
+        ({"objectives": ["flops", "macs", "accuracy", "latency", "macro_f1"]}, "at most 4 items"),
+        ({"constraints": [{"metric": "speed", "at_most": 1}]}, "constraints.0.metric: there is no metric 'speed'"),
+        ({"constraints": [{"metric": "flops", "at_best": 1}]}, "allowed here are metric, at_least, at_most"),
+        ({"constraints": [{"metric": "latency"}]}, "latency needs either at_least or at_most"),
+        ({"constraints": [{"metric": "latency", "at_least": 1, "at_most": 2}]}, "needs either at_least or at_most"),
+        ({"sampler": "grid"}, "sampler grid needs levels"),
+        ({"space": {"region_strategy": ["grid", "grid"]}}, "region_strategy: every choice once"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(study_file, refusal, changes, said):
+    assert said in refusal(study_file(changes))
+
+
+def test_a_grid_may_have_levels_of_energies_or_of_budgets(study_file):
+    for rule in ({"energy": {"low": 0.5, "high": 0.9, "levels": 3}}, {"budget": {"low": 2, "high": 8, "levels": 3}}):
+        assert StudyConfig.from_file(study_file({"sampler": "grid", "space": rule})).sampler == "grid"
+
+
+def test_a_range_whose_low_end_is_above_its_high_end_is_refused_with_both(study_file, refusal):
+    message = refusal(study_file({"space.regions": {"low": 5, "high": 2}}))
+    assert "space.regions: low 5 is above high 2" in message
+
+
+def test_source_and_path_must_fit(study_file, refusal):
+    assert "--data" in refusal(study_file({"data": {"source": "folder"}}))
+    assert "takes no path" in refusal(study_file({"data": {"source": "digits", "path": "images"}}))
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"trials": 99},
+        {"timeout": 5.0},
+        {"patience": 5},
+        {"sampler": "random"},
+        {"start": [{"regions": 1, "clusters": 1, "energy": 0.9}]},
+        {"storage": "sqlite:///other.db"},
+        {"data__path": Path("/elsewhere")},
+        {"model__checkpoint": Path("/elsewhere.pt")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_study_goes_on_when_a_path_or_a_length_changes(study_file, harmless):
+    path = study_file()
+    assert StudyConfig.from_file(path, **harmless).differences(StudyConfig.from_file(path)) == []
+
+
+def test_differences_name_key_old_and_new_value(study_file):
+    path = study_file()
+    old, new = StudyConfig.from_file(path), StudyConfig.from_file(path, seed=4, space__regions={"low": 2, "high": 3})
+    assert new.differences(old) == ["seed: 0 -> 4", "space.regions.high: 9 -> 3", "space.regions.low: 1 -> 2"]
+
+
+@pytest.mark.parametrize("tree", STORED.values(), ids=STORED)
+def test_a_study_of_the_version_before_reads_as_what_it_is(tree):
+    config = StudyConfig.from_tree(tree, "storage")
+    assert config.stored() == tree
+
+
+def test_the_shipped_studies_go_on_where_the_version_before_began_them(monkeypatch):
+    monkeypatch.setenv("BRAIN_TUMOR_MRI", "/images")
+    for name in ("digits", "brain_tumor_alexnet"):
+        assert StudyConfig.from_file(name).differences(StudyConfig.from_tree(STORED[name], "storage")) == []
+
+
+def test_a_stored_study_reads_back_equal(study_file):
+    changes = {"timeout": 60, "data.mean": [0.1, 0.2, 0.3], "model.checkpoint": "w.pt", "space.clusters.high": 4}
+    config = StudyConfig.from_file(study_file({**changes, "space.clusters.low": 2}))
+    again = StudyConfig.from_tree(config.stored(), "storage")
+    assert again == config
+    assert again.differences(config) == []
+
+
+def test_with_paths_moves_images_and_checkpoint_and_nothing_else(study_file):
+    config = StudyConfig.from_file(study_file())
+    moved = config.with_paths(Path("/new/images"), Path("/new/weights.pt"))
+    assert (moved.data.path, moved.model.checkpoint) == (Path("/new/images"), Path("/new/weights.pt"))
+    assert moved.differences(config) == []
+    assert config.with_paths(None, None) == config
+    with pytest.raises(ConfigError, match="takes no path"):
+        StudyConfig.from_file("digits").with_paths(Path("/new/images"), None)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"objectives": ["recall:seven", "flops"]}, {"constraints": [{"metric": "recall:seven", "at_least": 0.5}]}],
+)
+def test_a_recall_of_no_class_is_refused_with_the_classes(study_file, changes):
+    config = StudyConfig.from_file(study_file(changes))
+    with pytest.raises(ConfigError) as refused:
+        config.check_classes(("cat", "dog"))
+    assert str(refused.value) == "study own: recall:seven: there is no class 'seven': use cat, dog"
+    config.check_classes(("seven", "eight"))
+
+
+def test_a_class_may_have_a_colon_in_its_name(study_file):
+    config = StudyConfig.from_file(study_file({"objectives": ["flops", "recall:grade:2"]}))
+    config.check_classes(("grade:1", "grade:2"))
+    with pytest.raises(ConfigError, match="no class 'grade:2'"):
+        config.check_classes(("grade", "2"))

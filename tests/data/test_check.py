@@ -1,0 +1,43 @@
+import shutil
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from hscc_search.data import check_folder
+
+
+@pytest.fixture
+def photographs():
+    return [Image.fromarray(photograph[:200, :200]) for photograph in load_sample_images().images]
+
+
+def test_check_counts_copies_conflicts_and_unreadable_files(tmp_path, photographs):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    photographs[0].save(tmp_path / "cat" / "0.png")
+    shutil.copy(tmp_path / "cat" / "0.png", tmp_path / "cat" / "1.png")
+    photographs[1].save(tmp_path / "cat" / "2.png")
+    photographs[0].save(tmp_path / "dog" / "3.jpg", quality=80)
+    (tmp_path / "dog" / "4.jpg").write_text("no image")
+    report = check_folder(tmp_path)
+    assert report.classes == {"cat": 3, "dog": 2}
+    assert report.exact_copies == 1
+    assert report.near_pairs == 2
+    conflicts = [(first.name, second.name) for first, second in report.conflicts]
+    assert conflicts == [("0.png", "3.jpg"), ("1.png", "3.jpg")]
+    assert [path.name for path, _ in report.unreadable] == ["4.jpg"]
+    assert "cannot identify" in report.unreadable[0][1]
+
+
+def test_check_finds_nothing_in_a_clean_folder(image_folder):
+    report = check_folder(image_folder({"cat": 3, "dog": 2}))
+    assert report.classes == {"cat": 3, "dog": 2}
+    assert (report.exact_copies, report.near_pairs, report.conflicts, report.unreadable) == (0, 0, [], [])
+
+
+def test_every_file_is_reported_once(image_folder):
+    folder, steps = image_folder({"cat": 3, "dog": 2}), []
+    (folder / "dog" / "broken.png").write_text("no image")
+    check_folder(folder, steps.append)
+    assert [(step.done, step.total) for step in steps] == [(done, 6) for done in range(1, 7)]

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from hscc_search.config import StudyConfig
+from hscc_search.data import load_dataset
+
+IMAGES_PER_CLASS = 50
+
+
+@pytest.fixture(scope="session")
+def digit_images(tmp_path_factory):
+    """A folder with the first digits of each class: enough to learn something from, few enough to be fast."""
+    folder = tmp_path_factory.mktemp("images")
+    digits = load_digits()
+    for label in range(10):
+        (folder / str(label)).mkdir()
+        for index, pixels in enumerate(digits.images[digits.target == label][:IMAGES_PER_CLASS]):
+            Image.fromarray((pixels * (255 / 16)).round().astype(np.uint8)).save(folder / str(label) / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def study(digit_images):
+    """Make a study of those digits that trains quickly and with all random changes but affine ones."""
+    quick = {
+        "training__epochs": 3,
+        "training__flip": True,
+        "training__affine": False,
+        "training__mixup": 0.2,
+        "training__batch_size": 32,
+        "training__learning_rate": 0.02,
+    }
+
+    def make(**overrides):
+        data = {"data__source": "folder", "data__path": digit_images}
+        return StudyConfig.from_file("digits", **{**data, **quick, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def plain_study(study):
+    """Make such a study without random changes to images."""
+
+    def make(**overrides):
+        plain = {"training__epochs": 6, "training__flip": False, "training__mixup": 0.0}
+        return study(**{**plain, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def first_cache(study, tmp_path_factory):
+    """A cache folder that holds the decoded digits."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HSCC_CACHE", str(folder))
+        load_dataset(study().data)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(first_cache, tmp_path, monkeypatch):
+    """A cache folder of the test's own; only the decoded digits are shared."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "pixels").symlink_to(first_cache / "pixels")
+    monkeypatch.setenv("HSCC_CACHE", str(folder))
+    return folder

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hscc_search.dense.networks import build_network
+from hscc_search.evaluation.counters import measure_cost
+
+
+@pytest.fixture(scope="module")
+def alexnet():
+    return measure_cost(build_network("alexnet", 4, 224), 224)
+
+
+def test_alexnet_has_the_known_cost(alexnet):
+    # Five convolutions, 655 566 528, and three fully connected layers, 54 542 336.
+    assert alexnet.macs == 710_108_864
+    assert alexnet.flops == 2 * alexnet.macs
+    assert alexnet.parameters == 57_020_228
+    assert alexnet.megabytes == pytest.approx(4 * 57.020228)
+
+
+def test_operators_that_fvcore_does_not_know_are_named(alexnet):
+    assert alexnet.uncounted["max_pool2d"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [("alexnet", 64), ("resnet18", 32), ("mobilenet_v3_small", 32), ("squeezenet1_1", 32), ("digits_cnn", 16)],
+)
+def test_fvcore_and_torch_count_the_same(name, image_size):
+    network = build_network(name, 4, image_size)
+    cost = measure_cost(network, image_size)
+    assert cost.macs == cost.macs_torch > 0
+    assert cost.flops == 2 * cost.macs
+    assert cost.parameters == sum(parameter.numel() for parameter in network.parameters())
+    stored = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    assert cost.megabytes == pytest.approx(stored / 1e6)
+
+
+@given(
+    image_size=st.integers(5, 20),
+    outputs=st.integers(1, 6),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    depthwise=st.booleans(),
+)
+@settings(max_examples=30, deadline=None)
+def test_a_convolution_costs_its_weights_at_every_position(image_size, outputs, kernel, stride, padding, depthwise):
+    groups = 3 if depthwise else 1
+    layer = nn.Conv2d(3, outputs * groups, kernel, stride, padding, groups=groups)
+    height, width = ((image_size + 2 * padding - k) // stride + 1 for k in kernel)
+    cost = measure_cost(layer, image_size)
+    assert cost.macs == height * width * outputs * kernel[0] * kernel[1] * 3
+    assert cost.macs_torch == cost.macs
+
+
+@given(image_size=st.integers(1, 8), outputs=st.integers(1, 50), bias=st.booleans())
+@settings(max_examples=20, deadline=None)
+def test_a_linear_layer_costs_its_weights(image_size, outputs, bias):
+    cost = measure_cost(nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, outputs, bias)), image_size)
+    assert cost.macs == cost.macs_torch == 3 * image_size**2 * outputs
+    assert cost.parameters == cost.macs + outputs * bias
+
+
+def test_measuring_leaves_the_network_as_it_was():
+    network = build_network("resnet18", 4, 32)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    measure_cost(network, 32)
+    assert not network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

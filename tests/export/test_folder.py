@@ -1,0 +1,86 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stored_values import form_in_format_3, names, network_forms, shares
+
+from hscc_search.compression.form import NetworkForm, total_rank
+from hscc_search.errors import ExportError
+from hscc_search.export.folder import (
+    ARCHITECTURE,
+    FORMAT,
+    MANIFEST,
+    Architecture,
+    Manifest,
+    read_architecture,
+    read_manifest,
+    write_json,
+)
+
+channels = st.tuples(shares, shares, shares)
+architectures = st.builds(
+    Architecture,
+    model=names,
+    classes=st.lists(names, min_size=2, unique=True).map(tuple),
+    image_size=st.integers(8, 1024),
+    mean=channels,
+    std=channels,
+    form=network_forms,
+)
+
+
+def through_json(tree):
+    return json.loads(json.dumps(tree))
+
+
+@given(architectures)
+def test_an_architecture_comes_back_as_it_was_stored(architecture):
+    assert Architecture.from_stored(through_json(architecture.stored())) == architecture
+
+
+@given(architectures)
+def test_an_architecture_of_format_3_is_read(architecture):
+    """Format 3 had total ranks, which is all that the module is built from."""
+    tree = {**architecture.stored(), "format": 3, "form": form_in_format_3(architecture.form)}
+    del tree["hscc_search"]
+    read = Architecture.from_stored(through_json(tree))
+    assert read.form.folds == architecture.form.folds
+    assert read.form.layers.keys() == architecture.form.layers.keys()
+    for name, layer in architecture.form.layers.items():
+        again = read.form.layers[name]
+        assert [[total_rank(ranks) for ranks in regions] for regions in again.ranks] == [
+            [total_rank(ranks) for ranks in regions] for regions in layer.ranks
+        ]
+        assert (again.output_size, again.pieces, again.input_ranks) == (
+            layer.output_size,
+            layer.pieces,
+            layer.input_ranks,
+        )
+
+
+@given(st.dictionaries(names, names))
+def test_a_manifest_comes_back_as_it_was_stored(digests):
+    assert Manifest.from_stored(through_json(Manifest(digests).stored())) == Manifest(digests)
+
+
+def test_a_manifest_notices_what_changed(tmp_path):
+    (tmp_path / "a").write_text("first")
+    (tmp_path / "b").write_text("second")
+    write_json(tmp_path / MANIFEST, Manifest.of(tmp_path).stored())
+    manifest = read_manifest(tmp_path)
+    assert manifest.digests.keys() == {"a", "b"}
+    manifest.check(tmp_path, ("a", "b"))
+    (tmp_path / "b").write_text("third")
+    manifest.check(tmp_path, ("a",))
+    with pytest.raises(ExportError, match="b is missing or was changed"):
+        manifest.check(tmp_path, ("a", "b"))
+
+
+def test_a_newer_folder_is_refused_by_both_formats_and_versions(tmp_path):
+    stored = Architecture("digits_cnn", ("a", "b"), 16, (0.5,) * 3, (0.5,) * 3, NetworkForm((), {})).stored()
+    own_version = stored["hscc_search"]
+    write_json(tmp_path / ARCHITECTURE, {**stored, "format": FORMAT + 1, "hscc_search": "7.8.9"})
+    message = rf"has format 5, written by hscc-search 7.8.9: hscc-search {own_version} reads the formats 3 and 4"
+    with pytest.raises(ExportError, match=message):
+        read_architecture(tmp_path)

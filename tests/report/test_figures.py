@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import pytest
+
+from hscc_search.report.figures import (
+    draw_front,
+    draw_hypervolume,
+    draw_layers,
+    front_info,
+    hypervolume_info,
+    layers_info,
+)
+
+
+def test_the_figure_shows_every_trial_once(study):
+    info = front_info(study)
+    shown = (*info.members, *info.close, *info.dominated, *info.infeasible)
+    assert sorted(point.trial for point in shown) == list(range(8))
+    assert list(info.members) == study.front
+    figure = draw_front(info)
+    drawn = {trace.name: list(zip(trace.x, trace.y, strict=True)) for trace in figure.data}
+    assert drawn["front (± 1 standard error)"] == [(point["flops"] / 1e9, point["accuracy"]) for point in study.front]
+    assert drawn["dense network"] == [(study.dense["flops"] / 1e9, study.dense["accuracy"])]
+
+
+def test_the_layers_add_up_to_the_trial(study):
+    point = study.front[0]
+    info = layers_info(study, point.trial)
+    assert sum(info.compressed) == point["macs"]
+    assert sum(info.dense) == study.dense["macs"]
+
+
+def test_trials_that_violate_a_constraint_are_crosses_apart_from_the_front(constrained):
+    poor = [point for point in constrained.points if point["accuracy"] < 0.75]
+    assert poor
+    info = front_info(constrained)
+    assert list(info.infeasible) == poor
+    drawn = {trace.name: trace for trace in draw_front(info).data}
+    crosses = drawn["violates a constraint"]
+    assert list(zip(crosses.x, crosses.y, strict=True)) == [(point["flops"] / 1e9, point["accuracy"]) for point in poor]
+    assert all("violates accuracy >= 0.75 by" in text for text in crosses.text)
+    assert "violates" not in "".join(drawn["front (± 1 standard error)"].text)
+
+
+@pytest.mark.parametrize("objectives", [("flops", "accuracy"), ("macro_f1", "recall:3"), ("parameters", "latency")])
+def test_the_line_of_a_front_promises_no_more_than_its_trials_reach(constrained, objectives):
+    """Between two members the line takes the worse value of both objectives."""
+    points = tuple(
+        replace(point, metrics={**point.metrics, "latency": 1 / point["flops"]}) for point in constrained.points
+    )
+    record = constrained.record
+    measured = replace(record.dense.measured, metrics={**record.dense.measured.metrics, "latency": 1e-3})
+    config = record.config.model_copy(update={"objectives": objectives})
+    record = replace(record, config=config, dense=replace(record.dense, measured=measured))
+    info = front_info(replace(constrained, record=record, points=points))
+    assert {info.x, info.y} == set(objectives)
+    (line,) = [trace for trace in draw_front(info).data if trace.mode == "lines+markers"]
+    assert line.line.shape == {"macro_f1": "vh"}.get(info.x, "hv")
+
+
+def test_the_figures_name_what_they_show(study):
+    layers = draw_layers(layers_info(study, study.front[0].trial))
+    assert layers.layout.title.text == f"trial {study.front[0].trial}: multiply-adds per layer"
+    assert layers.layout.yaxis.title.text == "GMACs per image"
+    growth = draw_hypervolume(hypervolume_info(study))
+    assert growth.layout.yaxis.title.text == "normalised hypervolume"
+    assert (growth.data[0].x, growth.data[0].y) == (tuple(range(8)), tuple(study.hypervolumes()))

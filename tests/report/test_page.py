@@ -1,0 +1,51 @@
+from dataclasses import replace
+
+import pytest
+
+from hscc_search.report.page import write_page
+
+
+def test_the_page_renders_with_the_network_off(study, chromium, tmp_path):
+    path = tmp_path / "front.html"
+    write_page(study, path)
+    errors, requests = [], []
+    chromium.on("pageerror", lambda error: errors.append(str(error)))
+    chromium.on("request", lambda request: requests.append(request.url))
+    chromium.context.set_offline(True)
+    chromium.goto(path.as_uri())
+    chromium.wait_for_selector(".scatterlayer .trace")
+    chromium.context.set_offline(False)
+    assert errors == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert "FLOPs against accuracy" in chromium.inner_text("body")
+    # The front, the knee and the dense network at least.
+    assert chromium.locator(".scatterlayer .trace").count() >= 3
+    rows = chromium.locator("table tr").count()
+    assert rows == 1 + 1 + len({*study.confidence.close, *(point.trial for point in study.front)})
+
+
+def test_names_are_escaped(study, tmp_path):
+    record = replace(study.record, classes=("<script>alert(1)</script>", *study.record.classes[1:]))
+    write_page(replace(study, record=record), tmp_path / "page.html")
+    assert "<script>alert(1)</script>" not in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.parametrize("trials", ["some feasible", "none feasible", "none finished"])
+def test_a_page_names_objectives_and_constraints_and_says_whether_there_is_a_front(
+    constrained, chromium, tmp_path, trials
+):
+    infeasible = tuple(replace(point, violations={"accuracy >= 0.75": 0.5}) for point in constrained.points)
+    points = {"some feasible": constrained.points, "none feasible": infeasible, "none finished": ()}[trials]
+    write_page(replace(constrained, points=points), tmp_path / "front.html")
+    errors = []
+    chromium.on("pageerror", lambda error: errors.append(str(error)))
+    chromium.goto((tmp_path / "front.html").as_uri())
+    chromium.wait_for_selector(".scatterlayer .trace")
+    assert errors == []
+    text = chromium.inner_text("body")
+    assert "Objectives: minimise FLOPs, maximise accuracy. Constraints: accuracy >= 0.75." in text
+    assert ("no trial is feasible: trial" in text) == (trials == "none feasible")
+    assert ("no trial is finished yet" in text) == (trials == "none finished")
+    assert ("(knee)" in text) == (trials == "some feasible")
+    if trials == "none feasible":
+        assert chromium.locator("table tr").count() == 2

@@ -1,0 +1,35 @@
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from hscc_search.report.terminal import counting_lines, front_table
+
+
+def test_a_table_of_many_columns_fits_and_breaks_no_number(constrained):
+    more = {"region_strategy": "coactivation", "budget": 3.25}
+    points = tuple(replace(point, sample={**point.sample, **more}) for point in constrained.points)
+    console = Console(width=140, file=io.StringIO(), emoji=False)
+    console.print(front_table(replace(constrained, points=points)))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 140
+    for network in (constrained.dense, *constrained.front):
+        assert any(f"{network['accuracy']:.4f} ± {network.errors['accuracy']:.4f}" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("counted", "words"),
+    [
+        ({"macs_torch": 1, "uncounted": {}}, ["careful: fvcore counts", "torch 1: one of them misses an operator"]),
+        ({"uncounted": {"gelu": 3}}, ["operators that are not counted: gelu (3)"]),
+        ({"uncounted": {}}, []),
+    ],
+    ids=["counters disagree", "not counted", "all counted"],
+)
+def test_notes_on_the_counting_of_flops(study, counted, words):
+    record = study.record
+    record = replace(record, dense=replace(record.dense, cost=replace(record.dense.cost, **counted)))
+    text = "".join(counting_lines(replace(study, record=record)))
+    assert bool(text) == bool(words)
+    assert all(part in text for part in words)
