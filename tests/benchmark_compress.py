@@ -1,4 +1,4 @@
-"""How long compressing takes beside the dense network's own passes, and what memory it needs. Run by `make benchmark`.
+"""Time and memory of compressing, beside the passes of the dense network. Run by `make benchmark`.
 
 Prints two comparisons, each made within one run: AlexNet compressed with given calibration against forward passes of
 the dense network over the calibration images; and the peak memory of compressing stacks of equal layers, 4 and 16 of
@@ -14,26 +14,26 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.calibration.calibrate import BATCH_SIZE, calibrate
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
 from hscc_search.dense.networks import build_network
 from hscc_search.memory import keep_freed_memory
 
-IMAGES, SIDE, REPEATS = 512, 224, 5
-CHANNELS, STACK_IMAGES, STACK_SIDE = 96, 128, 56
+IMAGES, IMAGE_SIZE, REPEATS = 512, 224, 5
+CHANNELS, STACK_IMAGES, STACK_IMAGE_SIZE = 96, 128, 56
 
 
-def smooth_images(count, side):
-    coarse = torch.randn(count, 3, side // 8, side // 8, generator=torch.Generator().manual_seed(0))
-    return nn.functional.interpolate(coarse, size=(side, side), mode="bilinear").contiguous(
+def smooth_images(count, image_size):
+    coarse = torch.randn(count, 3, image_size // 8, image_size // 8, generator=torch.Generator().manual_seed(0))
+    return nn.functional.interpolate(coarse, size=(image_size, image_size), mode="bilinear").contiguous(
         memory_format=torch.channels_last
     )
 
 
 @torch.inference_mode()
 def forward(network, images):
-    for batch in images.split(64):
+    for batch in images.split(BATCH_SIZE):
         network(batch)
 
 
@@ -45,8 +45,8 @@ def seconds_of(work):
 
 def time_beside_forward():
     torch.manual_seed(0)
-    network = build_network("alexnet", 4, SIDE)
-    images = smooth_images(IMAGES, SIDE)
+    network = build_network("alexnet", 4, IMAGE_SIZE)
+    images = smooth_images(IMAGES, IMAGE_SIZE)
     calibration = calibrate(network, images)
     for regions in (1, 4, 9):
         dense, ours = [], []
@@ -60,14 +60,14 @@ def time_beside_forward():
 
 
 def peak_of_stack(depth, results):
-    """Peak memory above what is there before compressing, in MB."""
+    """The peak memory of compressing a stack of layers, in MB above the memory in use before it."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, CHANNELS, 3, padding=1), nn.ReLU()]
     for _ in range(depth):
         layers += [nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.ReLU()]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 4))
-    calibration = calibrate(network, smooth_images(STACK_IMAGES, STACK_SIDE), batch_size=8)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is calibration's: begin anew
+    calibration = calibrate(network, smooth_images(STACK_IMAGES, STACK_IMAGE_SIZE), batch_size=8)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of calibrating
     before = peak_megabytes()
     compress(calibration, Setting(regions=4, budget=4))
     results.put((peak_megabytes() - before, before))
@@ -80,7 +80,7 @@ def peak_megabytes():
 
 def memory_of_stacks():
     context = multiprocessing.get_context("spawn")
-    largest = STACK_IMAGES * CHANNELS * STACK_SIDE**2 * 4 / 2**20
+    largest = STACK_IMAGES * CHANNELS * STACK_IMAGE_SIZE**2 * 4 / 2**20
     for depth in (4, 16):
         results = context.Queue()
         process = context.Process(target=peak_of_stack, args=(depth, results))

@@ -96,7 +96,7 @@ def _run(arguments: list[str], cwd: str, environment: dict[str, str], outputs: l
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, number)
         os.close(descriptor)
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     sys.argv = ["hscc-search", *arguments]
     from hscc_search.cli import main
 

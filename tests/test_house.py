@@ -111,7 +111,7 @@ def test_no_file_and_no_function_is_too_long():
             long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION:
-                long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+                long += [f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"]
     assert not long
 
 

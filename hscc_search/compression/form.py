@@ -57,7 +57,9 @@ class LayerForm:
         """Undo :meth:`stored`. Format 3 had the total rank of a region in place of the ranks of its clusters."""
 
         def region_ranks(ranks: list[int] | int | None) -> RegionRanks:
-            return (ranks,) if isinstance(ranks, int) else ranks and tuple(ranks)
+            if ranks is None:
+                return None
+            return (ranks,) if isinstance(ranks, int) else tuple(ranks)
 
         height, width = tree["output_size"]
         return cls(

@@ -42,7 +42,7 @@ for this table only, with ONNX Runtime running model.onnx.
 
 ## Layers
 
-| layer | regions | form | fewer MACs |
+| layer | regions | ranks | fewer MACs |
 |---|---|---|---|
 {layers}
 

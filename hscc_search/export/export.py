@@ -1,6 +1,7 @@
 """A trial exported: compressed again, written as a folder, and checked by running what was written."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -49,6 +50,13 @@ _STEPS = ("writing model.onnx", "loading the models back", "writing the model ca
 _TOLERANCE = 1e-3
 
 
+class _Answers(NamedTuple):
+    """The class of each test image by each of the two models that were written: integers, shape (images,)."""
+
+    onnx: np.ndarray
+    torch: np.ndarray
+
+
 def export(
     study: Study, point: Point, config: StudyConfig, out: Path, device: str = "auto", report: Report = silent
 ) -> Metrics:
@@ -80,9 +88,9 @@ def export(
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
-        onnx_classes, torch_classes = _check(folder, opened.parts.test)
+        answers = _check(folder, opened.parts.test)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
-        metrics = _measure(record, point, opened, result, cost, onnx_classes, torch_classes)
+        metrics = _measure(record, point, opened, result, cost, answers)
         _describe(folder, record, config, metrics, result)
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
@@ -108,7 +116,7 @@ def _count(result: TrialResult, image_size: int) -> CountedCost:
     if cost.macs != result.measured["macs"]:
         raise ExportError(
             f"fvcore counts {cost.macs} MACs in the compressed network and the formula {result.measured['macs']}: "
-            "a model whose layers run another number of times each time cannot be exported"
+            "a network whose layers run a different number of times on each call cannot be exported"
         )
     return cost
 
@@ -133,11 +141,8 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
     write_json(folder / ARCHITECTURE, architecture.stored())
 
 
-def _check(folder: Path, test: Part) -> tuple[np.ndarray, np.ndarray]:
+def _check(folder: Path, test: Part) -> _Answers:
     """Run both models from their files over the test part.
-
-    Returns:
-        The class of each test image by ONNX Runtime and by torch.
 
     Raises:
         ExportError: their scores differ by more than rounding does.
@@ -148,23 +153,17 @@ def _check(folder: Path, test: Part) -> tuple[np.ndarray, np.ndarray]:
     scale = max(1.0, float(np.abs(by_torch).max()))
     if not gap <= _TOLERANCE * scale:
         raise ExportError(f"{ONNX} and {WEIGHTS} disagree: scores differ by up to {gap:g}")
-    return by_onnx.argmax(axis=1), by_torch.argmax(axis=1)
+    return _Answers(by_onnx.argmax(axis=1), by_torch.argmax(axis=1))
 
 
 def _measure(
-    record: StudyRecord,
-    point: Point,
-    opened: Opened,
-    result: TrialResult,
-    cost: CountedCost,
-    onnx_classes: np.ndarray,
-    torch_classes: np.ndarray,
+    record: StudyRecord, point: Point, opened: Opened, result: TrialResult, cost: CountedCost, answers: _Answers
 ) -> Metrics:
     """Measure the dense and the compressed network on the validation and the test part."""
     test, seed = opened.parts.test, opened.config.seed
     dense_classes = _torch_scores(_deployed(opened.network, opened.config), test).argmax(axis=1)
     dense_test, compressed_test = (
-        measure_quality(predicted, test.labels, record.classes, seed) for predicted in (dense_classes, onnx_classes)
+        measure_quality(predicted, test.labels, record.classes, seed) for predicted in (dense_classes, answers.onnx)
     )
     return Metrics(
         study=opened.config.name,
@@ -176,8 +175,8 @@ def _measure(
         test_images=len(test),
         dense=Results(record.dense.cost, _validation_quality(record.dense.measured, record), dense_test),
         compressed=Results(cost, _validation_quality(result.measured, record), compressed_test),
-        right=int((onnx_classes == test.labels).sum()),
-        torch_differs_on=int((onnx_classes != torch_classes).sum()),
+        right=int((answers.onnx == test.labels).sum()),
+        torch_differs_on=int((answers.onnx != answers.torch).sum()),
     )
 
 

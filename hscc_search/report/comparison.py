@@ -1,4 +1,4 @@
-"""What a comparison leaves behind for people: a JSON summary and a page with its figure."""
+"""A comparison of methods as a JSON summary and a page with its figure."""
 
 import json
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from hscc_search.comparison.summary import Summary
 from hscc_search.files import written_whole
 from hscc_search.report.figures import ACCENT, DENSE, FAINT, INK
 
+# Colours of the peers, in the order in which they occur.
 _PEERS = ("#5f3dc4", "#2b8a3e", "#e67700", "#a61e4d", "#364fc7", "#087f5b")
 
 
@@ -23,32 +24,10 @@ def write_comparison(study: str, summaries: Sequence[Summary], folder: Path) -> 
 
 
 def draw_comparison(study: str, summaries: Sequence[Summary]) -> go.Figure:
-    """Accuracy over FLOPs saved, a line per method, with standard errors; fine-tuned networks are dashed."""
-    figure = go.Figure()
-    peers = [name for name in dict.fromkeys(s.method for s in summaries) if not name.startswith(("hscc", "dense"))]
-    colours = {**dict(zip(peers, _PEERS * len(peers), strict=False)), "hscc": ACCENT, "dense": DENSE}
+    """Draw accuracy over FLOPs saved, a line per method, with standard errors; fine-tuned networks are dashed."""
+    colours = _colours([summary.method for summary in summaries])
     lines = dict.fromkeys((summary.method, summary.epochs) for summary in summaries)
-    for method, epochs in lines:
-        points = [
-            (summary.flops_ratio, summary.accuracy)
-            for summary in summaries
-            if (summary.method, summary.epochs) == (method, epochs) and summary.flops_ratio and summary.accuracy
-        ]
-        points.sort(key=lambda point: point[0])
-        name = f"{method}, {epochs} epochs" if epochs else method
-        figure.add_scatter(
-            x=[ratio for ratio, _ in points],
-            y=[100 * accuracy.value for _, accuracy in points],
-            error_y={"type": "data", "array": [100 * accuracy.se for _, accuracy in points], "thickness": 1},
-            name=name,
-            mode="lines+markers",
-            line={
-                "color": colours.get(method, FAINT),
-                "dash": "dash" if epochs else "solid",
-                "width": 3 if method == "hscc" else 1.5,
-            },
-            hovertemplate="%{x:.2f}x fewer FLOPs<br>accuracy %{y:.2f} %<extra>" + name + "</extra>",
-        )
+    figure = go.Figure([_line(summaries, method, epochs, colours.get(method, FAINT)) for method, epochs in lines])
     figure.update_layout(
         title=f"{study}: accuracy on the test parts, mean over splits ± standard error over images",
         xaxis_title="times fewer FLOPs (one multiply-add is two FLOPs)",
@@ -59,3 +38,28 @@ def draw_comparison(study: str, summaries: Sequence[Summary]) -> go.Figure:
         height=640,
     )
     return figure
+
+
+def _colours(methods: Sequence[str]) -> dict[str, str]:
+    """Colours of HSCC, the dense network and the peers; controls of HSCC have none of their own."""
+    peers = [method for method in dict.fromkeys(methods) if not method.startswith(("hscc", "dense"))]
+    return {**dict(zip(peers, _PEERS * len(peers), strict=False)), "hscc": ACCENT, "dense": DENSE}
+
+
+def _line(summaries: Sequence[Summary], method: str, epochs: int, colour: str) -> go.Scatter:
+    points = [
+        (summary.flops_ratio, summary.accuracy)
+        for summary in summaries
+        if (summary.method, summary.epochs) == (method, epochs) and summary.flops_ratio and summary.accuracy
+    ]
+    points.sort(key=lambda point: point[0])
+    name = f"{method}, {epochs} epochs" if epochs else method
+    return go.Scatter(
+        x=[ratio for ratio, _ in points],
+        y=[100 * accuracy.value for _, accuracy in points],
+        error_y={"type": "data", "array": [100 * accuracy.se for _, accuracy in points], "thickness": 1},
+        name=name,
+        mode="lines+markers",
+        line={"color": colour, "dash": "dash" if epochs else "solid", "width": 3 if method == "hscc" else 1.5},
+        hovertemplate="%{x:.2f}x fewer FLOPs<br>accuracy %{y:.2f} %<extra>" + name + "</extra>",
+    )

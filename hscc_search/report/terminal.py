@@ -131,17 +131,26 @@ def comparison_table(summaries: "Sequence[Summary]") -> Table:
         if budget is not None and summary.budget != budget:
             table.add_section()
         budget = summary.budget
-        table.add_row(
-            summary.method,
-            str(summary.epochs),
-            f"{summary.flops_ratio:.2f}x" if summary.flops_ratio and summary.method != "dense" else "-",
-            f"{summary.parameters / 1e6:.2f} M" if summary.parameters else "-",
-            _points(summary.accuracy),
-            _points(summary.to_dense, "+") if (summary.method, summary.epochs) != ("dense", 0) else "-",
-            "-" if summary.method in ("dense", "hscc") else _points(summary.to_hscc, "+"),
-            *(f"{summary.speedup[run]:.1f}x" if run in summary.speedup else "-" for run in runs),
-        )
+        table.add_row(*_comparison_cells(summary), *_speedup_cells(summary, runs))
     return table
+
+
+def _comparison_cells(summary: "Summary") -> list[str]:
+    """Cells up to ``hscc ahead``; a dash where a network would be compared with itself."""
+    dense = summary.method == "dense"
+    return [
+        summary.method,
+        str(summary.epochs),
+        f"{summary.flops_ratio:.2f}x" if summary.flops_ratio and not dense else "-",
+        f"{summary.parameters / 1e6:.2f} M" if summary.parameters else "-",
+        _points(summary.accuracy),
+        "-" if dense and not summary.epochs else _points(summary.to_dense, "+"),
+        "-" if dense or summary.method == "hscc" else _points(summary.to_hscc, "+"),
+    ]
+
+
+def _speedup_cells(summary: "Summary", runs: "Sequence[str]") -> list[str]:
+    return [f"{summary.speedup[run]:.1f}x" if run in summary.speedup else "-" for run in runs]
 
 
 def _points(share: "Estimate | None", sign: str = "") -> str:

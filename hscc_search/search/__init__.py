@@ -1,1 +1,1 @@
-"""The search around the compressor: what a trial measures, how a study goes on, who is on the front."""
+"""The search around the compressor: the study, its space and samples, its trials, and what is stored of them."""

@@ -49,7 +49,7 @@ def calibrated(request):
 
 @torch.no_grad()
 def mostly_dead(network):
-    """Three channels of four answer with a constant, so that all the variance fits in fewer filters than are cheap."""
+    """Make three channels of four constant, so that so few filters hold all the variance that factors pay."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             layer.weight[torch.arange(len(layer.weight)) % 4 != 0] = 0
@@ -202,14 +202,14 @@ def test_the_mean_response_is_kept_at_any_energy():
         torch.testing.assert_close(compressed(calibration.images).mean(dim=(0, 2)), expected, rtol=1e-4, atol=1e-4)
 
 
-batches = []
+batch_sizes = []
 
 
 class Watched(nn.Module):
-    """Tells of every batch that passes, in all copies."""
+    """Record the size of every batch that passes, through all copies of the network."""
 
     def forward(self, x):
-        batches.append(len(x))
+        batch_sizes.append(len(x))
         return x
 
 
@@ -218,9 +218,9 @@ def test_every_second_of_many_images_is_passed_on(monkeypatch, fewest, expected)
     network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), Watched(), nn.Flatten())
     calibration = calibrate(network, smooth_images(60))
     monkeypatch.setattr("hscc_search.compression.compress.FEWEST_IMAGES", fewest)
-    batches.clear()
+    batch_sizes.clear()
     compressed = compress(calibration, Setting(energy=0.99))
-    assert batches == [expected]
+    assert batch_sizes == [expected]
     # Answers paired with the responses to other images would fit next to nothing.
     assert distance(compressed.network, calibration.network, calibration.images) < 0.6
 

@@ -47,8 +47,8 @@ class Zoo:
     outside: int = 0
 
 
-# VanillaNet's activations call a 7 x 7 convolution as a function: on 128 channels at 16 x 16, then on twice the channels
-# at half the height and width in each of three stages.
+# VanillaNet's activations call a 7 x 7 convolution as a function: on 128 channels at 16 x 16, then on twice the
+# channels at half the height and width in each of three stages.
 SERIES = sum(49 * (128 << stage) * (16 >> stage) ** 2 for stage in range(4))
 
 LIGHT = [

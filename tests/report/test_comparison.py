@@ -18,7 +18,7 @@ PEERS = [method for method in METHODS if not method.startswith("hscc")]
 
 def summary(method, budget=3.0, epochs=0, **changes):
     dense = method == "dense"
-    found = Summary(
+    usual = Summary(
         method=method,
         budget=budget,
         epochs=epochs,
@@ -32,7 +32,7 @@ def summary(method, budget=3.0, epochs=0, **changes):
         speedup={} if dense else dict.fromkeys(RUNS, 12.34),
         failures=(),
     )
-    return replace(found, **changes)
+    return replace(usual, **changes)
 
 
 def missing(method, budget):
@@ -88,7 +88,7 @@ def test_the_page_and_the_summary_are_written_whole(summaries, tmp_path):
         write_comparison("own", [*summaries, missing("alds", 50.0)], tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"summary.json", "comparison.html"}
     stored = json.loads((tmp_path / "summary.json").read_text())
-    assert [one["method"] for one in stored] == [*(one.method for one in summaries), "alds"]
+    assert [tree["method"] for tree in stored] == [*(summary.method for summary in summaries), "alds"]
     assert stored[2]["accuracy"] == summaries[2].accuracy.value
     assert stored[2]["speedup"] == summaries[2].speedup
     page = (tmp_path / "comparison.html").read_text()
@@ -109,12 +109,13 @@ def test_the_table_of_all_methods_fits_120_columns(summaries):
     # No cell is broken either: a line for each row, with all its figures.
     rows = [line.split() for line in text.splitlines() if "x  " in line or line.startswith(" dense")]
     assert len(rows) == len(summaries)
-    for row, one in zip(rows, summaries, strict=True):
-        assert row[:2] == [one.method, str(one.epochs)]
-        if one.method != "dense":
-            assert row[2:8] == [f"{one.flops_ratio:.2f}x", "138.36", "M", f"{100 * one.accuracy.value:.1f}", "±", "5.5"]
+    for row, shown in zip(rows, summaries, strict=True):
+        assert row[:2] == [shown.method, str(shown.epochs)]
+        if shown.method != "dense":
+            accuracy = f"{100 * shown.accuracy.value:.1f}"
+            assert row[2:8] == [f"{shown.flops_ratio:.2f}x", "138.36", "M", accuracy, "±", "5.5"]
             assert row[8:11] == ["-99.5", "±", "5.5"]
-            assert row[11:-4] == (["-"] if one.method == "hscc" else ["+99.5", "±", "5.5"])
+            assert row[11:-4] == (["-"] if shown.method == "hscc" else ["+99.5", "±", "5.5"])
             assert row[-4:] == ["12.3x"] * 4
 
 

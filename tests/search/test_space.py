@@ -18,7 +18,7 @@ LAYERS = ["0", "2", "5", "7", "11"]
 STAGES = {"stage1": ["0", "2"], "stage2": ["5", "7"], "stage3": ["11"]}
 
 
-def space(scopes=(), **changes):
+def make_space(scopes=(), **changes):
     return Space(StudyConfig.from_file("digits", **changes), dict(scopes))
 
 
@@ -49,7 +49,7 @@ choices = st.fixed_dictionaries(
 @st.composite
 def finite_spaces(draw):
     counts = {"regions": draw(ranges), "clusters": draw(ranges)}
-    return space(
+    return make_space(
         draw(st.sampled_from([{}, {"stage1": ["0"], "stage2": ["2", "5"]}])),
         space={"per": "stage", **counts, **draw(rules), **draw(choices)},
     )
@@ -57,29 +57,29 @@ def finite_spaces(draw):
 
 @given(finite_spaces())
 @settings(max_examples=60, deadline=None)
-def test_a_grid_has_every_sample_once_and_each_is_one_of_the_space(one):
-    if one.size > 3000:
+def test_a_grid_has_every_sample_once_and_each_is_one_of_the_space(space):
+    if space.size > 3000:
         return
-    samples = list(one.grid())
-    assert len(samples) == one.size
-    assert len({tuple(sample.items()) for sample in samples}) == one.size
-    assert all(one.checked(sample) == sample for sample in samples)
+    samples = list(space.grid())
+    assert len(samples) == space.size
+    assert len({tuple(sample.items()) for sample in samples}) == space.size
+    assert all(space.checked(sample) == sample for sample in samples)
     # Keys do not tell more of them apart, and each makes a setting.
-    assert len({one.key(sample) for sample in samples}) <= one.size
-    assert {one.setting(sample).region_strategy for sample in samples[:50]} <= STRATEGIES.keys()
+    assert len({space.key(sample) for sample in samples}) <= space.size
+    assert {space.setting(sample).region_strategy for sample in samples[:50]} <= STRATEGIES.keys()
 
 
 @given(finite_spaces(), st.data())
 @settings(max_examples=100, deadline=None)
-def test_snapping_takes_the_nearest_level_and_leaves_levels_where_they_are(one, data):
-    span = one.config.space.energy or one.config.space.budget
+def test_snapping_takes_the_nearest_level_and_leaves_levels_where_they_are(space, data):
+    span = space.config.space.energy or space.config.space.budget
     sample = {
         name: data.draw(st.floats(span.low, span.high)) if name.split("@")[0] in ("energy", "budget") else 1
-        for name in one.distributions
+        for name in space.distributions
     }
-    levels = sorted({value for drawn in one.grid() for name, value in drawn.items() if isinstance(value, float)})
-    snapped = one.snapped(sample)
-    assert one.snapped(snapped) == snapped
+    levels = sorted({value for drawn in space.grid() for name, value in drawn.items() if isinstance(value, float)})
+    snapped = space.snapped(sample)
+    assert space.snapped(snapped) == snapped
     for name, value in sample.items():
         if isinstance(value, float):
             assert abs(snapped[name] - value) == min(abs(level - value) for level in levels)
@@ -89,29 +89,33 @@ def test_snapping_takes_the_nearest_level_and_leaves_levels_where_they_are(one, 
 
 
 def test_levels_are_evenly_spaced_for_energies_and_in_equal_ratios_for_budgets():
-    energy = space(space={"energy": {"low": 0.6, "high": 0.9, "levels": 4}, "regions": {"low": 1, "high": 1}})
+    energy = make_space(space={"energy": {"low": 0.6, "high": 0.9, "levels": 4}, "regions": {"low": 1, "high": 1}})
     assert sorted({sample["energy"] for sample in energy.grid()}) == [0.6, 0.7, 0.8, 0.9]
-    budget = space(space={"budget": {"low": 2, "high": 16, "levels": 4}})
+    budget = make_space(space={"budget": {"low": 2, "high": 16, "levels": 4}})
     assert sorted({sample["budget"] for sample in budget.grid()}) == [2, 4, 8, 16]
 
 
 def test_without_levels_a_space_is_infinite_and_snaps_nothing():
-    assert space().size == math.inf
+    assert make_space().size == math.inf
     sample = {"regions": 3, "clusters": 2, "energy": 0.8123456}
-    assert space().snapped(sample) == sample
+    assert make_space().snapped(sample) == sample
 
 
 def test_samples_that_give_the_same_network_have_the_same_key():
-    one = space(space={"region_strategy": ["grid", "bands", "none"], "cluster_strategy": ["coactivation", "random"]})
+    space = make_space(
+        space={"region_strategy": ["grid", "bands", "none"], "cluster_strategy": ["coactivation", "random"]}
+    )
     sample = {"regions": 1, "clusters": 1, "energy": 0.9, "region_strategy": "grid", "cluster_strategy": "random"}
 
     def same(**changes):
-        return one.key({**sample, **changes}) == one.key(sample)
+        return space.key({**sample, **changes}) == space.key(sample)
 
     # With one region the strategy does not matter; with more it does.
     assert same(region_strategy="bands", cluster_strategy="coactivation")
-    assert one.key({**sample, "regions": 2}) != one.key({**sample, "regions": 2, "region_strategy": "bands"})
-    assert one.key({**sample, "clusters": 2}) != one.key({**sample, "clusters": 2, "cluster_strategy": "coactivation"})
+    assert space.key({**sample, "regions": 2}) != space.key({**sample, "regions": 2, "region_strategy": "bands"})
+    assert space.key({**sample, "clusters": 2}) != space.key(
+        {**sample, "clusters": 2, "cluster_strategy": "coactivation"}
+    )
     # "none" gives one region, whatever is asked.
     assert same(region_strategy="none", regions=7)
     assert not same(energy=0.8)
@@ -119,20 +123,20 @@ def test_samples_that_give_the_same_network_have_the_same_key():
 
 
 def test_a_study_without_regions_does_not_tell_their_number():
-    one = space(compression__region_strategy="none")
+    space = make_space(compression__region_strategy="none")
     first, second = ({"regions": count, "clusters": 2, "energy": 0.9} for count in (1, 5))
-    assert one.key(first) == one.key(second)
-    assert one.key(first) != one.key({**first, "clusters": 3})
+    assert space.key(first) == space.key(second)
+    assert space.key(first) != space.key({**first, "clusters": 3})
 
 
 @given(st.lists(st.integers(1, 2), min_size=2, max_size=2), st.sampled_from(["grid", "bands"]))
 @settings(deadline=None)
 def test_a_strategy_is_idle_only_where_no_stage_is_divided(counts, strategy):
-    one = space(STAGES, space={"per": "stage", "region_strategy": ["grid", "bands"]})
-    sample = {name: 0.9 if name.startswith("energy") else 1 for name in one.distributions}
+    space = make_space(STAGES, space={"per": "stage", "region_strategy": ["grid", "bands"]})
+    sample = {name: 0.9 if name.startswith("energy") else 1 for name in space.distributions}
     sample |= {"regions@stage1": counts[0], "regions@stage2": counts[1], "region_strategy": strategy}
     other = {**sample, "region_strategy": {"grid": "bands", "bands": "grid"}[strategy]}
-    assert (one.key(sample) == one.key(other)) == (counts == [1, 1])
+    assert (space.key(sample) == space.key(other)) == (counts == [1, 1])
 
 
 @pytest.mark.parametrize(
@@ -149,19 +153,19 @@ def test_a_strategy_is_idle_only_where_no_stage_is_divided(counts, strategy):
 )
 def test_a_start_that_is_not_of_the_space_is_refused_in_one_line(given, said):
     with pytest.raises(ConfigError) as refused:
-        space().checked(given)
+        make_space().checked(given)
     assert said in str(refused.value)
     assert "study digits: start" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_a_start_is_taken_with_numbers_of_the_right_kind():
-    one = space(space={"budget": {"low": 2, "high": 8}, "rank_multiple": [1, 8]})
-    sample = one.checked({"regions": 2, "clusters": 1, "budget": 3, "rank_multiple": 8})
+    space = make_space(space={"budget": {"low": 2, "high": 8}, "rank_multiple": [1, 8]})
+    sample = space.checked({"regions": 2, "clusters": 1, "budget": 3, "rank_multiple": 8})
     assert sample == {"regions": 2, "clusters": 1, "budget": 3.0, "rank_multiple": 8}
     assert [type(value) for value in sample.values()] == [int, int, float, int]
     with pytest.raises(ConfigError, match="rank_multiple 4 is not in"):
-        one.checked({"regions": 2, "clusters": 1, "budget": 3, "rank_multiple": 4})
+        space.checked({"regions": 2, "clusters": 1, "budget": 3, "rank_multiple": 4})
 
 
 @pytest.mark.parametrize(
@@ -169,24 +173,24 @@ def test_a_start_is_taken_with_numbers_of_the_right_kind():
 )
 def test_stages_are_layers_in_a_row_whose_maps_have_one_size(calibration, per, scopes):
     config = StudyConfig.from_file("digits", space={"per": per})
-    assert space_of(config, calibration).scopes == scopes
-    names = space_of(config, calibration).distributions.keys()
-    at = [f"@{scope}" for scope in scopes] or [""]
+    space = space_of(config, calibration)
+    assert space.scopes == scopes
+    suffixes = [f"@{scope}" for scope in scopes] or [""]
     # A fully connected layer has one region and one cluster.
-    divided = [place for place in at if place not in ("@11", "@stage3")]
-    assert names == {
-        *(f"energy{place}" for place in at),
-        *(f"{n}{p}" for n in ("regions", "clusters") for p in divided),
+    divided = [suffix for suffix in suffixes if suffix not in ("@11", "@stage3")]
+    assert space.distributions.keys() == {
+        *(f"energy{suffix}" for suffix in suffixes),
+        *(f"{name}{suffix}" for name in ("regions", "clusters") for suffix in divided),
     }
 
 
 def test_each_layer_is_compressed_with_its_own_energy_and_regions(calibration):
     config = StudyConfig.from_file("digits", space={"per": "layer"})
-    one = space_of(config, calibration)
-    low = {name: 0.7 if name.startswith("energy") else 1 for name in one.distributions}
+    space = space_of(config, calibration)
+    low = {name: 0.7 if name.startswith("energy") else 1 for name in space.distributions}
     mixed = {**low, "energy@5": 0.998, "regions@2": 4, "clusters@2": 3}
-    assert one.setting(mixed).of("5").energy == 0.998
-    before, after = ({plan.name: plan for plan in compress(calibration, one.setting(s)).plan} for s in (low, mixed))
+    assert space.setting(mixed).of("5").energy == 0.998
+    before, after = ({plan.name: plan for plan in compress(calibration, space.setting(s)).plan} for s in (low, mixed))
     assert after["5"].macs > before["5"].macs
     assert (before["2"].regions, after["2"].regions) == (1, 4)
     for name in ("0", "7", "11"):  # unchanged
@@ -195,10 +199,10 @@ def test_each_layer_is_compressed_with_its_own_energy_and_regions(calibration):
 
 def test_each_stage_is_compressed_with_its_own_energy(calibration):
     config = StudyConfig.from_file("digits", space={"per": "stage"})
-    one = space_of(config, calibration)
-    low = {name: 0.7 if name.startswith("energy") else 1 for name in one.distributions}
+    space = space_of(config, calibration)
+    low = {name: 0.7 if name.startswith("energy") else 1 for name in space.distributions}
     before, after = (
-        {plan.name: plan.macs for plan in compress(calibration, one.setting(sample)).plan}
+        {plan.name: plan.macs for plan in compress(calibration, space.setting(sample)).plan}
         for sample in (low, {**low, "energy@stage2": 0.998})
     )
     assert {name for name in LAYERS if before[name] != after[name]} == {"5", "7"}
@@ -207,10 +211,10 @@ def test_each_stage_is_compressed_with_its_own_energy(calibration):
 def test_a_budget_is_of_the_network_while_regions_are_of_its_stages(calibration):
     config = StudyConfig.from_file("digits", space={"per": "stage", "budget": {"low": 2, "high": 8}})
     config = config.model_copy(update={"compression": config.compression.model_copy(update={"region_gain": 0.0})})
-    one = space_of(config, calibration)
-    assert "budget" in one.distributions
-    sample = {name: 3.0 if name == "budget" else 1 for name in one.distributions} | {"regions@stage2": 4}
-    compressed = compress(calibration, one.setting(sample))
+    space = space_of(config, calibration)
+    assert "budget" in space.distributions
+    sample = {name: 3.0 if name == "budget" else 1 for name in space.distributions} | {"regions@stage2": 4}
+    compressed = compress(calibration, space.setting(sample))
     assert 3 <= calibration.macs / compressed.macs <= 3.2
     regions = {plan.name: plan.regions for plan in compressed.plan}
     assert {regions[name] for name in STAGES["stage1"]} == {1}

@@ -13,7 +13,7 @@ MOST_GROUPS = 8
 
 
 @dataclass(frozen=True)
-class Examined:
+class ExaminedLayer:
     """A convolution or fully connected layer as one image sees it.
 
     Attributes:
@@ -32,7 +32,7 @@ class Examined:
 @torch.no_grad()
 def examine_layers(
     network: nn.Module, layers: dict[str, nn.Conv2d | nn.Linear], image: torch.Tensor
-) -> dict[str, Examined]:
+) -> dict[str, ExaminedLayer]:
     """Run one image through the network and examine each layer.
 
     Args:
@@ -44,7 +44,7 @@ def examine_layers(
         Each layer by name: those that were called, in execution order, then the others.
     """
     names = Counter(id(layer) for _, layer in network.named_modules(remove_duplicate=False))
-    examined: dict[str, Examined] = {}
+    examined: dict[str, ExaminedLayer] = {}
 
     def examine(name: str, inputs: Inputs, output: torch.Tensor) -> None:
         layer = layers[name]
@@ -60,14 +60,14 @@ def examine_layers(
             reason = "called on more than one position as if they were images"
         else:
             reason = _reason(layer, output)
-        input_shape = inputs[0].shape if inputs else torch.Size()  # one that is given by keyword is not told
-        examined[name] = Examined(macs, reason, input_shape, output.shape)
+        input_shape = inputs[0].shape if inputs else torch.Size()  # a hook is not told of inputs by keyword
+        examined[name] = ExaminedLayer(macs, reason, input_shape, output.shape)
 
     with hooked(layers, after=examine):
         network(image)
     for name in layers:
         if name not in examined:
-            examined[name] = Examined(0, "never called", torch.Size(), torch.Size())
+            examined[name] = ExaminedLayer(0, "never called", torch.Size(), torch.Size())
     return examined
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hscc_search.compression.calibration.activation import Bounds
-from hscc_search.compression.calibration.eligible import Examined
+from hscc_search.compression.calibration.eligible import ExaminedLayer
 from hscc_search.compression.calibration.lattice import choose_lattice, positions_first
 from hscc_search.compression.calibration.record import InputStatistics, LayerRecord
 from hscc_search.errors import CompressionError
@@ -16,7 +16,9 @@ from hscc_search.errors import CompressionError
 class LayerStatistics:
     """Running sums of one layer over the calibration images, and its responses in a file."""
 
-    def __init__(self, name: str, layer: nn.Conv2d | nn.Linear, examined: Examined, images: int, file: Path) -> None:
+    def __init__(
+        self, name: str, layer: nn.Conv2d | nn.Linear, examined: ExaminedLayer, images: int, file: Path
+    ) -> None:
         """Begin with nothing seen.
 
         Args:

@@ -110,8 +110,7 @@ class Partition:
 def divide(record: LayerRecord, division: Division) -> Partition:
     """Divide one layer.
 
-    A fully connected layer has one region, since it has a single position, and one cluster, since one cluster's axes
-    serve all of its features.
+    A fully connected layer has one region, which on a vector is its single position, and one cluster.
     """
     responses = record.responses
     if record.fully_connected:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -23,14 +24,19 @@ from hscc_search.storage import patiently
 
 # Deaths with no trial finished between them that end the study; each trial may cost two processes.
 _DEATHS_IN_A_ROW = 10
-
-
 # Time that a process gets to hand its trial back.
 _DISMISSAL_SECONDS = 20
 
-
 # Opens a study in a process of its own, which it is pickled for; None where there is nothing to do.
 Join = Callable[[], tuple[Ledger, Prepared] | None]
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A process of the crew, and the connection on which it says why it failed."""
+
+    process: BaseProcess
+    messages: Connection
 
 
 def work_together(count: int, ledger: Ledger, join: Join, report: Report = silent) -> None:
@@ -39,28 +45,20 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
     A process that dies is replaced. Ctrl-C ends all of them; each hands its trial back.
 
     Args:
-        count: of processes, each with its share of the machine's cores.
+        count: number of processes, each with its share of the machine's cores.
         ledger: of the study; only read.
         join: opens the study in each process.
         report: told of each trial.
 
     Raises:
-        HsccError: what a worker met; or workers die one after the other.
+        HsccError: the error of a worker, or workers die one after the other.
     """
     context = _context()
     threads = max(1, torch.get_num_threads() // count)
     wanted = ledger.space.config.trials
     finished, deaths = ledger.finished, 0
     report(Progress("searching", finished, wanted))
-
-    def start() -> tuple[BaseProcess, Connection]:
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_join_and_work, args=(join, threads, theirs))
-        process.start()
-        theirs.close()
-        return process, ours
-
-    crew = [start() for _ in range(count)]
+    crew = [_start(context, join, threads) for _ in range(count)]
     try:
         while crew:
             time.sleep(LOOK_SECONDS)
@@ -68,24 +66,34 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
             if now != finished:
                 finished, deaths = now, 0
                 report(Progress("searching", finished, wanted, f"{len(crew)} workers"))
-            for member in list(crew):
-                process, messages = member
-                if process.is_alive():
-                    continue
+            for member in [member for member in crew if not member.process.is_alive()]:
                 crew.remove(member)
-                if process.exitcode == 0:
+                if member.process.exitcode == 0:
                     continue
-                with contextlib.suppress(EOFError):  # killed before it could say anything
-                    raise StudyError(str(messages.recv()))
                 deaths += 1
-                if deaths > _DEATHS_IN_A_ROW:
-                    raise StudyError(
-                        f"{deaths} workers died one after the other (exit code {process.exitcode}): "
-                        "is there memory for so many? finished trials are kept"
-                    )
-                crew.append(start())
+                _raise_cause(member, deaths)
+                crew.append(_start(context, join, threads))
     finally:
-        _dismiss([process for process, _ in crew])
+        _dismiss([member.process for member in crew])
+
+
+def _start(context: SpawnContext | ForkServerContext, join: Join, threads: int) -> _Member:
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_join_and_work, args=(join, threads, theirs))
+    process.start()
+    theirs.close()
+    return _Member(process, ours)
+
+
+def _raise_cause(member: _Member, deaths: int) -> None:
+    """Raise the error that a member sent before it ended, or give up after too many deaths."""
+    with contextlib.suppress(EOFError):  # killed before it could send anything
+        raise StudyError(str(member.messages.recv()))
+    if deaths > _DEATHS_IN_A_ROW:
+        raise StudyError(
+            f"{deaths} workers died one after the other (exit code {member.process.exitcode}): "
+            "is there memory for so many? finished trials are kept"
+        )
 
 
 def _dismiss(crew: Sequence[BaseProcess]) -> None:

@@ -147,7 +147,7 @@ class Ledger:
 
     @_patient
     def reclaim(self) -> None:
-        """Take trials from dead workers: after the first death they wait for another worker, after the second they fail."""
+        """Take trials from dead workers: they wait for another worker, and fail after the second death."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if not self._lost(trial):
                 continue

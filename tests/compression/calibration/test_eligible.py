@@ -22,11 +22,11 @@ class Odd(nn.Module):
         self.never = nn.Linear(8, 8)
         self.widen = nn.Conv2d(8, 2 * (MOST_GROUPS + 1), 1)
         self.cardinal = nn.Conv2d(2 * (MOST_GROUPS + 1), 2 * (MOST_GROUPS + 1), 1, groups=MOST_GROUPS + 1)
-        self.one = self.other = nn.Conv2d(2 * (MOST_GROUPS + 1), 8, 1)
+        self.shared = self.alias = nn.Conv2d(2 * (MOST_GROUPS + 1), 8, 1)
 
     def forward(self, x):
         x = self.grouped(self.depthwise(self.plain(x)))
-        x = self.reused(self.reused(self.other(self.cardinal(self.widen(x)))))
+        x = self.reused(self.reused(self.alias(self.cardinal(self.widen(x)))))
         return self.tokens(self.reflecting(x).flatten(2).transpose(1, 2)).mean(dim=1)
 
 
@@ -35,10 +35,10 @@ def test_layers_that_cannot_be_compressed_are_left_dense_with_a_reason():
     assert [record.name for record in calibration.records] == ["plain", "grouped", "widen"]
     assert calibration.record("grouped").groups == 2
     reasons = {name: reason for name, (_, reason) in calibration.left_dense.items()}
-    assert reasons.keys() == {"depthwise", "cardinal", "one", "reused", "reflecting", "tokens", "never"}
+    assert reasons.keys() == {"depthwise", "cardinal", "shared", "reused", "reflecting", "tokens", "never"}
     assert reasons["depthwise"] == "depthwise"
     assert f"{MOST_GROUPS + 1} groups" in reasons["cardinal"]
-    assert "more than one name" in reasons["one"]
+    assert "more than one name" in reasons["shared"]
     assert "more than once" in reasons["reused"]
     assert "reflect" in reasons["reflecting"]
     assert "3 dimensions" in reasons["tokens"]
@@ -123,6 +123,6 @@ def test_layers_are_in_execution_order_and_those_never_called_last():
     network = Odd().eval()
     layers = {name: module for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
     examined = examine_layers(network, layers, random_images(1, 8))
-    called = ["plain", "depthwise", "grouped", "widen", "cardinal", "one", "reused", "reflecting", "tokens"]
+    called = ["plain", "depthwise", "grouped", "widen", "cardinal", "shared", "reused", "reflecting", "tokens"]
     assert list(examined) == [*called, "never"]
     assert examined["never"].macs == 0

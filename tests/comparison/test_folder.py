@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from hscc_search.comparison.folder import claim, network_path, read_network, write_network
+from hscc_search.comparison.record import Asked, ComparedNetwork, ComparisonRecord
+from hscc_search.config import StudyConfig
+from hscc_search.errors import ConfigError
+
+ASKED = Asked("hscc", 3.0, 0, 0)
+
+
+def record(epochs=0, fingerprint="fingerprint", checkpoint=None, **changes):
+    return ComparisonRecord(StudyConfig.from_file("digits", **changes), epochs, fingerprint, checkpoint)
+
+
+def epochs_in(out):
+    return json.loads((out / "comparison.json").read_text())["finetune"]
+
+
+def test_a_network_is_written_to_its_file_and_read_from_it(tmp_path):
+    claim(tmp_path / "deep" / "out", record())
+    network = ComparedNetwork(ASKED, failure="out of reach")
+    write_network(tmp_path / "deep" / "out", network)
+    path = network_path(tmp_path / "deep" / "out", ASKED)
+    assert path.relative_to(tmp_path).as_posix() == "deep/out/rows/split0-hscc-3x-0epochs.json"
+    assert read_network(path) == network
+
+
+def test_budgets_that_differ_little_have_files_of_their_own(tmp_path):
+    near = {network_path(tmp_path, Asked("hscc", budget, 0, 0)) for budget in (2.00000001, 2.00000002)}
+    assert len(near) == 2
+
+
+@pytest.mark.parametrize(("first", "then", "left"), [(0, 0, 0), (0, 5, 5), (5, 0, 5), (5, 5, 5)])
+def test_the_same_comparison_may_ask_for_fine_tuning_or_not(tmp_path, first, then, left):
+    for epochs in (first, then):
+        claim(tmp_path, record(epochs))
+    assert epochs_in(tmp_path) == left
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fingerprint": "of others"}, "other images"),
+        ({"checkpoint": "of another"}, "other checkpoint"),
+        ({"epochs": 6}, "finetune: 5 -> 6"),
+        ({"training__epochs": 77}, r"training\.epochs: \d+ -> 77"),
+    ],
+)
+def test_another_comparison_is_refused_and_changes_nothing(tmp_path, changes, reason):
+    claim(tmp_path, record(epochs=5))
+    before = (tmp_path / "comparison.json").read_bytes()
+    with pytest.raises(ConfigError, match=f"another comparison .{reason}.: name another output folder"):
+        claim(tmp_path, record(**{"epochs": 5} | changes))
+    assert (tmp_path / "comparison.json").read_bytes() == before
+
+
+def test_a_folder_or_file_of_anything_else_is_refused(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ConfigError, match="no comparison: name another output folder"):
+            claim(path, record())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "7", '{"format": 2}', '{"format": 2, "study": 1}', "\x00"])
+def test_damaged_files_are_refused_with_what_to_do(tmp_path, text):
+    claim(tmp_path, record())
+    path = network_path(tmp_path, ASKED)
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="is damaged: delete it, and it is measured again"):
+        read_network(path)
+    (tmp_path / "comparison.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"comparison\.json"):
+        claim(tmp_path, record())
