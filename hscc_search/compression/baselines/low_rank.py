@@ -75,7 +75,7 @@ class GroupedLinear(nn.Module):
     def __init__(self, layer: nn.Linear, outputs: int, groups: int) -> None:
         super().__init__()
         self.filters = skip_init(
-            nn.Conv2d, layer.in_features, outputs, 1, groups=groups, bias=False, **_device_and_type(layer)
+            nn.Conv2d, layer.in_features, outputs, 1, groups=groups, bias=False, **device_and_type(layer)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -121,7 +121,7 @@ def _basis_module(layer: nn.Conv2d | nn.Linear, rank: int, groups: int) -> nn.Co
         return GroupedLinear(layer, rank, groups)
     module: nn.Conv2d | nn.Linear
     if isinstance(layer, nn.Linear):
-        module = skip_init(nn.Linear, layer.in_features, rank, bias=False, **_device_and_type(layer))
+        module = skip_init(nn.Linear, layer.in_features, rank, bias=False, **device_and_type(layer))
     else:
         module = skip_init(
             nn.Conv2d,
@@ -133,7 +133,7 @@ def _basis_module(layer: nn.Conv2d | nn.Linear, rank: int, groups: int) -> nn.Co
             layer.dilation,
             groups,
             bias=False,
-            **_device_and_type(layer),
+            **device_and_type(layer),
         )
     return module
 
@@ -142,13 +142,14 @@ def _recombination_module(layer: nn.Conv2d | nn.Linear, rank: int, bias: bool) -
     """A fully connected layer or a 1 x 1 convolution from ``rank`` to the dense layer's outputs."""
     module: nn.Conv2d | nn.Linear
     if isinstance(layer, nn.Linear):
-        module = skip_init(nn.Linear, rank, layer.out_features, bias=bias, **_device_and_type(layer))
+        module = skip_init(nn.Linear, rank, layer.out_features, bias=bias, **device_and_type(layer))
     else:
-        module = skip_init(nn.Conv2d, rank, layer.out_channels, 1, bias=bias, **_device_and_type(layer))
+        module = skip_init(nn.Conv2d, rank, layer.out_channels, 1, bias=bias, **device_and_type(layer))
     return module
 
 
-def _device_and_type(layer: nn.Conv2d | nn.Linear) -> dict[str, Any]:
+def device_and_type(layer: nn.Conv2d | nn.Linear) -> dict[str, Any]:
+    """Keyword arguments that put a new module where a layer is, in the same type."""
     return {"device": layer.weight.device, "dtype": layer.weight.dtype}
 
 

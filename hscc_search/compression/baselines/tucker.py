@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from hscc_search.compression.baselines.ladder import Ladder, allocate, ladder
-from hscc_search.compression.baselines.low_rank import truncated_pair, with_layers
+from hscc_search.compression.baselines.low_rank import device_and_type, truncated_pair, with_layers
 from hscc_search.compression.baselines.targets import Target, targets
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.hooks import hooked
@@ -95,8 +95,8 @@ def tucker_triple(layer: nn.Conv2d, inner_inputs: int, inner_outputs: int) -> nn
         (core, (after, before)), _ = partial_tucker(
             weight, (inner_outputs, inner_inputs), modes=[0, 1], n_iter_max=_ITERATIONS, init="svd", random_state=0
         )
-    kind = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    narrow = skip_init(nn.Conv2d, layer.in_channels, inner_inputs, 1, bias=False, **kind)
+    like_layer = device_and_type(layer)
+    narrow = skip_init(nn.Conv2d, layer.in_channels, inner_inputs, 1, bias=False, **like_layer)
     # Without a bias zeros stay zeros, so the second convolution can do the padding.
     small = skip_init(
         nn.Conv2d,
@@ -107,9 +107,9 @@ def tucker_triple(layer: nn.Conv2d, inner_inputs: int, inner_outputs: int) -> nn
         layer.padding,
         layer.dilation,
         bias=False,
-        **kind,
+        **like_layer,
     )
-    wide = skip_init(nn.Conv2d, inner_outputs, layer.out_channels, 1, bias=layer.bias is not None, **kind)
+    wide = skip_init(nn.Conv2d, inner_outputs, layer.out_channels, 1, bias=layer.bias is not None, **like_layer)
     with torch.no_grad():
         for module, values in ((narrow, before.T.copy()), (small, core), (wide, after)):
             module.weight.copy_(torch.from_numpy(values).view_as(module.weight))
