@@ -22,7 +22,13 @@ SETTINGS = {
     "whole": {"energy": 0.9},
     "divided": {"energy": 0.9, "regions": 4, "clusters": 2},
     "budget": {"budget": 3, "regions": 4, "clusters": 2},
-    "controls": {"channel_share": 0.5, "regions": 3, "region_strategy": "random", "clusters": 2, "cluster_strategy": "random"},
+    "controls": {
+        "channel_share": 0.5,
+        "regions": 3,
+        "region_strategy": "random",
+        "clusters": 2,
+        "cluster_strategy": "random",
+    },
 }
 
 
