@@ -1,5 +1,6 @@
 # make study   search a small network on data that comes with scikit-learn, from an empty machine to an exported folder
 # make test    all tests
+# make quick   what can be tested in a minute: no database server, no browser, no process of its own
 # make check   lint and types
 # make benchmark           what compressing costs in time and memory
 # make benchmark-search    what a search costs beside its trials; MRI=DIR measures AlexNet on the MRI set too
@@ -13,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 STUDY := digits-study
 
-.PHONY: study test check benchmark benchmark-search benchmark-samplers clean
+.PHONY: study test quick check benchmark benchmark-search benchmark-samplers clean
 
 # torch and torchvision are pinned together here: each torchvision fits one torch. pyproject.toml has the range that works.
 $(VENV)/.installed: pyproject.toml
@@ -38,6 +39,9 @@ study: $(VENV)/.installed
 
 test: $(VENV)/.installed-for-tests
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+quick: $(VENV)/.installed-for-tests
+	$(BIN)/python -m pytest -m 'not slow' --durations=0 --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .

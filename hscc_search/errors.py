@@ -52,8 +52,8 @@ def one_line(error: object, with_type: bool = False) -> str:
     """The text of an error in one line of at most 500 characters, to be quoted in a message.
 
     Args:
-        error: whose text may have several lines, or such a text itself.
-        with_type: whether the name of the error's class comes first, for errors whose text may be empty or says little.
+        error: an exception or a text, of any number of lines.
+        with_type: whether the name of the error's class comes first, for errors whose text may be empty or say little.
     """
     words = f"{type(error).__name__}: {error}" if with_type else str(error)
     return " ".join(words.split())[:500]

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, even if the process that writes them is killed."""
+"""Files and folders that are complete or absent, even if the process that writes them is killed, and the cache."""
 
 import contextlib
 import hashlib
@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import platformdirs
 
 from hscc_search.errors import ConfigError
 
-# Others may read what is written: temporary files and folders are made for their owner alone.
+# Modes of finished files and folders: Python makes temporary ones that only their owner can read.
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
 # Seconds without a change after which a temporary folder counts as abandoned by its process.
 _ABANDONED_SECONDS = 24 * 3600
@@ -37,7 +38,7 @@ def cache_folder(kind: str) -> Path:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` to write to, which is renamed to ``path`` at the end, readable for all.
+    """Yield a temporary file beside ``path`` to write to, and rename it to ``path`` at the end, readable for all.
 
     When the block raises, the temporary file is removed and ``path`` stays as it was.
     """
@@ -54,7 +55,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` to fill, which is renamed to ``path`` at the end, readable for all.
+    """Yield a temporary folder beside ``path`` to fill, and rename it to ``path`` at the end, readable for all.
 
     When the block raises, the temporary folder is removed and ``path`` is not made.
 
@@ -71,6 +72,19 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class TemporaryFolder:
+    """A folder that is removed with this object, or when the process ends.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=prefix))
+        # tempfile.TemporaryDirectory does the same, but warns where nobody called its cleanup.
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def remove_abandoned(folder: Path) -> None:
@@ -92,7 +106,7 @@ def remove_unused(folder: Path, age: float) -> None:
 
     Args:
         folder: in the cache.
-        age: that time in seconds.
+        age: seconds without use after which a folder is removed.
     """
     for entry in folder.iterdir():
         with contextlib.suppress(OSError):  # another process was faster

@@ -1,4 +1,4 @@
-"""Files that come with the package and are no Python: study files and what the pages are made of."""
+"""Files of the package beside its Python modules: study files, and templates of the pages."""
 
 from pathlib import Path
 from typing import Literal

@@ -17,7 +17,7 @@ from tenacity import RetryCallState, retry, retry_if_exception, stop_after_delay
 
 from hscc_search.errors import StorageError, one_line
 
-# Seconds that a writer waits for the lock of another one (SQLite), and for a server to answer (PostgreSQL, proxy).
+# Seconds to wait for another writer's lock (SQLite), and for a server to answer (PostgreSQL, proxy).
 BUSY_SECONDS = 60
 CONNECT_SECONDS = 10
 # Seconds after which a call gives up waiting for a database; one that restarts is back earlier.
@@ -167,20 +167,6 @@ def comes_from_storage(error: BaseException | None) -> bool:
     return False
 
 
-def _proxy(url: URL) -> GrpcStorageProxy:
-    """Connect to Optuna's proxy in front of a database."""
-    if not url.host or not url.port:
-        raise StorageError(f"storage {url} names no proxy: use grpc://HOST:PORT")
-    proxy = GrpcStorageProxy(host=url.host, port=url.port)
-    try:
-        proxy.wait_server_ready(timeout=CONNECT_SECONDS)
-    except (ConnectionError, TimeoutError, RpcError) as error:
-        raise StorageError(
-            f"no proxy answers at {url.host}:{url.port}: start one there with `hscc-search proxy`"
-        ) from error
-    return proxy
-
-
 def serve_proxy(url: str, host: str, port: int, started: Callable[[str], None]) -> None:
     """Serve a database to workers that use ``grpc://host:port``, until interrupted.
 
@@ -203,13 +189,27 @@ def serve_proxy(url: str, host: str, port: int, started: Callable[[str], None]) 
         raise StorageError(f"cannot listen at {host}:{port} ({one_line(error)}): choose another with --port") from error
 
 
+def _proxy(url: URL) -> GrpcStorageProxy:
+    """Connect to Optuna's proxy in front of a database."""
+    if not url.host or not url.port:
+        raise StorageError(f"storage {url} names no proxy: use grpc://HOST:PORT")
+    proxy = GrpcStorageProxy(host=url.host, port=url.port)
+    try:
+        proxy.wait_server_ready(timeout=CONNECT_SECONDS)
+    except (ConnectionError, TimeoutError, RpcError) as error:
+        raise StorageError(
+            f"no proxy answers at {url.host}:{url.port}: start one there with `hscc-search proxy`"
+        ) from error
+    return proxy
+
+
 @contextmanager
 def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
-    """Check a URL, give it parsed with its engine's options, and turn errors of the block into one-line errors."""
+    """Check a URL, yield it parsed with its engine's options, and turn the block's errors into StorageError."""
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
-        raise StorageError(f"storage {url!r} is no database URL: use for instance sqlite:///studies.db") from error
+        raise StorageError(f"storage {url!r} is not a database URL: use for instance sqlite:///studies.db") from error
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": BUSY_SECONDS}
@@ -226,11 +226,8 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
         cause = error.__cause__ or error if isinstance(error, StorageInternalError) else error
         cause = cause.orig or cause if isinstance(cause, DBAPIError) else cause
         raise StorageError(f"cannot use storage {without_password(url)}: {one_line(cause)}") from error
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-    ) as error:  # tables of another Optuna version, or options of the wrong type
+    # Tables of another Optuna version raise RuntimeError, options of the wrong type the others.
+    except (RuntimeError, ValueError, TypeError) as error:
         raise StorageError(f"cannot use storage {without_password(url)}: {one_line(error)}") from error
 
 

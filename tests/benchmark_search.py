@@ -1,8 +1,8 @@
-"""What a search costs beside its trials. Run by `make benchmark-search`; each comparison is made within one run.
+"""The cost of a search beside its trials. Run by `make benchmark-search`; each comparison is made within one run.
 
 Prints the time of choosing and storing a trial beside a whole trial on digits, with 100, 500 and 10,000 trials in the
 study; how long `front` takes then; and what two workers do on PostgreSQL in the time of one. With a folder of MRI
-images as argument it prints the time of 30 AlexNet trials beside the passes that they cannot do without instead.
+images as argument it prints instead the time of 30 AlexNet trials beside that of the forward passes that they need.
 """
 
 import random

@@ -1,7 +1,7 @@
-"""The command line in processes of its own that need not import torch anew: forks of a server that has.
+"""Commands in processes of their own, forked from a server that has imported torch already.
 
-``python -m hscc_search.cli`` takes three seconds of imports, and the tests start some hundred commands. What a command
-does, prints and leaves behind is the same; ``test_install.py`` runs the installed command itself.
+``python -m hscc_search.cli`` takes three seconds of imports, and the tests start some hundred commands. A forked
+command does, prints and leaves behind the same; ``test_install.py`` runs the installed command itself.
 """
 
 import multiprocessing
@@ -63,7 +63,7 @@ class Command:
         self.process.join()
 
     def communicate(self, timeout: float = 600) -> tuple[str, str]:
-        """Wait for its end; gives what it printed on standard output and on standard error."""
+        """Wait for its end, and return its standard output and its standard error."""
         self.process.join(timeout)
         if self.returncode is None:
             self.kill()
@@ -71,7 +71,7 @@ class Command:
         return self.printed()
 
     def printed(self) -> tuple[str, str]:
-        """What it printed so far."""
+        """Its standard output and standard error so far."""
         stdout, stderr = (path.read_text(encoding="utf-8") for path in self.outputs)
         return stdout, stderr
 

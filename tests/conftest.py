@@ -25,6 +25,43 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 # Files with few tests of minutes each: what several processes share out should not end with one of them.
 LONG = ("test_chaos.py", "test_install.py", "test_mri.py", "test_readme.py", "test_worker.py", "test_study.py")
+# Left out by `make quick`: tests that start a server, a browser or a process, read the real images, train, or take long.
+HEAVY = {"cli", "database", "mri", "postgresql", "proxy"}
+SLOW = {
+    "cli/test_work.py",
+    "comparison/test_measure.py",
+    "compression/baselines/test_peers.py",
+    "compression/calibration/test_store.py",
+    "compression/test_conformance.py",
+    "compression/test_rebuild.py",
+    "dense/test_fine_tuning.py",
+    "dense/test_training.py",
+    "export/test_card.py",
+    "export/test_export.py",
+    "export/test_loading.py",
+    "pareto/test_imports.py",
+    "report/test_figures.py",
+    "report/test_live.py",
+    "report/test_page.py",
+    "report/test_table.py",
+    "report/test_terminal.py",
+    "runtime/test_latency.py",
+    "runtime/test_rewrites.py",
+    "search/test_catalogue.py",
+    "search/test_landscape.py",
+    "search/test_stored_study.py",
+    "search/test_study.py",
+    "search/workers/test_ledger.py",
+    "search/workers/test_worker.py",
+    "test_bad_input.py",
+    "test_before.py",
+    "test_chaos.py",
+    "test_install.py",
+    "test_memory.py",
+    "test_public_names.py",
+    "test_readme.py",
+    "test_storage.py",
+}
 # Changes to the digits study after which trials take a moment.
 SMALL = {
     "training__epochs": 2,
@@ -39,6 +76,9 @@ MRI = Path(os.environ.get("BRAIN_TUMOR_MRI", ROOT.parent / "shared" / "data" / "
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix() in SLOW or HEAVY & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: item.path.name not in LONG)
 
 

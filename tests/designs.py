@@ -1,4 +1,4 @@
-"""What tests read from the designs of layers."""
+"""Blocks, costs and losses of designed layers, for the tests of ranks."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Designed:
     Attributes:
         layer: name of its layer.
         block: the block.
-        ranks: of its clusters, None where it stays dense.
+        ranks: ranks of its clusters, None where it stays dense.
     """
 
     layer: str
@@ -33,18 +33,18 @@ def every_block(designs):
 
 def macs_of(calibration, designs):
     """Multiply-adds per image of the whole network."""
-    left_alone = sum(record.macs for record in calibration.records if record.name not in designs)
+    tiny = sum(record.macs for record in calibration.records if record.name not in designs)
     left_dense = sum(macs for macs, _ in calibration.left_dense.values())
-    return sum(design.macs for design in designs.values()) + left_alone + left_dense
+    return sum(design.macs for design in designs.values()) + tiny + left_dense
 
 
 def parameters_of(network):
-    """The weights of a network, as a count."""
+    """The number of weights of a network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def inputs_of(calibration, name):
-    """How many numbers one filter of a layer reads."""
+    """The number of values that one filter of a layer reads."""
     return calibration.network.get_submodule(name).weight[0].numel()
 
 
@@ -55,7 +55,7 @@ def highest_cheaper_rank(calibration, designed):
 
 
 def loss_of(designs):
-    """The dropped variance of all blocks, which a budget keeps low."""
+    """The dropped variance of all blocks, which is what a budget minimises."""
     loss = 0.0
     for designed in every_block(designs):
         if designed.ranks is not None:
@@ -65,7 +65,7 @@ def loss_of(designs):
 
 
 def assert_ranks_fit(calibration, designs, multiple):
-    """Total ranks are multiples, layers cost no more than dense, and no rank is above the channels of its cluster."""
+    """Check that total ranks are multiples, layers cost no more than dense, and ranks do not exceed their clusters."""
     for name, design in designs.items():
         assert design.macs <= calibration.record(name).macs
     for designed in every_block(designs):

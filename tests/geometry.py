@@ -29,13 +29,13 @@ def convolutions(draw, largest, bias=st.booleans(), groups=st.integers(1, 3)):  
 
 
 def smooth_images(count, seed=0, side=SIDE):
-    """Images of few degrees of freedom, as photographs are, so that responses have leading axes."""
+    """Smooth images, float (count, 3, side, side): with few degrees of freedom, so that responses have leading axes."""
     coarse = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return functional.interpolate(coarse, size=(side, side), mode="bicubic")
 
 
 def random_images(count=4, side=SIDE, seed=0):
-    """Images of independent random values."""
+    """Images of independent random values, float (count, 3, side, side)."""
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
@@ -77,7 +77,7 @@ class OnMaps(nn.Module):
 
 
 def seeded(build, seed=0):
-    """A network with weights from a seed and batch norms that have met images."""
+    """A network in evaluation mode, with weights from a seed and batch norm statistics from images."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = build()

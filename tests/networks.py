@@ -13,7 +13,7 @@ class SeriesActivation(nn.Module):
 
     Args:
         channels: of the map.
-        reach: shifts go so far in each direction.
+        reach: largest shift in each direction, in positions.
     """
 
     def __init__(self, channels, reach=3):

@@ -56,7 +56,7 @@ def calibrated(build_network, image_size=IMAGE_SIZE, images=32):
         torch.manual_seed(0)
         network = build_network().train()
         with torch.no_grad():
-            network(smooth_images(64, seed=99, side=image_size))  # batch norm meets its statistics
+            network(smooth_images(64, seed=99, side=image_size))  # sets the statistics of batch norms
     network.eval()
     return SimpleNamespace(
         network=network,
@@ -71,7 +71,7 @@ def low_rank(rows, columns, rank, generator):
 
 
 def layer_with(weight, shape, bias=True, **options):
-    """A layer of the given (Cout, D) weight; shape is (Cin, height, width) of a convolution, or () for Linear."""
+    """A layer with the given (Cout, D) weight; the shape is (Cin, height, width) for Conv2d, () for Linear."""
     layer = (
         nn.Conv2d(shape[0], len(weight), shape[1:], bias=bias, **options)
         if shape
@@ -89,10 +89,10 @@ def input_of(layer, generator):
 
 
 def assert_same(answer, expected):
-    """Check for equality but for rounding errors."""
+    """Check that two tensors are equal but for rounding errors."""
     torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def target_of(layer, positions):
-    """A layer that is applied at some positions, as a peer sees it."""
+    """The target that a peer makes of a layer with the given number of output positions."""
     return Target(SimpleNamespace(name="layer", macs=positions * layer.weight.numel()), layer)

@@ -1,4 +1,4 @@
-"""Studies and exported folders of version 0.1.0 are still read, and go on."""
+"""Studies and exported folders of version 0.1.0, which are still read and continued."""
 
 import json
 import shutil

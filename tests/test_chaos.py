@@ -1,4 +1,4 @@
-"""Workers are killed at random moments, and the database is stopped and started: nothing may be lost or left lying."""
+"""Workers that are killed at random moments, and a database that is restarted: no trial may be lost or left over."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""What runs on the CPU runs on a GPU too, with the same results but for rounding."""
+"""Compression and studies on a GPU, with the same results as on the CPU but for rounding."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The map of the house: which floor each part stands on, and that it is kept in order."""
+"""The layers of the package: each module imports only from its own floor and from those below."""
 
 import ast
 import graphlib
@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "hscc_search"
 
-# From the ground up. A part imports from its own floor and from those below it, never from one above.
+# From the ground up. A module imports from its own floor and from those below it, never from one above.
 FLOORS = (
     "errors",
     "files memory progress resources",
@@ -41,15 +41,17 @@ STEPS = (
     "baselines",
 )
 LONGEST_FILE, LONGEST_FUNCTION = 350, 50
+# Test files of a folder that test several of its modules together.
+OF_SEVERAL_MODULES = ("test_conformance", "test_imports", "test_landscape", "test_peers")
 
 
 def modules():
     """Every module of the package with its syntax tree, by dotted name."""
-    found = {}
+    trees = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts).removesuffix(".__init__")] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
+        names = path.relative_to(ROOT).with_suffix("").parts
+        trees[".".join(names).removesuffix(".__init__")] = ast.parse(path.read_text(encoding="utf-8"))
+    return trees
 
 
 MODULES = modules()
@@ -67,8 +69,8 @@ def imports(name):
 
 
 def floor_of(name, floors, depth):
-    part = name.split(".")[depth] if name.count(".") >= depth else "__init__"
-    return next(number for number, parts in enumerate(floors) if part in parts.split())
+    module = name.split(".")[depth] if name.count(".") >= depth else "__init__"
+    return next(number for number, modules in enumerate(floors) if module in modules.split())
 
 
 def test_every_module_has_a_floor():
@@ -128,9 +130,11 @@ def test_only_the_command_line_prints_and_only_the_report_draws():
 
 
 def test_the_tests_mirror_the_package():
-    """Each test file of a folder is named after a module there."""
+    """Each test file of a folder tests a module there, or several of them together."""
     for path in (ROOT / "tests").rglob("test_*.py"):
         folder = path.parent.relative_to(ROOT / "tests")
         if folder == Path():
             continue
-        assert (PACKAGE / folder).is_dir(), f"{path} has no counterpart"
+        module = PACKAGE / folder / path.name.removeprefix("test_")
+        counterpart = module.parent.is_dir() if path.stem in OF_SEVERAL_MODULES else module.is_file()
+        assert counterpart, f"{path} has no counterpart"

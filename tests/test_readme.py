@@ -14,6 +14,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import StorageError
 from hscc_search.search.catalogue import list_studies
+from hscc_search.search.space import Space
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -33,7 +34,7 @@ def test_the_readme_leads_with_two_commands_and_a_picture():
 
 
 def test_make_knows_its_targets():
-    for target in ("study", "test", "check"):
+    for target in ("study", "test", "quick", "check"):
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
@@ -77,7 +78,10 @@ def listed(url):
 def test_the_study_options_are_all_allowed():
     (options,) = re.findall(r"## What a study can look for\n\n```yaml\n(.*?)```", README, re.DOTALL)
     tree = {"name": "all", "data": {"source": "digits"}, "model": {"name": "digits_cnn"}, **yaml.safe_load(options)}
-    assert StudyConfig.from_tree(tree, "README").space.per == "stage"
+    config = StudyConfig.from_tree(tree, "README")
+    space = Space(config, scopes={})
+    assert config.start
+    assert all(space.checked(sample) for sample in config.start)
 
 
 def test_the_comparison_runs(cli, folder):

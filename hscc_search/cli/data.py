@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def data() -> None:
-    """Look at image folders."""
+    """Check image folders."""
 
 
 @data.command()
@@ -28,7 +28,7 @@ def data() -> None:
 def check(folder: Path, output_format: str) -> None:
     """Count images, copies, label conflicts and unreadable files below DIR.
 
-    Exact and near copies never hurt: a split keeps them on one side. Unreadable files stop a study (exit code 2).
+    Exact and near copies do no harm: a split keeps them in one part. Unreadable files stop a study (exit code 2).
     """
     from hscc_search.data import check_folder
 
@@ -60,7 +60,7 @@ def _show(images: "FolderReport") -> None:
     table.add_section()
     table.add_row("all", str(sum(images.classes.values())))
     out_console.print(table)
-    say(f"exact copies: {images.exact_copies} images have the bytes of another one")
+    say(f"exact copies: {images.exact_copies} images have the same bytes as another one")
     say(f"near copies: {images.near_pairs} more pairs show the same thing")
     say(f"label conflicts: {len(images.conflicts)} pairs of copies carry different labels")
     for first, second in images.conflicts:

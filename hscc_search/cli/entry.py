@@ -18,7 +18,7 @@ from hscc_search.report.terminal import err_console
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="hscc-search")
 def commands() -> None:
-    """Search for the best ways to compress a convolutional network: FLOPs against accuracy."""
+    """Search for the best ways to compress a convolutional network: accuracy against FLOPs."""
 
 
 for command in (train, run, worker, proxy, front, compare, export, studies, dashboard, data):
@@ -41,8 +41,8 @@ def main() -> None:
         message = one_line(error.format_message()).rstrip(".")
         _refuse(f"{message}: see {_command_of(error)} --help")
     except (KeyboardInterrupt, click.Abort):
-        _end("stopped: what was finished is stored, and the same command goes on", 130)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
+        _end("stopped: finished work is stored, and the same command continues", 130)
+    except BrokenPipeError:  # the reader, such as head, has ended
         sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115
         sys.exit(0)
 

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what is made of their values."""
+"""Options that several commands share, and functions that read their values."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ workers_option = click.option(
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Processes of this machine that share the trials.",
+    help="Number of processes of this machine that share the trials.",
 )
 
 timeout_option = click.option(
@@ -64,7 +64,7 @@ table_or_json_option = click.option(
 
 
 def absolute(path: Path | None) -> Path | None:
-    """Make a path absolute: what stands in an option is relative to the current folder, not to the study file."""
+    """Make a path absolute, since a path in an option is relative to the current folder and not to the study file."""
     return path.absolute() if path is not None else None
 
 
@@ -85,7 +85,7 @@ def decimals(option: str, text: str) -> list[float]:
 
 
 def naming_storage(storage: str) -> str:
-    """The option by which a next command finds the same storage; empty for the default one."""
+    """The option with which the next command finds the same storage; empty for the default storage."""
     from hscc_search.storage import without_password
 
     return "" if storage == DEFAULT_STORAGE else f" --storage {without_password(storage)}"

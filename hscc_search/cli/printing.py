@@ -1,4 +1,4 @@
-"""How commands print. Nothing else in the package does."""
+"""Print results, as several commands do."""
 
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ def show_front(study: "Study") -> None:
 
 
 def quiet_optuna() -> None:
-    """Keep Optuna from printing; an error line of its own would follow ours."""
+    """Keep Optuna from printing: its own error lines would follow those of a command."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -1,4 +1,4 @@
-"""The commands that use what a study measured, or measure beside it: ``front``, ``export`` and ``compare``."""
+"""The commands that show, export and compare: ``front``, ``export`` and ``compare``."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from hscc_search.report.terminal import out_console, progress_bars
     "--html",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write the front as a page that needs nothing else.",
+    help="Write the front as a self-contained page.",
 )
 @uncollected()
 def front(study_name: str, storage: str, output_format: str, html: Path | None) -> None:
@@ -57,7 +57,7 @@ def front(study_name: str, storage: str, output_format: str, html: Path | None) 
         from hscc_search.report.page import write_page
 
         write_page(study, html)
-        beside_data = output_format != "table"  # JSON and CSV alone are on the output, for whatever reads it
+        beside_data = output_format != "table"  # other programs read JSON or CSV, so nothing else is printed there
         click.echo(f"page: {html}", err=beside_data)
         command = f"hscc-search export {study_name}{naming_storage(storage)} --select knee --out {study_name}-knee"
         click.echo(f"next: {command}", err=beside_data)
@@ -85,7 +85,7 @@ def front(study_name: str, storage: str, output_format: str, html: Path | None) 
     "--finetune",
     metavar="N",
     type=click.IntRange(min=0),
-    help="Train the compressed network N epochs further, whatever the study says.",
+    help="Fine-tune the compressed network for N epochs, in place of the study's number.",
 )
 @data_option
 @checkpoint_option
@@ -100,7 +100,7 @@ def export(
     checkpoint: Path | None,
     device: str,
 ) -> None:
-    """Write one trial of STUDY_NAME as a folder that runs in deployment."""
+    """Write one trial of STUDY_NAME as a folder with ONNX and torch models and a model card."""
     from hscc_search.pareto.selection import parse_rule, select
 
     rule = parse_rule(rule_text)
@@ -127,9 +127,11 @@ def export(
 
 @click.command()
 @click.argument("study")
-@click.option("--budgets", metavar="X,...", default="3,6", show_default=True, help="How many times fewer FLOPs.")
-@click.option("--methods", metavar="NAME,...", help="Methods to measure, in place of all.")
-@click.option("--seeds", metavar="N,...", default="0,1,2", show_default=True, help="Split seeds; a split each.")
+@click.option(
+    "--budgets", metavar="X,...", default="3,6", show_default=True, help="Ratios of dense to compressed FLOPs."
+)
+@click.option("--methods", metavar="NAME,...", help="Methods to compare, in place of all.")
+@click.option("--seeds", metavar="N,...", default="0,1,2", show_default=True, help="Seeds of the splits to compare on.")
 @click.option(
     "--finetune",
     metavar="N",
@@ -144,7 +146,7 @@ def export(
     metavar="DIR",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder for what is measured, table and figure; the same command goes on with it.",
+    help="Folder for results, table and figure; after a stop the same command continues in it.",
 )
 @device_option
 def compare(
@@ -177,6 +179,6 @@ def compare(
             say(f"{summary.method} at {summary.budget:g}x, {failure}")
     say(
         f"± is one standard error over the test images of {len(split_seeds)} splits; "
-        "differences are of the same images."
+        "differences are on the same images."
     )
     say(f"written: {out / 'summary.json'} and {out / 'comparison.html'}")

@@ -31,7 +31,7 @@ def studies(context: click.Context, storage: str, output_format: str) -> None:
 
 @studies.command()
 @click.argument("study_name")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
 @click.pass_obj
 def rm(storage: str, study_name: str, yes: bool) -> None:
     """Remove STUDY_NAME and all its trials."""
@@ -49,10 +49,10 @@ def rm(storage: str, study_name: str, yes: bool) -> None:
 @studies.command()
 @click.argument("study_name")
 @click.argument("new_name")
-@click.option("--to", metavar="URL", help="Another database, in place of the same one.")
+@click.option("--to", metavar="URL", help="Database of the copy, in place of the same one.")
 @click.pass_obj
 def copy(storage: str, study_name: str, new_name: str, to: str | None) -> None:
-    """Copy STUDY_NAME with its finished trials as NEW_NAME."""
+    """Copy STUDY_NAME with its finished and failed trials as NEW_NAME."""
     from hscc_search.search.catalogue import copy_study
 
     quiet_optuna()
@@ -67,7 +67,7 @@ def copy(storage: str, study_name: str, new_name: str, to: str | None) -> None:
     metavar="H",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen at; there is no password.",
+    help="Address to listen at; the pages have no password.",
 )
 @click.option(
     "--port",
@@ -75,7 +75,7 @@ def copy(storage: str, study_name: str, new_name: str, to: str | None) -> None:
     type=click.IntRange(0, 65535),
     default=8080,
     show_default=True,
-    help="0 takes a free one.",
+    help="Port to listen at; 0 takes a free one.",
 )
 def dashboard(storage: str, host: str, port: int) -> None:
     """Serve optuna-dashboard and the Plotly front on one address, read-only."""

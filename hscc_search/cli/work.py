@@ -26,7 +26,7 @@ from hscc_search.report.terminal import progress_bars
 def train(study: str, data: Path | None, device: str) -> None:
     """Train the dense network of STUDY, a file or a name, and keep it in the cache.
 
-    `run` does this by itself.
+    `run` does this too where the network is not in the cache.
     """
     config = StudyConfig.from_file(study, data__path=absolute(data))
     if config.model.checkpoint is not None:
@@ -57,7 +57,7 @@ def train(study: str, data: Path | None, device: str) -> None:
     "--trials",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Finished trials that the study shall have in all.",
+    help="Total number of finished trials to reach.",
 )
 @timeout_option
 @workers_option
@@ -74,7 +74,7 @@ def run(
     checkpoint: Path | None,
     device: str,
 ) -> None:
-    """Start STUDY, a file or a name, or go on with it until it has all its trials."""
+    """Start STUDY, a file or a name, or continue it until it has all its trials."""
     config = StudyConfig.from_file(
         study,
         storage=storage,
@@ -132,9 +132,11 @@ def worker(
 @click.command()
 @storage_option
 @click.option("--host", metavar="H", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option("--port", metavar="P", type=click.IntRange(1, 65535), default=13000, show_default=True, help="Port.")
+@click.option(
+    "--port", metavar="P", type=click.IntRange(1, 65535), default=13000, show_default=True, help="Port to listen at."
+)
 def proxy(storage: str, host: str, port: int) -> None:
-    """Stand between very many workers and a database: they use grpc://HOST:PORT as their storage."""
+    """Share one database among very many workers, which use grpc://HOST:PORT as their storage."""
     from hscc_search.storage import serve_proxy
 
     quiet_optuna()

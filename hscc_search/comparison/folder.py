@@ -1,11 +1,11 @@
-"""The folder of a comparison: what it compares, and a file for each measured network.
+"""The folder of a comparison: a file on what its networks share, and a file for each measured network.
 
 ::
 
-    comparison.json   what all networks share: study, images, checkpoint, epochs of fine-tuning
+    comparison.json   shared by all networks: study, images, checkpoint, epochs of fine-tuning
     rows/             a file for each network, written whole when it is measured
 
-A comparison that is stopped goes on where it was: a network that has a file is not measured again.
+A comparison that was stopped can continue: a network that has a file is not measured again.
 """
 
 import json
@@ -21,8 +21,8 @@ from hscc_search.files import written_whole
 def claim(folder: Path, record: ComparisonRecord) -> None:
     """Make the folder of a comparison, or check that it belongs to the same one.
 
-    The same comparison may ask for other methods, budgets and splits, and for no fine-tuning; once it has asked for
-    some epochs of it, it cannot ask for another number.
+    The same comparison may ask for other methods, budgets and splits, and may leave fine-tuning out; its number of
+    epochs of fine-tuning stays the same once it is above 0.
 
     Raises:
         ConfigError: the folder holds something else, is damaged, or cannot be written to.
@@ -34,7 +34,7 @@ def claim(folder: Path, record: ComparisonRecord) -> None:
         if record.epochs == 0:
             return
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is no comparison: name another output folder")
+        raise ConfigError(f"{folder} exists and holds no comparison: name another output folder")
     try:
         (folder / "rows").mkdir(parents=True, exist_ok=True)
         _write(path, record.stored())
@@ -43,7 +43,7 @@ def claim(folder: Path, record: ComparisonRecord) -> None:
 
 
 def network_path(folder: Path, asked: Asked) -> Path:
-    """Name the file of one network."""
+    """The path of the file of one network."""
     name = f"split{asked.seed}-{asked.method}-{asked.budget:.12g}x-{asked.epochs}epochs.json"
     return folder / "rows" / name
 
@@ -73,7 +73,11 @@ def _read_record(path: Path) -> ComparisonRecord:
 
 
 def _check_same(folder: Path, before: ComparisonRecord, now: ComparisonRecord) -> None:
-    """Raise ConfigError where two records are of different comparisons."""
+    """Check that two records are of the same comparison.
+
+    Raises:
+        ConfigError: they differ; the error names the differences.
+    """
     differences = now.config.differences(before.config)
     if now.fingerprint != before.fingerprint:
         differences.append("other images")

@@ -1,4 +1,4 @@
-"""Compress the dense network of each split with every method at every budget, and measure what comes out."""
+"""Compress the dense network of each split with every method at every budget, and measure the results."""
 
 import copy
 import math
@@ -45,18 +45,18 @@ def compare(
     """Measure the networks that ``out`` does not hold yet, and return all that were asked for.
 
     Args:
-        config: names images, dense network and recipe; its split seed and its fine-tuning epochs are replaced.
+        config: of a study; its split seed and its epochs of fine-tuning are replaced.
         budgets: ratios of dense FLOPs to compressed FLOPs, above 1.
         methods: keys of :data:`hscc_search.comparison.methods.METHODS`.
         seeds: of the splits; each split has a dense network of its own, trained where it is not in the cache.
-        epochs: of fine-tuning; with 0 networks are measured as compressed, else also after fine-tuning.
+        epochs: of fine-tuning; above 0 each network is measured before and after fine-tuning.
         out: folder for the measured networks.
         device: where to compute; latency is always measured on the CPU.
         report: told of each step.
 
     Raises:
-        ConfigError: a method or a number is wrong, a checkpoint is given for several splits, or ``out`` belongs to
-            another comparison.
+        HsccError: a method or a number is wrong, a checkpoint is given for several splits, ``out`` belongs to another
+            comparison, or the images or the dense network cannot be used.
     """
     _check(config, budgets, methods, seeds)
     fingerprint = load_dataset(config.data, report).fingerprint
@@ -97,11 +97,11 @@ def _checkpoint_digest(config: StudyConfig) -> str | None:
 
 
 def _asked(budgets: Sequence[float], methods: Sequence[str], seeds: Sequence[int], epochs: int) -> list[Asked]:
-    """List the networks to compare, each once: on each split the dense one first, each before its fine-tuned self."""
+    """List the networks to compare, each once: on each split the dense one first, and fine-tuned ones after theirs."""
     pairs = [(DENSE, 1.0), *((method, budget) for budget in budgets for method in methods)]
     stages = [0, epochs] if epochs else [0]
-    every = [Asked(method, budget, seed, stage) for seed in seeds for method, budget in pairs for stage in stages]
-    return list(dict.fromkeys(every))
+    asked = [Asked(method, budget, seed, stage) for seed in seeds for method, budget in pairs for stage in stages]
+    return list(dict.fromkeys(asked))
 
 
 def _config_of_split(config: StudyConfig, seed: int, epochs: int) -> StudyConfig:
@@ -133,7 +133,7 @@ class _Split:
 
 
 def _measure_split(split: _Split, missing: Sequence[Asked]) -> Iterator[ComparedNetwork]:
-    """Measure the missing networks of one split, each as soon as it is there."""
+    """Measure the missing networks of one split, and yield each as soon as it is measured."""
     task = f"comparing on split {split.seed}"
     pairs = list(dict.fromkeys((asked.method, asked.budget) for asked in missing))
     for done, (method, budget) in enumerate(pairs):
@@ -148,18 +148,19 @@ def _measure_stages(split: _Split, stages: Sequence[Asked]) -> Iterator[Compared
     """Compress by one method to one budget, and measure at each asked number of epochs of fine-tuning.
 
     Args:
-        split: the split.
-        stages: differ in their epochs alone; the ones without fine-tuning come first.
+        split: with its dense network.
+        stages: differ in their epochs alone; the one without fine-tuning comes first.
     """
     opened = split.opened
     method, budget = stages[0].method, stages[0].budget
     calibration = None if method == DENSE else split.calibration
     start = time.perf_counter()
     try:
-        # The dense network as it was opened: its fine-tuning then starts with its batch norms, which calibrating folds.
-        network = (
-            copy.deepcopy(opened.network) if calibration is None else METHODS[method](calibration, budget, split.seed)
-        )
+        if calibration is None:
+            # The network as it was opened, for fine-tuning it with its batch norms, which calibrating folds.
+            network = copy.deepcopy(opened.network)
+        else:
+            network = METHODS[method](calibration, budget, split.seed)
     except CompressionError as error:
         for asked in stages:
             yield ComparedNetwork(asked, failure=str(error))

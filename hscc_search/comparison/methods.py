@@ -13,12 +13,12 @@ from hscc_search.compression.setting import Setting
 # Compresses the calibrated network to a budget (dense over compressed FLOPs, above 1); the seed is the split's.
 Method = Callable[[Calibration, float, int], nn.Module]
 
-# HSCC's values for a given budget: regions save FLOPs, but cutting a map into pieces costs more time than they save.
+# HSCC's values beside the budget: regions save FLOPs, but cutting a map into pieces costs more time than they save.
 RECOMMENDED: dict[str, Any] = {"regions": 1, "clusters": 1, "rank_multiple": 8}
 
 
 def _hscc(**changes: Any) -> Method:
-    """HSCC at its recommended values but for some changes."""
+    """Make a method of HSCC at its recommended values but for some changes."""
 
     def method(calibration: Calibration, budget: float, seed: int) -> nn.Module:
         setting = Setting(**{**RECOMMENDED, "budget": budget, "seed": seed, **changes})
@@ -28,7 +28,7 @@ def _hscc(**changes: Any) -> Method:
 
 
 def _peer(compressor: Callable[[Calibration, float], nn.Module]) -> Method:
-    """A peer as a method; none of them draws random numbers, so the seed has no effect."""
+    """Make a method of a peer; none of them draws random numbers, so the seed has no effect."""
 
     def method(calibration: Calibration, budget: float, seed: int) -> nn.Module:
         return compressor(calibration, budget)

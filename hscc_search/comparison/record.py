@@ -25,7 +25,7 @@ class ComparisonRecord:
     """The inputs that all networks of a comparison share.
 
     Attributes:
-        config: of the study; budget, split and fine-tuning are the comparison's own.
+        config: of the study; the comparison does not use its space, split seed and epochs of fine-tuning.
         epochs: of fine-tuning, 0 where no network is fine-tuned.
         fingerprint: of the data set.
         checkpoint: SHA-256 of the dense network's weights file, None where each split trains its own.
@@ -92,7 +92,7 @@ class ComparedNetwork:
         right: for each image of the test part 1 where the network is right, else 0.
         latency: median milliseconds per batch by ``runtime batch``, such as ``torch 1``; empty where not measured.
         dense_latency: the dense network's, taken in the same turns.
-        seconds: that compressing took, or fine-tuning where the network was fine-tuned.
+        seconds: time of compressing, or of fine-tuning where the network was fine-tuned.
         failure: why there is no network, or None.
     """
 
@@ -172,5 +172,5 @@ def _from_format_1(tree: Mapping[str, Any]) -> dict[str, Any]:
             "errors": {name: quality[f"{name}_se"] for name in names},
         },
         "latency": {run: value for run, value in latency.items() if not run.startswith(prefix)},
-        "dense_latency": {run.removeprefix(prefix): v for run, v in latency.items() if run.startswith(prefix)},
+        "dense_latency": {run.removeprefix(prefix): value for run, value in latency.items() if run.startswith(prefix)},
     }

@@ -26,14 +26,14 @@ class Estimate:
 class Summary:
     """One method at one budget and number of epochs over all splits.
 
-    Estimates are None where a network is missing on a split. Differences are paired: both networks are asked about the
-    same images.
+    Estimates are None where a network is missing on a split. Differences are paired: both networks predict the same
+    images.
 
     Attributes:
         method: a key of :data:`hscc_search.comparison.methods.METHODS`, or :data:`DENSE`.
         budget: asked ratio of dense FLOPs to compressed FLOPs; 1 for the dense network.
         epochs: of fine-tuning.
-        splits: on which there is a network.
+        splits: number of splits on which there is a network.
         flops_ratio: dense FLOPs / compressed FLOPs as counted, the least over the splits.
         parameters: number of weights and biases, the most over the splits.
         accuracy: on the test parts, 0 to 1.
@@ -87,11 +87,11 @@ def summarise(networks: Sequence[ComparedNetwork]) -> list[Summary]:
     summaries = []
     for key in dict.fromkeys(_key(network) for network in networks):
         method, budget, epochs = key
-        own = on_splits(method, budget, epochs)
-        present = [network for network in own if network is not None]
-        qualities = [network.quality for network in own if network is not None and network.quality is not None]
-        complete = len(present) == len(own)
-        ratios = [first.macs / second.macs for first, second in zip(dense, own, strict=True) if first and second]
+        compressed = on_splits(method, budget, epochs)
+        present = [network for network in compressed if network is not None]
+        qualities = [network.quality for network in present if network.quality is not None]
+        complete = len(present) == len(compressed)
+        ratios = [first.macs / second.macs for first, second in zip(dense, compressed, strict=True) if first and second]
         summaries.append(
             Summary(
                 method=method,
@@ -102,8 +102,8 @@ def summarise(networks: Sequence[ComparedNetwork]) -> list[Summary]:
                 parameters=max((network.parameters for network in present), default=None),
                 accuracy=_mean(qualities, "accuracy") if complete else None,
                 macro_f1=_mean(qualities, "macro_f1") if complete else None,
-                to_dense=_difference(own, dense),
-                to_hscc=_difference(on_splits("hscc", budget, epochs), own),
+                to_dense=_difference(compressed, dense),
+                to_hscc=_difference(on_splits("hscc", budget, epochs), compressed),
                 # Measured before fine-tuning, which leaves the latency as it is.
                 speedup=_speedup(on_splits(method, budget, 0)),
                 failures=_failures(network for network in networks if _key(network) == key),
@@ -113,7 +113,7 @@ def summarise(networks: Sequence[ComparedNetwork]) -> list[Summary]:
 
 
 def _key(network: ComparedNetwork) -> tuple[str, float, int]:
-    """Method, budget and epochs: all that identifies a network but the split."""
+    """The method, budget and epochs of a network, which its counterparts on other splits share."""
     return network.asked.method, network.asked.budget, network.asked.epochs
 
 
@@ -139,11 +139,11 @@ def _difference(first: Networks, second: Networks) -> Estimate | None:
 
 def _speedup(networks: Networks) -> dict[str, float]:
     timed = [network for network in networks if network is not None and network.latency]
-    runs = timed[0].latency if timed else {}
-    return {
-        run: float(np.median([each.dense_latency[run] / each.latency[run] for each in timed if run in each.latency]))
-        for run in runs
-    }
+    speedup = {}
+    for run in timed[0].latency if timed else ():
+        ratios = [network.dense_latency[run] / network.latency[run] for network in timed if run in network.latency]
+        speedup[run] = float(np.median(ratios))
+    return speedup
 
 
 def _failures(networks: Iterable[ComparedNetwork]) -> tuple[str, ...]:

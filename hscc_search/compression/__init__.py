@@ -9,9 +9,10 @@
     fit         fitting/       the factors of one layer, fitted to what the layers compressed before it deliver
     compress    compress.py    the steps above in one call, layer after layer in execution order
 
-``setting.py`` says what the compressor is asked for. ``form.py`` holds everything about a compressed network but its
+``setting.py`` holds the request to the compressor. ``form.py`` holds everything about a compressed network but its
 weights, ``layers.py`` the modules that run it, ``rebuild.py`` makes one from its form, and ``plan.py`` tells what
-became of each layer. ``baselines/`` holds the peers that a comparison runs.
+became of each layer. ``factors.py`` and ``input_axes.py`` hold the linear algebra. ``baselines/`` holds the peers that
+a comparison runs.
 
 A new region strategy is a function in ``division/regions.py`` that returns a label map, and a new cluster strategy one
 in ``division/clusters.py``. The rank of a cluster is chosen in ``ranks/by_energy.py`` or ``ranks/by_budget.py``.

@@ -1,12 +1,11 @@
 """HSCC, hierarchical spatio-channel clustering (arXiv 2604.23375): calibrate once, compress many times.
 
 One forward pass over the calibration images compresses a network: each layer, when its turn comes, is given the input
-that the layers compressed before it deliver, is replaced by its factors, and passes on what these answer. The network
-itself thus brings the layers into their order of execution, along branches and skip connections, and only the
-activations of the current layer are held in memory.
+that the layers compressed before it deliver, is replaced by its factors, and passes on their output. The network itself
+thus brings the layers into their order of execution, along branches and skip connections, and only the activations of
+the current layer are held in memory.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.fitting.layer import fit_layer
 from hscc_search.compression.form import NetworkForm
+from hscc_search.compression.layers import with_layers
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.compression.ranks.choice import choose_ranks
 from hscc_search.compression.ranks.design import LayerDesign
@@ -29,9 +29,10 @@ class Compressed:
     """A compressed network.
 
     Attributes:
-        network: an ordinary module in evaluation mode, for the image size that it was calibrated at.
-        plan: of every convolution and fully connected layer; those that can be compressed come first, in execution
-            order.
+        network: an ordinary module in evaluation mode. A layer of several regions takes the image size of the
+            calibration alone.
+        plan: what became of every convolution and fully connected layer; those that can be compressed come first, in
+            execution order.
         form: all that is needed to build the network again, but its weights.
     """
 
@@ -46,12 +47,11 @@ class Compressed:
 
 
 class _StandIn(nn.Module):
-    """Stand in a network for a layer, and compress that layer when the calibration images arrive."""
+    """A stand-in for a layer of a network, which compresses the layer when the calibration images arrive."""
 
     def __init__(self, calibration: Calibration, name: str, design: LayerDesign, step: int) -> None:
         super().__init__()
         self.calibration, self.name, self.design, self.step = calibration, name, design, step
-        self.layer = calibration.network.get_submodule(name)
         self.compressed: nn.Module | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,14 +66,12 @@ def compress(calibration: Calibration, setting: Setting) -> Compressed:
     Factors are fitted to every second image where there are many; ranks are chosen by the responses to all of them.
 
     Raises:
-        CompressionError: the budget is out of reach, or the setting says nothing for a layer.
+        CompressionError: the budget is out of reach, or the setting has no energy for a layer.
     """
-    network = calibration.network
     designs = choose_ranks(calibration, setting)
     step = 2 if len(calibration.images) >= 2 * FEWEST_IMAGES else 1
-    # The copy takes the stand-in of a layer for the copy of that layer.
     stand_ins = {name: _StandIn(calibration, name, design, step) for name, design in designs.items()}
-    result = copy.deepcopy(network, {id(stand_in.layer): stand_in for stand_in in stand_ins.values()})
+    result = with_layers(calibration.network, stand_ins)
     result(calibration.images[::step])
     for name, stand_in in stand_ins.items():
         assert stand_in.compressed is not None

@@ -38,7 +38,7 @@ class Predictor:
         variances: the r eigenvalues of T, descending.
         gap: (S - T) Q, float64 (C, r): how y - y^ varies with the principal coordinates.
         gain: (S - T) Q (T + ridge)^-1, float64 (C, r), so that M = I + gain Q^T.
-        samples: n.
+        samples: n, the number of samples.
     """
 
     axes: torch.Tensor
@@ -188,8 +188,9 @@ def balanced(first: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, tor
     Returns:
         Both, each row of ``first`` with the norm of its column of ``last``; unchanged where one of these is 0.
     """
-    rows, columns = first.norm(dim=1).double(), last.norm(dim=0).double()
-    scale = torch.where((rows > 0) & (columns > 0), (columns / rows).sqrt(), torch.ones_like(rows))
+    first_norms, last_norms = first.norm(dim=1).double(), last.norm(dim=0).double()
+    both_positive = (first_norms > 0) & (last_norms > 0)
+    scale = torch.where(both_positive, (last_norms / first_norms).sqrt(), torch.ones_like(first_norms))
     return first * scale[:, None].to(first.dtype), last / scale.to(last.dtype)
 
 
@@ -219,13 +220,13 @@ def ridge(values: torch.Tensor, samples: int) -> torch.Tensor:
 
     Args:
         values: the eigenvalues of the covariance or its diagonal, float64 (dimensions,).
-        samples: that it was estimated from.
+        samples: number of samples that the covariance was estimated from.
 
     Returns:
         float64, a scalar.
     """
     share = max(RIDGE, len(values) / samples)
-    # Large enough for its inverse to be finite in single precision.
+    # The constant keeps the inverse finite in single precision where all eigenvalues are 0.
     return share * values.sum() / max(len(values), 1) + 1e-30
 
 

@@ -9,7 +9,15 @@ RegionRanks = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class Piece:
-    """A rectangle of output positions, ``top`` and ``left`` included, ``bottom`` and ``right`` not."""
+    """A rectangle of output positions that belong to one region.
+
+    Attributes:
+        top: first row.
+        bottom: row behind the last one.
+        left: first column.
+        right: column behind the last one.
+        region: number of the region, from 0.
+    """
 
     top: int
     bottom: int
@@ -36,7 +44,7 @@ class LayerForm:
     """The form of one compressed layer.
 
     Attributes:
-        output_size: height and width of the map that the layer makes; (1, 1) for a fully connected layer.
+        output_size: height and width of the layer's output map; (1, 1) for a fully connected layer on vectors.
         ranks: for each group of the convolution (one, if it is not grouped) the ranks of each region.
         pieces: rectangles that cover the map, see :func:`hscc_search.compression.division.regions.pieces`.
         input_ranks: for each group the number of channels that its input is brought to before the basis filters of all
@@ -54,17 +62,11 @@ class LayerForm:
 
     @classmethod
     def from_stored(cls, tree: dict[str, Any]) -> "LayerForm":
-        """Undo :meth:`stored`. Format 3 had the total rank of a region in place of the ranks of its clusters."""
-
-        def region_ranks(ranks: list[int] | int | None) -> RegionRanks:
-            if ranks is None:
-                return None
-            return (ranks,) if isinstance(ranks, int) else tuple(ranks)
-
+        """Undo :meth:`stored`."""
         height, width = tree["output_size"]
         return cls(
             output_size=(height, width),
-            ranks=tuple(tuple(map(region_ranks, regions)) for regions in tree["ranks"]),
+            ranks=tuple(tuple(_region_ranks(ranks) for ranks in regions) for regions in tree["ranks"]),
             pieces=tuple(Piece(**piece) for piece in tree["pieces"]),
             input_ranks=tuple(tree["input_ranks"]),
         )
@@ -98,3 +100,10 @@ class NetworkForm:
 def total_rank(ranks: RegionRanks) -> int | None:
     """Add up the ranks of a region's clusters: its number of basis filters, None where it stays dense."""
     return None if ranks is None else sum(ranks)
+
+
+def _region_ranks(stored: list[int] | int | None) -> RegionRanks:
+    """Read the ranks of one region. Format 3 had their total in place of the ranks of the clusters."""
+    if stored is None:
+        return None
+    return (stored,) if isinstance(stored, int) else tuple(stored)

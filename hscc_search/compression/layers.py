@@ -5,7 +5,8 @@ A factored region computes ``y = P (B x) + b``: basis filters B (rank x D), then
 ``B x = B' (E x)`` with a 1 x 1 convolution E, the encoder. A dense region keeps one convolution.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,14 +43,17 @@ class Patch:
 class RegionConv2d(nn.Module):
     """A convolution, or one group of it, with separate filters for each region of its output map.
 
-    Takes float (images, Cin, height, width) of the one size that it was made for, and returns
-    (images, Cout, \\*output_size).
+    Takes float (images, Cin, height, width) and returns float (images, Cout, height, width). With several regions the
+    height and width of the output must be those of the form.
 
     Attributes:
         form: of the layer.
+        kernel_reach: rows and columns of the input that one output position sees.
+        stride: of the dense layer, (vertical, horizontal).
+        whole: whether the map is a single piece, which takes an input of any size.
         encoder: brings the input to fewer channels, None where the filters see all channels.
         regions: for each region its filters: basis filters and recombination as a Sequential, or one dense convolution.
-        padding: zeros that are added around the input before it is cut into patches.
+        padding: zeros that are added around the encoded input before it is cut into patches.
     """
 
     def __init__(self, layer: nn.Conv2d, form: LayerForm, group: int) -> None:
@@ -75,10 +79,10 @@ class RegionConv2d(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve each piece of the map with its region's filters.
+        """Compute each piece of the output map with its region's filters.
 
         Raises:
-            CompressionError: the input is of another size than the layer was made for.
+            CompressionError: the map has several regions, and the input another size than the layer was made for.
         """
         patches = self.cut(x)
         pieces = self.form.pieces
@@ -123,7 +127,10 @@ class RegionConv2d(nn.Module):
 
 
 class GroupedRegionConv2d(nn.Module):
-    """A grouped convolution, each group a :class:`RegionConv2d`."""
+    """A grouped convolution, each group a :class:`RegionConv2d`.
+
+    Takes float (images, Cin, height, width) and returns float (images, Cout, height, width).
+    """
 
     def __init__(self, layer: nn.Conv2d, form: LayerForm) -> None:
         super().__init__()
@@ -156,8 +163,15 @@ def group_modules(module: nn.Module) -> list[nn.Module]:
 
 
 def region_modules(module: nn.Module) -> list[nn.Module]:
-    """The modules that :func:`build` made for the regions of one group: of two stages, or of one where it is dense."""
+    """The modules that :func:`build` made for the regions of one group: two stages each, or one where it is dense."""
     return list(module.regions) if isinstance(module, RegionConv2d) else [module]
+
+
+def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
+    """Copy a network, in evaluation mode, with other modules at the given paths."""
+    # The memo names the new module as the copy of the old one, which is then not copied itself.
+    copies = {id(network.get_submodule(name)): layer for name, layer in layers.items()}
+    return copy.deepcopy(network, copies).eval()
 
 
 def conv_padding(layer: nn.Conv2d) -> Padding:

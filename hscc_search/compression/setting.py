@@ -1,4 +1,4 @@
-"""What the compressor is asked for."""
+"""The request to the compressor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,41 +8,42 @@ from hscc_search.compression.division.partition import Division
 from hscc_search.config import ClusterStrategy, RegionStrategy
 from hscc_search.errors import CompressionError
 
-# What a budget is of.
+# The cost that a budget divides.
 BudgetOf = Literal["flops", "parameters"]
 
-# A setting chooses its ranks by one of these.
+# Fields that choose the ranks; a setting has exactly one of them.
 _RULES = ("energy", "channel_share", "budget")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What the compressor is asked for: how layers are divided, and how ranks are chosen.
+    """The request to the compressor: how layers are divided, and how ranks are chosen.
 
-    Exactly one of ``energy``, ``channel_share`` and ``budget`` says how ranks are chosen; none of them where
+    Exactly one of ``energy``, ``channel_share`` and ``budget`` chooses the ranks. They may all be missing where
     ``by_layer`` gives an energy to every layer.
 
     Attributes:
         regions: regions per convolution, at most.
         clusters: clusters per region, at most.
         energy: share of each cluster's response variance that its rank keeps, above 0 and up to 1.
-        channel_share: rank of each cluster as a share of its channels, above 0 and up to 1: a control for
-            measurements, which looks at no variance.
+        channel_share: rank of each cluster as a share of its channels, above 0 and up to 1: a control that ignores
+            the variance.
         budget: cost of the dense network over cost of the compressed one, above 1; ranks are divided over layers,
             regions and clusters so that the loss grows least.
-        budget_of: the cost that ``budget`` is of. FLOPs are counted as multiply-adds (MACs), of which each is two
-            FLOPs in the dense and in the compressed network, so that the ratio is the same.
+        budget_of: the cost that ``budget`` is a ratio of. FLOPs are counted as multiply-adds (MACs): each is two FLOPs in
+            the dense and in the compressed network alike, so the ratio is the same.
         region_gain: with a budget, a layer is divided only where its regions lower the sum of its loss and the price of
             its cost by this share, 0 to 1; with 0 every layer is divided. Pieces of a map cost time, and smaller gains
             do not hold on other images.
         rank_multiple: divisor of the total rank of each region: kernels are fast at certain widths.
         region_strategy: a key of :data:`hscc_search.compression.division.regions.STRATEGIES`.
         cluster_strategy: a key of :data:`hscc_search.compression.division.clusters.STRATEGIES`.
-        seed: of regions and clusters.
-        by_layer: for the path of a layer the values that differ there: ``regions``, ``clusters``, ``energy``.
+        seed: for the region and cluster strategies that draw.
+        by_layer: values of single layers that replace the common ones, by the layer's path: ``regions``, ``clusters``,
+            ``energy``.
 
     Raises:
-        CompressionError: a value is out of range, or it is not clear how ranks are chosen.
+        CompressionError: a value is out of range, or the ranks are chosen by no field or by several.
     """
 
     regions: int = 1
@@ -76,10 +77,10 @@ class Setting:
             self.of(layer)
 
     def _check_rule(self) -> None:
-        given = [name for name in _RULES if getattr(self, name) is not None]
-        by_layer_alone = not given and any("energy" in values for values in self.by_layer.values())
-        if len(given) != 1 and not by_layer_alone:
-            names = " and ".join(given) or "none of them"
+        rules = [name for name in _RULES if getattr(self, name) is not None]
+        by_layer_alone = not rules and any("energy" in values for values in self.by_layer.values())
+        if len(rules) != 1 and not by_layer_alone:
+            names = " and ".join(rules) or "none of them"
             raise CompressionError(f"a setting needs exactly one of {', '.join(_RULES[:-1])} and budget, not {names}")
 
     def of(self, layer: str) -> "Setting":
@@ -89,14 +90,14 @@ class Setting:
             CompressionError: neither the layer nor the whole network has a rule for ranks, or the layer's own values
                 are out of range.
         """
-        own = self.by_layer.get(layer, {})
-        if "energy" not in own and all(getattr(self, name) is None for name in _RULES):
+        values = self.by_layer.get(layer, {})
+        if "energy" not in values and all(getattr(self, name) is None for name in _RULES):
             raise CompressionError(f"the setting has no energy for layer {layer}, and none for the whole network")
-        return replace(self, by_layer={}, **own) if self.by_layer else self
+        return replace(self, by_layer={}, **values) if self.by_layer else self
 
     @property
     def division(self) -> Division:
-        """How the layers are divided."""
+        """The division that the setting asks for."""
         return Division(self.region_strategy, self.regions, self.cluster_strategy, self.clusters, self.seed)
 
 

@@ -1,7 +1,7 @@
 """The study file: YAML, checked into one immutable object, and stored with the study it describes.
 
-``study_file`` reads it, the sections say what is allowed (``dense``, ``space``, ``metrics``, on the rules of
-``section``), ``study`` puts them together, ``explain`` says what is wrong, and ``reference`` writes ``REFERENCE.md``.
+``study_file`` reads it, the sections say what is allowed (``dense``, ``space`` and ``metrics``, by the rules of
+``section``), ``study`` puts them together, ``explain`` words an error, and ``reference`` writes ``REFERENCE.md``.
 """
 
 from hscc_search.config.dense import DataConfig, FinetuningConfig, ModelConfig, TrainingConfig

@@ -9,7 +9,7 @@ from hscc_search.config.section import Section
 
 
 class DataConfig(Section):
-    """The images, their size, and how they are divided."""
+    """The images, their size, and their division into parts."""
 
     source: Literal["folder", "digits"] = Field(
         "folder", description="a folder of your own, or the handwritten digits that come with scikit-learn"
@@ -19,7 +19,7 @@ class DataConfig(Section):
     )
     image_size: int = Field(224, ge=8, le=1024, description="side of the square images, in pixels")
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the images that the search measures on")
-    test: float = Field(0.15, gt=0, lt=0.5, description="share of the images kept for export and compare")
+    test: float = Field(0.15, gt=0, lt=0.5, description="share of the images that only export and compare measure on")
     split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the division into train, validation and test part")
     mean: tuple[float, ...] = Field(
         (0.485, 0.456, 0.406),
@@ -64,9 +64,9 @@ class TrainingConfig(Section):
 
     epochs: int = Field(45, ge=1, description="passes over the train part")
     batch_size: int = Field(64, ge=2, description="images per step, also when fine-tuning")
-    learning_rate: float = Field(0.005, gt=0, description="the highest of the schedule")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD; 0 is plain SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on all weights; 0 has none")
+    learning_rate: float = Field(0.005, gt=0, description="highest learning rate of the schedule")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; 0 is plain SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on all weights; 0 is no penalty")
     label_smoothing: float = Field(
         0.05, ge=0, lt=1, description="share of each label that is spread evenly over all classes"
     )
@@ -80,14 +80,16 @@ class TrainingConfig(Section):
 class FinetuningConfig(Section):
     """The further training of each compressed network, with the dense network as its teacher.
 
-    What has no key here is as in ``training``.
+    Batch size, momentum, augmentation and everything else without a key here are those of ``training``.
     """
 
     epochs: int = Field(0, ge=0, description="passes over the train part; 0 leaves compressed networks as they are")
-    learning_rate: float = Field(0.002, gt=0, description="the highest of the schedule")
+    learning_rate: float = Field(0.002, gt=0, description="highest learning rate of the schedule")
     distillation: float = Field(
-        0.5, ge=0, le=1, description="weight of the teacher's scores in the loss; the labels have the rest"
+        0.5, ge=0, le=1, description="weight of the teacher's scores in the loss; that of the labels is the rest"
     )
     temperature: float = Field(
-        2.0, gt=0, description="divides the scores of teacher and student, so that small ones count for more"
+        2.0,
+        gt=0,
+        description="divides the scores of teacher and student before softmax, so that unlikely classes count for more",
     )

@@ -1,4 +1,4 @@
-"""One line for what is wrong in a study file."""
+"""Errors in a study file, explained in one line."""
 
 from typing import get_args
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ValidationError
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """Say of the first wrong key what it is, its value and what is allowed.
+    """Explain the first wrong key: its name, its value and what is allowed.
 
     Args:
         error: from validating a tree as ``root``.
@@ -26,7 +26,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 
 
 def _keys_beside(location: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
-    """The keys that are allowed where a wrong one stands."""
+    """The keys that are allowed in place of a wrong one."""
     section = root
     for step in location[:-1]:
         if isinstance(step, str):  # an integer is an index into a list, whose items are of one section

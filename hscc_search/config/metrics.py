@@ -1,4 +1,4 @@
-"""Names of metrics in a study file, and the sections that speak of metrics."""
+"""Names of metrics in a study file, and the sections on constraints and latency."""
 
 import re
 from typing import Annotated, Literal
@@ -20,11 +20,11 @@ Metric = Annotated[str, AfterValidator(_check_metric)]
 
 
 class ConstraintConfig(Section):
-    """A bound of one metric that a trial must keep to be on the front."""
+    """A bound on one metric that a trial must keep to be on the front."""
 
     metric: Metric = Field(description=f"one of {', '.join(METRICS)} and recall:CLASS")
-    at_least: float | None = Field(None, description="lower bound, in the unit of the metric; or at_most")
-    at_most: float | None = Field(None, description="upper bound, in the unit of the metric; or at_least")
+    at_least: float | None = Field(None, description="lower bound, in the unit of the metric; instead of at_most")
+    at_most: float | None = Field(None, description="upper bound, in the unit of the metric; instead of at_least")
 
     @model_validator(mode="after")
     def _one_bound(self) -> "ConstraintConfig":
@@ -34,7 +34,7 @@ class ConstraintConfig(Section):
 
 
 class LatencyConfig(Section):
-    """How latency is measured where it is an objective or a constraint: in milliseconds per batch, on one thread."""
+    """The latency that is an objective or a constraint: milliseconds per batch, on one thread."""
 
-    runtime: Literal["onnxruntime", "torch"] = Field("onnxruntime", description="what runs the network")
+    runtime: Literal["onnxruntime", "torch"] = Field("onnxruntime", description="library that runs the network")
     batch_size: int = Field(1, ge=1, le=1024, description="images per batch")

@@ -1,4 +1,4 @@
-"""The reference of the study file, made from the sections: ``python -m hscc_search.config.reference`` writes it."""
+"""The reference of the study file, generated from its sections by ``python -m hscc_search.config.reference``."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,18 +15,18 @@ COMMAND = "python -m hscc_search.config.reference"
 
 _HEAD = f"""# The study file
 
-Every key that a study file may have. Only `name`, `data` and `model` must be there; `hscc-search run STUDY` names what
-is wrong. Paths are relative to the study file and may start with `~`; paths and the storage may hold environment
+Every key that a study file may have. Only `name`, `data` and `model` are required; `hscc-search run STUDY` names a key
+that is wrong. Paths are relative to the study file and may start with `~`; paths and the storage may hold environment
 variables such as `${{IMAGES}}`.
 
-Made from the code by `{COMMAND}`.
+Generated from the code by `{COMMAND}`.
 """
 # The kinds of JSON values in words.
 _KINDS = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
 
 
 def reference_path() -> Path:
-    """The file that the reference is kept in."""
+    """The path of the reference."""
     return resource_folder("studies") / "REFERENCE.md"
 
 
@@ -52,7 +52,7 @@ def _sections(schema: Schema, definitions: Schema, path: str = "") -> Iterator[t
 
 
 def _table(title: str, section: Schema, definitions: Schema) -> str:
-    """A heading, what the section is, and a row for each key."""
+    """A section as a heading, its description, and a table with a row for each key."""
     required = section.get("required", ())
     lines = [f"## {title}", "", _one_line(section["description"]), ""]
     lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
@@ -69,7 +69,7 @@ def _kinds(field: Schema) -> list[Schema]:
 
 
 def _value(kind: Schema) -> str:
-    """Say in words what is allowed."""
+    """The allowed values in words."""
     if "$ref" in kind:
         return "section"
     if "enum" in kind:
@@ -85,7 +85,7 @@ def _value(kind: Schema) -> str:
 
 
 def _list(kind: Schema) -> str:
-    """Say in words what a list holds, and how many."""
+    """The allowed items of a list, and their number, in words."""
     least, most = kind.get("minItems"), kind.get("maxItems")
     count = "" if least is None else f" of {least}" if least == most else f" of {least} to {most}"
     return f"list{count}; each: {_value(kind['items'])}"
@@ -100,7 +100,7 @@ def _limits(kind: Schema) -> str:
 
 
 def _default(field: Schema, definitions: Schema) -> str:
-    """What holds where a key is left out; a section that has tables of its own shows its defaults there."""
+    """The default of a key; that of a section with a table of its own is shown in that table."""
     default = field["default"]
     if default is None:
         return "none"

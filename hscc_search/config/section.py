@@ -4,6 +4,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of the study file: immutable, no unknown keys, no value turned into another type, no NaN and infinity."""
+    """A part of the study file: immutable, no unknown keys, no conversion of types, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

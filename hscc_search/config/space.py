@@ -1,4 +1,4 @@
-"""The sections on compression: what all trials have in common, and what is sampled for each."""
+"""The sections on compression: values that all trials share, and values that are sampled for each trial."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -12,7 +12,7 @@ RankMultiple = Annotated[int, Field(ge=1, le=64)]
 
 
 class CompressionConfig(Section):
-    """What all trials of a study have in common."""
+    """The compression of all trials of a study."""
 
     region_strategy: RegionStrategy = Field(
         "grid",
@@ -31,7 +31,7 @@ class CompressionConfig(Section):
         description="with a budget, share by which regions must improve a layer for it to be divided; 0 divides all",
     )
     rank_multiple: RankMultiple = Field(
-        1, description="the ranks of a region add up to a multiple of it; 8 or 16 suit the kernels of most processors"
+        1, description="divisor of the total rank of each region; 8 or 16 suit the kernels of most processors"
     )
     calibration_images: int = Field(
         512, ge=8, description="images of the train part that regions, clusters and factors are learnt from"
@@ -77,46 +77,47 @@ class BudgetRange(_Range):
 
 
 class SpaceConfig(Section):
-    """What a study samples: regions, clusters, and either energies or a budget for the network.
+    """The values that a study samples: regions, clusters, and either energies or a budget for the network.
 
-    Regions, clusters and energy hold for the whole network, or are sampled for each stage (layers in a row whose output
-    maps have one size) or each layer. A budget is always one for the network, which divides it over the layers.
+    Regions, clusters and energy are sampled once for the whole network, or for each stage (consecutive layers whose
+    output maps have the same size), or for each layer. A budget is always for the whole network, and is divided over
+    its layers.
     """
 
     per: Literal["network", "stage", "layer"] = Field(
-        "network", description="what has regions, clusters and energy of its own"
+        "network", description="the unit that regions, clusters and energy are sampled for"
     )
-    regions: IntegerRange = Field(IntegerRange(low=1, high=9), description="regions of a layer, at most")
-    clusters: IntegerRange = Field(IntegerRange(low=1, high=3), description="clusters of a region, at most")
+    regions: IntegerRange = Field(IntegerRange(low=1, high=9), description="largest number of regions of a layer")
+    clusters: IntegerRange = Field(IntegerRange(low=1, high=3), description="largest number of clusters of a region")
     energy: EnergyRange | None = Field(
         EnergyRange(low=0.6, high=0.99),
-        description="share of its response variance that each cluster keeps; has no default beside a budget",
+        description="share of its response variance that each cluster keeps; without default where a budget is given",
     )
     budget: BudgetRange | None = Field(
-        None, description="dense FLOPs over compressed FLOPs, at least, of the network; in place of energy"
+        None, description="smallest ratio of dense to compressed FLOPs of the network; instead of energy"
     )
     region_strategy: tuple[RegionStrategy, ...] = Field(
-        (), strict=False, description="strategies to choose from; without any the one of compression"
+        (), strict=False, description="strategies to choose from; where empty, all trials have the one of `compression`"
     )
     cluster_strategy: tuple[ClusterStrategy, ...] = Field(
-        (), strict=False, description="strategies to choose from; without any the one of compression"
+        (), strict=False, description="strategies to choose from; where empty, all trials have the one of `compression`"
     )
     rank_multiple: tuple[RankMultiple, ...] = Field(
-        (), strict=False, description="multiples to choose from; without any the one of compression"
+        (), strict=False, description="multiples to choose from; where empty, all trials have the one of `compression`"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _no_default_energy_beside_a_budget(cls, given: Any) -> Any:
+    def _no_default_energy_beside_a_budget(cls, tree: Any) -> Any:
         """Let the default of ``energy`` hold only where there is no budget.
 
         A stored study holds ``energy: null`` beside its budget; null without a budget stands for the default.
         """
-        if not isinstance(given, dict) or given.get("energy") is not None:
-            return given
-        if given.get("budget") is not None:
-            return {**given, "energy": None}
-        return {key: value for key, value in given.items() if key != "energy"}
+        if not isinstance(tree, dict) or tree.get("energy") is not None:
+            return tree
+        if tree.get("budget") is not None:
+            return {**tree, "energy": None}
+        return {key: value for key, value in tree.items() if key != "energy"}
 
     @model_validator(mode="after")
     def _energy_or_budget(self) -> "SpaceConfig":

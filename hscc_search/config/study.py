@@ -14,8 +14,8 @@ from hscc_search.config.space import CompressionConfig, SpaceConfig
 from hscc_search.config.study_file import find_study_file, read_study_file
 from hscc_search.errors import ConfigError
 
-# Fields that say how long a study runs, what it tries next, and where things lie: a study goes on when they change.
-# The content of files is compared by digests instead: the fingerprint of the data and that of the dense network.
+# Fields that may change before a study goes on: how long it runs, how it chooses samples, and where its files lie. The
+# content of those files is compared by digests: the fingerprint of the data set and the digest of the dense network.
 _HARMLESS = ("trials", "timeout", "patience", "sampler", "start", "storage", "data.path", "model.checkpoint")
 
 DEFAULT_STORAGE = "sqlite:///hscc-studies.db"
@@ -32,41 +32,41 @@ class StudyConfig(Section):
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of training, compression, search and bootstrap; the split has its own"
     )
-    data: DataConfig = Field(description="images, their size, and how they are divided")
+    data: DataConfig = Field(description="images, their size, and their division into parts")
     model: ModelConfig = Field(description="the dense network")
-    training: TrainingConfig = Field(TrainingConfig(), description="how the dense network is trained")
-    compression: CompressionConfig = Field(CompressionConfig(), description="what all trials have in common")
-    finetuning: FinetuningConfig = Field(FinetuningConfig(), description="how compressed networks are trained further")
-    space: SpaceConfig = Field(SpaceConfig(), description="what is sampled for each trial")
+    training: TrainingConfig = Field(TrainingConfig(), description="training of the dense network")
+    compression: CompressionConfig = Field(CompressionConfig(), description="compression of all trials")
+    finetuning: FinetuningConfig = Field(FinetuningConfig(), description="further training of compressed networks")
+    space: SpaceConfig = Field(SpaceConfig(), description="values that are sampled for each trial")
     objectives: tuple[Metric, ...] = Field(
         ("flops", "accuracy"),
         strict=False,
         min_length=2,
         max_length=4,
-        description="metrics of the front, of which costs shall be low and qualities high: "
+        description="metrics of the front, costs to be minimised and qualities to be maximised: "
         f"{', '.join(METRICS)} and recall:CLASS",
     )
     constraints: tuple[ConstraintConfig, ...] = Field(
         (), strict=False, description="bounds that a trial must keep to be on the front"
     )
-    latency: LatencyConfig = Field(LatencyConfig(), description="how latency is measured, where it matters")
+    latency: LatencyConfig = Field(LatencyConfig(), description="measurement of latency, where it is asked for")
     sampler: Literal["auto", "gp", "tpe", "nsga2", "random", "grid"] = Field(
         "auto",
-        description="what draws the samples: auto varies those of the front, gp is a Gaussian process, "
+        description="method that draws the samples: auto varies those of the front, gp is a Gaussian process, "
         "grid takes each combination of levels",
     )
     start: tuple[dict[str, int | float | str], ...] = Field(
-        (), strict=False, description="samples that are tried first, each with a value for everything that is sampled"
+        (), strict=False, description="samples to try first, each with a value for every sampled name"
     )
-    trials: int = Field(40, ge=1, description="finished trials that the study shall have in all")
+    trials: int = Field(40, ge=1, description="total number of finished trials to reach")
     timeout: float | None = Field(
         None, gt=0, description="seconds after which a run starts no more trials; without it there is no limit"
     )
     patience: int | None = Field(
         None,
         ge=1,
-        description="end after this many trials that together raised the hypervolume by less than a thousandth; "
-        "without it there is no such end",
+        description="number of trials after which the study ends if they raised the hypervolume by less than a "
+        "thousandth; without it there is no such end",
     )
     storage: str = Field(DEFAULT_STORAGE, description="database of the study, as a SQLAlchemy URL")
 

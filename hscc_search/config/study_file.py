@@ -43,7 +43,7 @@ def shipped_study_files() -> list[Path]:
 
 
 def read_study_file(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a study file; nothing is checked but that it is a mapping.
+    """Read a study file as a mapping; its keys and values are not checked yet.
 
     Args:
         path: of the file.
@@ -81,7 +81,7 @@ def _resolve_location(tree: dict[str, Any], key: str, option: str, study_file: P
     for name in sections:
         section = section.get(name) if isinstance(section, dict) else None
     if not isinstance(section, dict) or not isinstance(section.get(last), str):
-        return  # missing, or wrong and named when the tree is checked
+        return  # missing or of the wrong type, which checking the tree reports
 
     def variable(match: re.Match[str]) -> str:
         name = match[1] or match[2]
@@ -102,6 +102,6 @@ def _replace(tree: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         section = tree.setdefault(key, {})
         if not isinstance(section, dict):
-            return  # wrong, and named when the tree is checked
+            return  # of the wrong type, which checking the tree reports
         tree = section
     tree[keys[-1]] = value

@@ -1,4 +1,4 @@
-"""Look through a folder of images before a study: copies, label conflicts and files that cannot be read."""
+"""Check a folder of images before a study: copies, label conflicts and files that cannot be read."""
 
 import os
 from collections import Counter
@@ -19,9 +19,9 @@ class FolderReport:
     """Findings of ``hscc-search data check``.
 
     Attributes:
-        classes: images per class, readable or not.
-        exact_copies: images whose bytes equal those of an earlier image.
-        near_pairs: pairs of images that show the same thing and differ in their bytes.
+        classes: number of images by class, readable or not.
+        exact_copies: number of images whose bytes equal those of an earlier image.
+        near_pairs: number of pairs of images that show the same thing and differ in their bytes.
         conflicts: pairs of copies that carry different labels.
         unreadable: files that cannot be used, each with the reason.
     """
@@ -68,7 +68,7 @@ def check_folder(folder: Path, report: Report = silent) -> FolderReport:
 
 
 def _read(file: tuple[Path, str]) -> _Image | tuple[Path, str]:
-    """Hash the image of a path and a class; gives the path and the reason where that fails."""
+    """Hash an image, given by its path and class; return the path and the reason where it cannot be read."""
     path, class_name = file
     try:
         return _Image(path, class_name, file_digest(path), perceptual_hash(read_image(path)))

@@ -1,4 +1,4 @@
-"""Group images that show the same thing: exact copies, and copies that were encoded, resized or brightened anew."""
+"""Group images that show the same thing: exact copies, and re-encoded, resized or brightened ones."""
 
 import imagehash
 import numpy as np
@@ -39,14 +39,14 @@ def near_pairs(hashes: np.ndarray) -> np.ndarray:
 
 
 def copy_groups(hashes: np.ndarray) -> np.ndarray:
-    """Number the groups of images that are linked by being copies of each other.
+    """Number the groups of copies: images that near pairs link, directly or by a chain.
 
     Args:
         hashes: bool, shape (images, 256), from :func:`perceptual_hash`. Equal images have equal hashes, so
             exact copies need no treatment of their own.
 
     Returns:
-        int64, shape (images,): images with the same number belong together.
+        int64, shape (images,): images of one group have the same number.
     """
     pairs = near_pairs(hashes)
     count = len(hashes)

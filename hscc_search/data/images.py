@@ -113,7 +113,7 @@ def _digit_sources() -> list[_Source]:
 
 
 def _decode(sources: Sequence[_Source], image_size: int, report: Report) -> tuple[np.ndarray, np.ndarray]:
-    """Read all images; returns their pixels and the groups of copies among them, as in :class:`Dataset`."""
+    """Read all images, and return their pixels and the groups of copies among them, as in :class:`Dataset`."""
 
     def pixels_and_hash(source: _Source) -> tuple[np.ndarray, np.ndarray]:
         image = source.open()
@@ -161,7 +161,7 @@ def read_image(path: Path) -> Image.Image:
     """Read a file as an upright 8-bit RGB image.
 
     Raises:
-        DataError: the file is no image, is damaged, or has more than 8 bits per channel.
+        DataError: the file is damaged or not an image, or has more than 8 bits per channel.
     """
     try:
         with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""Stratified, seeded splits that keep copies of an image on one side."""
+"""Stratified, seeded splits that keep copies of an image in one part."""
 
 from dataclasses import dataclass
 
@@ -77,7 +77,7 @@ def _one_of_each(part: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def split_indices(
     labels: np.ndarray, groups: np.ndarray, shares: tuple[float, float, float], seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Divide images into three parts, no group in two of them, every class near its share in each.
+    """Divide images into three parts, with no group in two of them and every class near its share in each.
 
     scikit-learn splits by group, or stratified, or both into equal folds, but not both into given shares. Hence this
     greedy rule: go through the groups, large ones first and equal ones in random order, and give each to the part

@@ -1,4 +1,4 @@
-"""Epochs of stochastic gradient descent, as training and fine-tuning share them."""
+"""Epochs of stochastic gradient descent, shared by training and fine-tuning."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from hscc_search.evaluation.predictions import network_input
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """A network on its way down a loss.
+    """A network in training, with all that its steps need.
 
     Attributes:
         network: changed in place.
@@ -26,8 +26,8 @@ class Descent:
         images: uint8, shape (images, 3, height, width), on the network's device.
         labels: int64, shape (images,), on the network's device.
         optimizer: of all weights.
-        schedule: of the learning rate, moved on after each step.
-        steps_per_epoch: full batches of images, or 1 where there is none.
+        schedule: of the learning rate, advanced after each step.
+        steps_per_epoch: number of full batches, or 1 where there is none.
     """
 
     network: nn.Module
@@ -52,7 +52,7 @@ class Batch:
     labels: tuple[tuple[float, torch.Tensor], ...]
 
 
-# From a batch and the network's scores for it, float32, shape (images, classes), to a loss without dimensions.
+# Computes a scalar loss from a batch and the network's scores for it, float32, shape (images, classes).
 Loss = Callable[[Batch, torch.Tensor], torch.Tensor]
 
 
@@ -65,20 +65,20 @@ def start_descent(
         network: on ``device``.
         config: of the study.
         part: images to learn from.
-        learning_rate: largest one of the schedule.
+        learning_rate: highest of the schedule.
         epochs: length of the schedule.
         device: where the images are put.
     """
-    settings = config.training
+    training = config.training
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.momentum > 0,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.momentum > 0,
         fused=True,  # one pass over the weights: with AlexNet's 57 million the plain one takes a fifth of a step
     )
-    steps_per_epoch = len(part) // settings.batch_size or 1
+    steps_per_epoch = len(part) // training.batch_size or 1
     schedule = OneCycleLR(optimizer, max_lr=learning_rate, total_steps=epochs * steps_per_epoch)
     images = torch.from_numpy(np.array(part.images)).to(device)
     labels = torch.from_numpy(part.labels).to(device)
@@ -88,12 +88,13 @@ def start_descent(
 def run_epoch(descent: Descent, epoch: int, loss: Loss) -> float:
     """Go once over the images, in random order, and leave the network in evaluation mode.
 
-    All draws come from a seed of the epoch's own, so that going on after a stop gives the same as an unbroken run.
+    All random numbers of an epoch come from its own seed, so that a training that was stopped and continued gives the
+    same weights as an unbroken one.
 
     Args:
         descent: network, images, optimizer and schedule.
         epoch: number of the epoch, from 0.
-        loss: made smaller by each step.
+        loss: minimised.
 
     Returns:
         Mean loss over the steps.
@@ -118,17 +119,17 @@ def run_epoch(descent: Descent, epoch: int, loss: Loss) -> float:
 
 def _batch(descent: Descent, indices: torch.Tensor) -> Batch:
     """Augment and mix the images at ``indices``."""
-    settings = descent.config.training
+    training = descent.config.training
     images = network_input(descent.images[indices], descent.config.data)
-    images = augment(images, settings.flip, settings.affine)
-    return Batch(*mix(images, descent.labels[indices], settings.mixup))
+    images = augment(images, training.flip, training.affine)
+    return Batch(*mix(images, descent.labels[indices], training.mixup))
 
 
 def training_scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Scores of a network in the precision of training: bfloat16 where the device is faster with it.
+    """The scores of a network in the precision of training: bfloat16 where the device is faster with it.
 
     Args:
-        network: returns scores, or a tuple that begins with them, as some do while they train.
+        network: returns scores, or a tuple that begins with them, as some networks do in training mode.
         images: float32, shape (images, 3, height, width).
 
     Returns:
@@ -140,7 +141,7 @@ def training_scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def label_loss(config: StudyConfig) -> Loss:
-    """Cross entropy with the labels, smoothed as the study says."""
+    """The cross entropy with the labels, smoothed by the study's ``training.label_smoothing``."""
     smoothing = config.training.label_smoothing
 
     def loss(batch: Batch, scores: torch.Tensor) -> torch.Tensor:

@@ -36,23 +36,23 @@ def fine_tune(
         device: where both networks are.
         report: told after each epoch.
     """
-    tuning = config.finetuning
+    finetuning = config.finetuning
     network.requires_grad_(True)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    descent = start_descent(network, config, train, tuning.learning_rate, tuning.epochs, device)
-    decay = max(0.0, 1 - 1 / (_AVERAGED_SHARE * tuning.epochs * descent.steps_per_epoch))
+    descent = start_descent(network, config, train, finetuning.learning_rate, finetuning.epochs, device)
+    decay = max(0.0, 1 - 1 / (_AVERAGED_SHARE * finetuning.epochs * descent.steps_per_epoch))
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
     descent.optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(network))
-    loss = _with_teacher(label_loss(config), dense, tuning.distillation, tuning.temperature)
-    for epoch in range(tuning.epochs):
+    loss = _with_teacher(label_loss(config), dense, finetuning.distillation, finetuning.temperature)
+    for epoch in range(finetuning.epochs):
         mean_loss = run_epoch(descent, epoch, loss)
-        report(Progress("fine-tuning", epoch + 1, tuning.epochs, f"loss {mean_loss:.3f}"))
+        report(Progress("fine-tuning", epoch + 1, finetuning.epochs, f"loss {mean_loss:.3f}"))
     network.load_state_dict(averaged.module.state_dict())
     network.eval()
 
 
 def _with_teacher(by_labels: Loss, dense: nn.Module, weight: float, temperature: float) -> Loss:
-    """Add the divergence from the dense network's scores to a loss, with a weight from 0 to 1 against it."""
+    """Mix a loss with the divergence from the dense network's scores, weighted 1 - ``weight`` and ``weight``."""
     if weight == 0:
         return by_labels
 
@@ -67,7 +67,7 @@ def _with_teacher(by_labels: Loss, dense: nn.Module, weight: float, temperature:
 
 
 def _divergence(scores: torch.Tensor, dense_scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    """t^2 times the Kullback-Leibler divergence of softened scores, so that gradients keep their size for any t."""
+    """t^2 times the Kullback-Leibler divergence of scores divided by t; by t^2 gradients keep their size for any t."""
     divergence = functional.kl_div(
         (scores / temperature).log_softmax(1),
         (dense_scores / temperature).log_softmax(1),

@@ -51,8 +51,8 @@ def build_network(name: str, classes: int, image_size: int, weights: str | None 
             for a function of your own that takes the number of classes and returns a module.
         classes: number of outputs.
         image_size: side of the images in pixels.
-        weights: ``DEFAULT``, the name of other torchvision weights or timm's tag, such as ``a1_in1k``; the last
-            layer is then made anew for ``classes`` outputs.
+        weights: ``DEFAULT``, the name of other torchvision weights or timm's tag, such as ``a1_in1k``; a new last
+            layer then gives ``classes`` outputs.
 
     Raises:
         ModelError: there is no such network, function or weights, it cannot be built, or it cannot take such images.
@@ -78,7 +78,7 @@ def _build(name: str, classes: int, image_size: int, weights: str | None) -> nn.
             raise ModelError(f"digits_cnn needs an image size that is a multiple of 4, not {image_size}")
         return DigitsCNN(classes, image_size)
     if ":" in name:
-        return _build_own(name, classes)
+        return _build_by_function(name, classes)
     make_importable()
     from torchvision import models
 
@@ -129,7 +129,7 @@ def _build_timm(name: str, classes: int, image_size: int, weights: str | None) -
         raise ModelError(f"cannot {task} {name} at {image_size} pixels: {one_line(error, with_type=True)}") from error
 
 
-def _build_own(name: str, classes: int) -> nn.Module:
+def _build_by_function(name: str, classes: int) -> nn.Module:
     module_name, _, function_name = name.partition(":")
     folder = str(Path.cwd())
     if folder not in sys.path:
@@ -166,10 +166,10 @@ def _replace_last_layer(network: nn.Module, classes: int) -> None:
         setattr(parent, child, nn.Conv2d(last.in_channels, classes, kernel_size=1))
 
 
-def source_of_own(name: str) -> str | None:
-    """Read the source text of the module of a ``module:function`` name, None for other names.
+def user_module_source(name: str) -> str | None:
+    """Read the source text of the module that a name ``module:function`` refers to; None for other names.
 
-    It is part of the key of cached weights: they do not fit a network whose code has changed.
+    It is part of the key of cached weights, which do not fit a network whose code has changed.
     """
     if ":" not in name:
         return None
@@ -181,8 +181,8 @@ def kaiming_initialise(network: nn.Module) -> None:
     """Draw Kaiming-normal weights and set biases to zero, in place, unless the network normalises.
 
     AlexNet with torch's default initialisation needs many epochs to leave its plateau. A network that normalises
-    keeps its own initialisation: the scale of its convolutions matters little, while narrow attention weights and
-    heads that begin at zero would be lost.
+    keeps its own initialisation: the scale of its convolutions matters little, and its narrow attention weights and
+    heads that begin at zero must not be overwritten.
     """
     # Recognised by name: timm has dozens of normalisation layers that share no base class.
     if any("Norm" in type(layer).__name__ for layer in network.modules()):

@@ -1,4 +1,4 @@
-"""Open images, split and dense network of a study together."""
+"""Open the images, the split and the dense network of a study together."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from torch import nn
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
 from hscc_search.dense.device import choose_device
-from hscc_search.dense.networks import build_network, kaiming_initialise, source_of_own
+from hscc_search.dense.networks import build_network, kaiming_initialise, user_module_source
 from hscc_search.dense.training import train
 from hscc_search.dense.weights import load_weights, read_checkpoint, weights_digest
 from hscc_search.errors import StudyError
@@ -61,8 +61,8 @@ def open_dense(
         weights: digest of the dense network that the study was started with, None for a new study.
 
     Raises:
-        HsccError: images or network cannot be used, a metric names a class that is not there, or the study was started
-            with others.
+        HsccError: the images or the network cannot be used, a metric names an unknown class, or the study was started
+            with other images or another network.
     """
     chosen_device = choose_device(device)
     dataset = load_dataset(config.data, report)
@@ -94,7 +94,7 @@ def _with_weights(
     else:
         path = checkpoint_path(config, dataset)
         if not path.exists():
-            with _alone(path, Progress("training the dense network", 0, config.training.epochs), report):
+            with _exclusively(path, Progress("training the dense network", 0, config.training.epochs), report):
                 if not path.exists():
                     train(network, config, parts, path, device, report)
         load_weights(network, read_checkpoint(path), f"checkpoint {path}")
@@ -102,13 +102,13 @@ def _with_weights(
 
 
 @contextmanager
-def _alone(path: Path, progress: Progress, report: Report) -> Iterator[None]:
-    """Hold the lock of a file that is being made; where another process holds it, report that and wait."""
+def _exclusively(path: Path, progress: Progress, report: Report) -> Iterator[None]:
+    """Hold the lock of a file while it is made; where another process holds the lock, report that and wait."""
     lock = FileLock(path.with_suffix(".lock"))
     try:
         acquired = lock.acquire(blocking=False)
     except Timeout:
-        report(replace(progress, note="another process is at it"))
+        report(replace(progress, note="waiting for another process that trains it"))
         acquired = lock.acquire()
     with acquired:
         yield
@@ -131,7 +131,7 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset) -> Path:
         "version": _TRAINING_VERSION,
         "seed": config.seed,
         "model": config.model.model_dump(exclude={"checkpoint"}),
-        "source": source_of_own(config.model.name),
+        "source": user_module_source(config.model.name),
         "training": config.training.model_dump(),
         "data": config.data.model_dump(exclude={"path"}),
         "fingerprint": dataset.fingerprint,

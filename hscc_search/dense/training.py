@@ -26,7 +26,7 @@ def train(
     device: torch.device,
     report: Report = silent,
 ) -> None:
-    """Train on the train part and write the weights to ``path``, going on after the last epoch that was written.
+    """Train on the train part and write the weights to ``path``, continuing after the last epoch that was written.
 
     The state is written after each epoch, or less often where that would take more than a twentieth of the time, as
     on a GPU.
@@ -39,13 +39,13 @@ def train(
         device: where to train.
         report: told after each epoch.
     """
-    settings = config.training
+    training = config.training
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    descent = start_descent(network, config, parts.train, settings.learning_rate, settings.epochs, device)
+    descent = start_descent(network, config, parts.train, training.learning_rate, training.epochs, device)
     unfinished = path.with_suffix(".unfinished")
     finished_epochs = _restore(descent, unfinished, device) if unfinished.exists() else 0
     last_written, writing_seconds = time.monotonic(), 0.0
-    for epoch in range(finished_epochs, settings.epochs):
+    for epoch in range(finished_epochs, training.epochs):
         loss = run_epoch(descent, epoch, label_loss(config))
         start = time.monotonic()
         if (start - last_written) * _WRITING_SHARE >= writing_seconds:
@@ -54,7 +54,7 @@ def train(
             writing_seconds = last_written - start
         right = predict(network, parts.validation, config.data, device).argmax(1) == parts.validation.labels
         note = f"loss {loss:.3f}, validation accuracy {right.mean():.3f}"
-        report(Progress("training the dense network", epoch + 1, settings.epochs, note))
+        report(Progress("training the dense network", epoch + 1, training.epochs, note))
     network.eval()
     with written_whole(path) as temporary:
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
@@ -62,7 +62,7 @@ def train(
 
 
 def _restore(descent: Descent, path: Path, device: torch.device) -> int:
-    """Read what :func:`_write_state` wrote; returns the number of finished epochs."""
+    """Read what :func:`_write_state` wrote, and return the number of finished epochs."""
     state = torch.load(path, map_location=device, weights_only=True)
     descent.network.load_state_dict(state["network"])
     descent.optimizer.load_state_dict(state["optimizer"])

@@ -26,7 +26,7 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"checkpoint {path} is no plain state dict, and nothing else is unpickled: "
+            f"checkpoint {path} is not a plain state dict, and nothing else is unpickled: "
             "save it with torch.save(model.state_dict(), path) or as safetensors"
         ) from error
     except Exception as error:  # a damaged file makes the readers raise nearly anything
@@ -53,13 +53,13 @@ def load_weights(network: nn.Module, state: dict[str, torch.Tensor], origin: str
     Raises:
         ModelError: names or shapes differ; the error names the first differences.
     """
-    own = network.state_dict()
-    problems = [f"{key} is missing" for key in own.keys() - state.keys()]
-    problems += [f"{key} is unknown to the network" for key in state.keys() - own.keys()]
+    expected = network.state_dict()
+    problems = [f"{key} is missing" for key in expected.keys() - state.keys()]
+    problems += [f"{key} is unknown to the network" for key in state.keys() - expected.keys()]
     problems += [
-        f"{key} has shape {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if own[key].shape != state[key].shape
+        f"{key} has shape {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in expected.keys() & state.keys()
+        if expected[key].shape != state[key].shape
     ]
     if problems:
         first_problems = "; ".join(sorted(problems)[:2])

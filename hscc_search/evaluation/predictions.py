@@ -25,7 +25,7 @@ def normalise(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> to
 
 
 def network_input(images: torch.Tensor, config: DataConfig) -> torch.Tensor:
-    """Turn pixels into what a network takes.
+    """Turn pixels into the input of a network.
 
     Args:
         images: uint8, shape (images, 3, height, width).
@@ -44,7 +44,7 @@ def predict(network: nn.Module, part: Part, config: DataConfig, device: torch.de
 
     Args:
         network: on the device; it is left in evaluation mode.
-        part: its images are used.
+        part: images to predict; the labels are not used.
         config: holds mean and std per channel.
         device: where to compute.
 

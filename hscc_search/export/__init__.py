@@ -1,5 +1,5 @@
-"""What is shipped: a folder that runs, and the check that it still does.
+"""Export of a trial as a folder that runs, checked by running it.
 
-folder.py is the format of the folder, export.py writes one and card.py its model card. loading.py makes a torch module
-from it, see deployed.py, and needs nothing of what searches or compresses.
+``folder`` is the format of the folder, ``export`` writes one and ``card`` its model card. ``loading`` makes a torch
+module from it (``deployed``), and needs neither the search nor what learns regions, clusters and factors.
 """

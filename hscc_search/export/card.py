@@ -49,17 +49,17 @@ for this table only, with ONNX Runtime running model.onnx.
 ## Limits
 
 Measured on images of the study's data set only. Other scanners, populations and image sizes were not tested; the \
-network is no medical device.
+network is not a medical device.
 """
 
 
 def model_card(metrics: Metrics, config: StudyConfig, plan: Sequence[LayerPlan]) -> str:
-    """Write in Markdown what the folder holds, how to run it, what it reaches, and what was not tested.
+    """Write the model card in Markdown: how to run the network, its results, its layers and its limits.
 
     Args:
         metrics: of the dense and the compressed network.
         config: of the study.
-        plan: what became of each layer.
+        plan: of each layer.
     """
     return _CARD.format(
         study=metrics.study,
@@ -85,7 +85,9 @@ def _in_words(sample: Mapping[str, Any]) -> str:
 
 
 def _finetuned(epochs: int) -> str:
-    return f", fine-tuned for {epochs} epoch{'s'[: epochs > 1]}" if epochs else ""
+    if not epochs:
+        return ""
+    return f", fine-tuned for {epochs} {'epoch' if epochs == 1 else 'epochs'}"
 
 
 def _results(metrics: Metrics) -> str:
@@ -94,7 +96,7 @@ def _results(metrics: Metrics) -> str:
 
 
 def _cells(results: Results, classes: Sequence[str]) -> dict[str, str]:
-    """The column of one network in the table of results, by row."""
+    """The column of one network in the table of results, by the name of the row."""
     cost, recalls = results.cost, results.test.metrics
     return {
         "accuracy, test part": _with_error(results.test, "accuracy"),

@@ -1,4 +1,4 @@
-"""A network together with the normalisation that it was trained with, so that deployment needs no knowledge of it."""
+"""A network together with the normalisation that it was trained with, so that users need not know it."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ class Deployed(nn.Module):
         network: takes normalised images.
         mean: per channel, of values 0 to 1.
         std: per channel.
-        image_size: side of the images in pixels; the network takes no others.
+        image_size: height and width of the images in pixels; others are refused.
     """
 
     mean: torch.Tensor
@@ -32,7 +32,7 @@ class Deployed(nn.Module):
         self.register_buffer("std", torch.tensor(list(std)).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Class scores of images.
+        """Compute the class scores of images.
 
         Raises:
             CompressionError: the images have another size.

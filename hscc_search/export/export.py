@@ -1,4 +1,4 @@
-"""A trial exported: compressed again, written as a folder, and checked by running what was written."""
+"""Export a trial: compress again, write a folder, and check it by running both models that were written."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -46,12 +46,12 @@ from hscc_search.search.stored_study import Study
 from hscc_search.search.trial import TrialResult, prepare, run_trial
 
 _STEPS = ("writing model.onnx", "loading the models back", "writing the model card")
-# Two runtimes add in different orders; a larger difference, relative to the largest score, means another network.
+# Largest difference of scores between two runtimes, relative to the largest score: they add in different orders.
 _TOLERANCE = 1e-3
 
 
 class _Answers(NamedTuple):
-    """The class of each test image by each of the two models that were written: integers, shape (images,)."""
+    """The class that each written model predicts for each test image: integers, shape (images,)."""
 
     onnx: np.ndarray
     torch: np.ndarray
@@ -65,8 +65,8 @@ def export(
     Args:
         study: from :func:`hscc_search.search.stored_study.read_study`.
         point: one of its finished trials.
-        config: the study's configuration, with the paths of data and checkpoint on this machine, and perhaps with
-            other epochs of fine-tuning.
+        config: the study's configuration, with the paths of data and checkpoint on this machine; its epochs of
+            fine-tuning may differ from the study's.
         out: a folder that does not exist yet.
         device: where the network is compressed.
         report: told of each step.
@@ -75,8 +75,9 @@ def export(
         The content of ``metrics.json``.
 
     Raises:
-        ExportError: ``out`` exists or cannot be written, or a model that was written does not answer as it should.
-        StudyError: the images or the dense network are others than the study's.
+        ExportError: ``out`` exists or cannot be written, the network cannot be exported to ONNX, or the two written
+            models disagree.
+        StudyError: the images or the dense network are not the study's.
     """
     _check_output(out)
     record = study.record
@@ -111,7 +112,11 @@ def _compress_again(opened: Opened, record: StudyRecord, point: Point, report: R
 
 
 def _count(result: TrialResult, image_size: int) -> CountedCost:
-    """Count the cost of the compressed network while it runs, and compare with the formula."""
+    """Count the cost of the compressed network while it runs.
+
+    Raises:
+        ExportError: its MACs are not those of the formula.
+    """
     cost = measure_cost(result.compressed.network.cpu(), image_size)
     if cost.macs != result.measured["macs"]:
         raise ExportError(
@@ -181,13 +186,13 @@ def _measure(
 
 
 def _validation_quality(measured: Measured, record: StudyRecord) -> Quality:
-    """Measure what was predicted on the validation part; a trial's own metrics lack the F1 of single classes."""
+    """Measure the predictions on the validation part again, since stored metrics lack the F1 of single classes."""
     predicted = np.frombuffer(measured.predictions, "<u2")
     return measure_quality(predicted, record.labels, record.classes, record.config.seed)
 
 
 def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: Metrics, result: TrialResult) -> None:
-    """Write all of the folder that is no model; the manifest last, since it holds the digests of all files."""
+    """Write the files beside the models; the manifest last, since it holds the digests of all others."""
     origin = Origin(config, metrics.trial, metrics.sample, record.fingerprint, record.versions)
     write_json(folder / METRICS, metrics.stored())
     write_yaml(folder / CONFIG, origin.stored())

@@ -6,7 +6,7 @@
     model.safetensors   the weights of the same network as a torch module
     architecture.json   how that module is built
     config.yaml         the study and the trial
-    metrics.json        what the dense and the compressed network reach and cost
+    metrics.json        quality and cost of the dense and the compressed network
     README.md           the model card
     manifest.json       SHA-256 of every other file
 
@@ -39,7 +39,7 @@ CONFIG, METRICS, CARD, MANIFEST = "config.yaml", "metrics.json", "README.md", "m
 
 @dataclass(frozen=True)
 class Architecture:
-    """How the torch module is built: ``architecture.json``.
+    """The architecture of the torch module: ``architecture.json``.
 
     Attributes:
         model: name of the dense network, see :func:`hscc_search.dense.networks.build_network`.
@@ -76,7 +76,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Results:
-    """What one network costs and reaches.
+    """The cost and the quality of one network.
 
     Attributes:
         cost: of one image, counted.
@@ -91,7 +91,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Metrics:
-    """What the dense and the compressed network reach and cost: ``metrics.json``.
+    """The results of the dense and the compressed network: ``metrics.json``.
 
     Attributes:
         study: its name.
@@ -164,7 +164,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The digests by which damage and changes are noticed: ``manifest.json``.
+    """The digests that show whether files were damaged or changed: ``manifest.json``.
 
     Attributes:
         digests: SHA-256 of every other file by its name, in hexadecimal.
@@ -174,7 +174,7 @@ class Manifest:
 
     @classmethod
     def of(cls, folder: Path) -> "Manifest":
-        """Read the files of a folder that has all but its manifest."""
+        """Make the manifest of a folder that holds all other files."""
         return cls({path.name: sha256(path) for path in sorted(folder.iterdir())})
 
     def check(self, folder: Path, names: Iterable[str]) -> None:
@@ -207,11 +207,11 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.from_stored(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{folder} is no exported folder: it has no readable {MANIFEST}") from error
+        raise ExportError(f"{folder} is not an exported folder: it has no readable {MANIFEST}") from error
 
 
 def read_architecture(folder: Path) -> Architecture:
-    """Read how the torch module of an exported folder is built.
+    """Read the architecture of an exported folder.
 
     Raises:
         ExportError: the folder has a format that this version does not read.
@@ -236,7 +236,7 @@ def write_yaml(path: Path, tree: Mapping[str, Any]) -> None:
 
 
 def _writer(folder: Path, architecture: Mapping[str, Any]) -> str:
-    """Name the version that wrote a folder; before format 4 only ``config.yaml`` did, by the version of the study."""
+    """Name the version that wrote a folder; before format 4 only ``config.yaml`` names one, that of the study."""
     if "hscc_search" in architecture:
         return str(architecture["hscc_search"])
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""An exported folder loaded as a torch module. Needs nothing of what searches or compresses."""
+"""Load an exported folder as a torch module. Needs neither the search nor what learns regions, clusters and factors."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ def load(folder: str | Path) -> Deployed:
         returns scores before softmax, shape (images, classes).
 
     Raises:
-        ExportError: the folder is no export, has a format that this version does not read, or a file in it was changed
-            or damaged.
+        ExportError: the folder is not an export, has a format that this version does not read, or a file in it was
+            changed or damaged.
         ModelError: the network that it was compressed from cannot be built.
     """
     folder = Path(folder)
@@ -29,7 +29,7 @@ def load(folder: str | Path) -> Deployed:
 
 
 def build_module(folder: Path) -> Deployed:
-    """Build the torch module of an exported folder, whose files are taken as they are.
+    """Build the torch module of an exported folder without checking its digests.
 
     Raises:
         ExportError: the folder has a format that this version does not read.

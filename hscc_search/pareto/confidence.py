@@ -1,4 +1,4 @@
-"""The probability that a trial is on the front: accuracies on a few hundred images are noisy."""
+"""The probability that a trial is on the front, since accuracies on a few hundred images are noisy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from hscc_search.pareto.objectives import Objective
 from hscc_search.pareto.points import Point, oriented, predictions_of
 from hscc_search.pareto.resampling import draw_counts, resample, widening
 
-# Draws that are computed at a time, which bounds the memory.
+# Draws computed at a time, which bounds the memory.
 DRAWS_AT_ONCE = 200
-# Draws, and about how many evenly spread trials, that the widening is estimated on.
+# Number of draws that the widening is estimated on, and about how many trials, evenly spread.
 WIDENING_DRAWS, WIDENING_TRIALS = 200, 1000
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """What bootstrap draws of the validation images say about a front.
+    """The front over bootstrap draws of the validation images.
 
     Attributes:
-        probability: by trial number the share of draws in which the trial is on the front; 0 for infeasible ones.
-            Of trials that are equal in all objectives and in their predictions the first carries it, as the first
-            stands for them on the front; the others have 0.
-        close: trials that cannot be told apart from the front: no member of it dominates them in 95 % of the draws or
-            more. Equal trials are close together.
-        knee: the trial that is the knee of most draws; None without feasible trials.
+        probability: by trial number the share of draws in which the trial is on the front; 0 for infeasible trials.
+            Of trials that are equal in all objectives and in their predictions, the first one has their probability
+            and the others have 0, as only the first is on the front.
+        close: numbers of the trials that cannot be told apart from the front: no member of the front dominates them in
+            95 % of the draws or more. Of equal trials all are close or none.
+        knee: number of the trial that is the knee in most draws; None without feasible trials.
     """
 
     probability: dict[int, float]
@@ -43,29 +43,29 @@ def confidence(
     seed: int = 0,
     draws: int = 1000,
 ) -> Confidence:
-    """Paired bootstrap of a front over the validation images (Efron 1979).
+    """Estimate by a paired bootstrap over the validation images (Efron 1979) how surely trials are on the front.
 
-    All trials are measured on the same draws, so that errors they have in common cancel. Metrics that depend on
-    images are computed anew for each draw; costs stay, and so does which trials are feasible. One trial dominates
-    another in a draw when it is at least as good in every objective there and better in one.
+    All trials are measured on the same draws, so that their common errors cancel. Metrics that depend on images are
+    computed for each draw; costs stay the same, and feasible trials stay feasible. One trial dominates another in a
+    draw when its values there are at least as good in every objective and better in one.
 
     The observed values differ by more than the true ones do, since noise has been added, and the plain bootstrap adds
     it a second time around values that are too far apart. So each draw's noise is widened by :func:`widening`.
-    In simulated studies of 12 trials and 400 images, trials that were given 0.8 to 0.95 were on the true front in
+    In simulated studies of 12 trials and 400 images, trials with a probability of 0.8 to 0.95 were on the true front in
     88 % of the cases where true accuracies differed by far more than the noise (plain bootstrap: 88 %), and in 85 %
-    where they differed by no more than it (plain: 72 %). Where accuracy rises steadily with the cost, trials that
-    are given little are on the front more often than that: 21 % of those with 0.05 to 0.2.
+    where they differed by no more than it (plain: 72 %). Where accuracy rises steadily with the cost, low
+    probabilities are too low: of the trials with 0.05 to 0.2, 21 % are on the true front.
 
     Args:
         points: finished trials in any order.
-        objectives: two to four. A cost with a metric on images takes one sweep for many draws, others one per draw.
+        objectives: two to four; one cost with one metric on images is fastest, by one sweep over many draws.
         labels: integers, shape (images,), true classes of the validation images.
         classes: class names.
         seed: of the draws.
-        draws: how often images are drawn.
+        draws: number of draws.
 
     Raises:
-        StudyError: a trial lacks a metric, predictions do not fit the labels, or a recall is of no class.
+        StudyError: a trial lacks a metric, predictions do not fit the labels, or a recall names an unknown class.
     """
     trials = sorted(points, key=lambda point: point.trial)
     probability = {point.trial: 0.0 for point in trials}
@@ -80,7 +80,7 @@ def confidence(
     for group, on_front in zip(groups, (tally.on_front / len(counts)).tolist(), strict=True):
         probability[group[0].trial] = on_front
     close = frozenset(point.trial for row in tally.close for point in groups[row])
-    # Of those that are the knee equally often the best by the first objective, then the first trial.
+    # Ties go to the best by the first objective, then to the first trial.
     knee = max(range(len(groups)), key=lambda row: (tally.is_knee[row], -values[row, 0], -groups[row][0].trial))
     return Confidence(probability, close, groups[knee][0].trial)
 
@@ -101,7 +101,7 @@ def _group_equal(points: Sequence[Point], objectives: Sequence[Objective]) -> tu
 
 @dataclass(frozen=True, eq=False)
 class _Tally:
-    """In how many draws each trial of a bootstrap is what.
+    """Numbers of draws in which each trial of a bootstrap is on the front, or is its knee.
 
     Attributes:
         on_front: draws in which a trial is on the front, shape (trials,).
@@ -154,7 +154,7 @@ def _below_95_percent(draws: np.ndarray, of: int) -> np.ndarray:
 
 
 class _Bootstrap:
-    """Values of trials, no two of them equal, in draws of the validation images.
+    """The values of distinct trials on draws of the validation images.
 
     Attributes:
         values: as measured, oriented, shape (trials, objectives).
@@ -197,7 +197,7 @@ class _Bootstrap:
 
         Args:
             counts: uint16, shape (draws, images), how often each image is drawn.
-            rows: of some trials, in place of all.
+            rows: of the trials to compute, all by default.
 
         Yields:
             For each objective oriented values, shape (rows, draws of the chunk), or (rows, 1) for costs.

@@ -13,8 +13,8 @@ from hscc_search.pareto.points import Point, oriented
 def front(points: Sequence[Point], objectives: Sequence[Objective]) -> list[Point]:
     """List the feasible points that no other feasible point dominates.
 
-    One point dominates another when it is at least as good in every objective and better in one. Found by the
-    sweeps of Kung, Luccio and Preparata (1975).
+    One point dominates another when it is at least as good in every objective and better in one. The front is found
+    by the sweeps of Kung, Luccio and Preparata (1975).
 
     Args:
         points: in any order.
@@ -40,7 +40,8 @@ def knee(members: Sequence[Point], objectives: Sequence[Objective]) -> Point:
 
     Each objective is scaled over the front to goodness from 0 to 1, and the largest sum wins. With two objectives
     that is the point furthest beyond the straight line between the ends (Das 1999). A front of one or two points has
-    no bend: the best by the last objective is taken.
+    no bend: the best by the last objective is taken. It is the knee as measured; commands and pages mark the knee of
+    most bootstrap draws, :attr:`hscc_search.pareto.confidence.Confidence.knee`.
 
     Raises:
         StudyError: the front is empty.
@@ -51,6 +52,6 @@ def knee(members: Sequence[Point], objectives: Sequence[Objective]) -> Point:
     if len(members) < 3:
         return members[int(values[:, -1].argmin())]
     worst, best = values.max(axis=0), values.min(axis=0)
-    # An objective in which all are equal adds nothing.
+    # An objective in which all points are equal adds nothing.
     span = np.where(worst > best, worst - best, 1)
     return members[int(((worst - values) / span).sum(axis=1).argmax())]

@@ -82,7 +82,7 @@ def hypervolume_history(
         share = history[-1] if history else 0.0
         if point.feasible and (values < 1).all() and not (members <= values).all(axis=1).any():
             members = np.vstack([members[~(values <= members).all(axis=1)], values])
-            share = max(share, _share(members))  # a new member cannot lower it, only rounding can
+            share = max(share, _share(members))  # only rounding could lower it
         history.append(share)
     return history
 
@@ -96,8 +96,8 @@ def stagnant(history: Sequence[float], patience: int, tolerance: float = 1e-3) -
         tolerance: gain from which a study is not stagnant, as a share of the hypervolume before these trials.
 
     Returns:
-        False while the history is not longer than the patience, and while the hypervolume is 0: there is no front
-        yet that could stand still.
+        False while the history is not longer than the patience, and while the hypervolume is 0, since there is no
+        front yet.
     """
     if len(history) <= patience:
         return False

@@ -1,4 +1,4 @@
-"""The objectives and constraints of a study, and how metrics are written."""
+"""The objectives and constraints of a study, and the names and units of metrics in text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,14 +46,14 @@ def objectives_of(config: StudyConfig) -> tuple[Objective, ...]:
 
 def violations(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, float]:
     """Measure how far a network misses each constraint, in the unit of its metric; 0 where it keeps it."""
-    # In this order NaN stays NaN, which no constraint allows.
+    # max keeps its first argument where that is NaN, so NaN violates every constraint.
     return {name: max(excess, 0.0) for name, excess in excesses(config, metrics).items()}
 
 
 def excesses(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Measure how far a network is beyond the bound of each constraint; negative where there is room left.
+    """Measure how far a network is beyond the bound of each constraint; negative where it keeps it with room to spare.
 
-    Samplers learn from this room, so Optuna is given the excesses and not the violations.
+    Optuna stores these and not the violations, since its samplers learn from the room that is left.
     """
     beyond = {}
     for constraint in config.constraints:
@@ -72,7 +72,7 @@ def needs_latency(config: StudyConfig) -> bool:
 
 
 def title(metric: str) -> str:
-    """Name a metric as tables and plots do."""
+    """The name of a metric in tables and figures."""
     titles = {
         "flops": "FLOPs",
         "macs": "MACs",
@@ -85,7 +85,7 @@ def title(metric: str) -> str:
 
 
 def written(metric: str, value: float) -> str:
-    """Write a metric's value as tables do; FLOPs and MACs in units of 10^9."""
+    """The value of a metric in tables; FLOPs and MACs in units of 10^9."""
     if metric in ("flops", "macs"):
         return f"{value / 1e9:.4f} G"
     if metric == "parameters":

@@ -1,4 +1,4 @@
-"""What was measured of a network, and finished trials as points in the space of a study's objectives."""
+"""Measurements of a network, and finished trials as points in the space of a study's objectives."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from hscc_search.pareto.objectives import Objective
 
 @dataclass(frozen=True)
 class Measured:
-    """A network with all that was measured of it, on the validation part; the dense network of a study is one.
+    """The measurements of a network on the validation part: the dense network of a study, or a trial (:class:`Point`).
 
     Attributes:
         metrics: by name as in :class:`hscc_search.pareto.objectives.Objective`: counts per image, sizes in 10^6 bytes,
@@ -27,7 +27,7 @@ class Measured:
 
     @property
     def name(self) -> str:
-        """The network in words."""
+        """The network as messages name it."""
         return "the dense network"
 
     def __getitem__(self, metric: str) -> float:
@@ -58,7 +58,7 @@ class Point(Measured):
 
     @property
     def name(self) -> str:
-        """The trial in words."""
+        """The trial as messages and figures name it."""
         return f"trial {self.trial}"
 
     @property

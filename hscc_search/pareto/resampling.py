@@ -40,7 +40,7 @@ def resample(
         images have the same accuracy and recalls, to the last bit.
 
     Raises:
-        StudyError: the recall is of no class.
+        StudyError: the recall names an unknown class.
     """
     # The products are sums of whole numbers, exact in float32 in any order.
     right = (predictions == labels).astype(np.float32)

@@ -46,7 +46,7 @@ def parse_rule(text: str) -> Rule:
     """Read a rule: ``knee``, ``trial:N``, ``min-accuracy:X`` with X from 0 to 1, or ``max-flops:X`` with X above 0.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: the text is none of these.
     """
     kind, _, value = text.partition(":")
     if text == "knee":
@@ -71,7 +71,7 @@ def select(
     classes: tuple[str, ...],
     seed: int = 0,
 ) -> Point:
-    """Choose a trial.
+    """Choose a trial by a rule.
 
     Args:
         rule: from :func:`parse_rule`.
@@ -97,14 +97,14 @@ def select(
 
 
 def why_none_is_feasible(points: Sequence[Point]) -> str:
-    """Say which trial misses its constraints least, where no trial is feasible."""
-    worst = [(*max((size, name) for name, size in point.violations.items()), point) for point in points]
-    size, name, nearest = min(worst, key=lambda violation: (violation[0], violation[2].trial))
+    """Name the trial that comes nearest to keeping its constraints, for a study in which no trial keeps them."""
+    nearest = min(points, key=lambda point: (max(point.violations.values()), point.trial))
+    size, name = max((size, name) for name, size in nearest.violations.items())
     return f"no trial is feasible: {nearest.name} comes nearest, it violates {name} by {size:.4g}"
 
 
 def _number(text: str) -> float:
-    """Read a number; NaN where it is none."""
+    """Read a number; NaN where the text is not one."""
     try:
         return float(text)
     except ValueError:

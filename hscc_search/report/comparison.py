@@ -24,7 +24,7 @@ def write_comparison(study: str, summaries: Sequence[Summary], folder: Path) -> 
 
 
 def draw_comparison(study: str, summaries: Sequence[Summary]) -> go.Figure:
-    """Draw accuracy over FLOPs saved, a line per method, with standard errors; fine-tuned networks are dashed."""
+    """Draw accuracy over the ratio of FLOPs, a line per method, with standard errors; dashed where fine-tuned."""
     colours = _colours([summary.method for summary in summaries])
     lines = dict.fromkeys((summary.method, summary.epochs) for summary in summaries)
     figure = go.Figure([_line(summaries, method, epochs, colours.get(method, FAINT)) for method, epochs in lines])
@@ -41,7 +41,7 @@ def draw_comparison(study: str, summaries: Sequence[Summary]) -> go.Figure:
 
 
 def _colours(methods: Sequence[str]) -> dict[str, str]:
-    """Colours of HSCC, the dense network and the peers; controls of HSCC have none of their own."""
+    """The colours of HSCC, the dense network and the peers by name; the controls of HSCC are left out."""
     peers = [method for method in dict.fromkeys(methods) if not method.startswith(("hscc", "dense"))]
     return {**dict(zip(peers, _PEERS * len(peers), strict=False)), "hscc": ACCENT, "dense": DENSE}
 

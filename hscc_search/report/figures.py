@@ -15,19 +15,19 @@ from hscc_search.search.stored_study import Study
 INK, FAINT, ACCENT, DENSE = "#1f2933", "#9aa5b1", "#0b7285", "#c92a2a"
 _BARS = "rgba(11, 114, 133, 0.4)"
 _COSTS = ("flops", "macs", "parameters", "megabytes", "latency")
-# Sampled values that a hover shows; where every layer has its own values there are more than fit.
+# Largest number of sampled values in the text of a point; where each layer has its own values there are more.
 _MOST_HOVERED = 12
 
 
 @dataclass(frozen=True)
 class FrontInfo:
-    """What the front's figure shows.
+    """The data of the front's figure.
 
     Attributes:
         study: its name.
         x: metric of the horizontal axis, a cost where the study has one among its objectives.
         y: metric of the vertical axis.
-        two_objectives: whether x and y are all objectives, so that the front is a line.
+        two_objectives: whether x and y are the only objectives, so that the front is a line.
         dense: the dense network.
         members: the front, ascending by the first objective.
         close: trials beside it that cannot be told apart from it.
@@ -52,7 +52,7 @@ class FrontInfo:
 
 @dataclass(frozen=True)
 class HypervolumeInfo:
-    """What the hypervolume's figure shows.
+    """The data of the hypervolume's figure.
 
     Attributes:
         trials: numbers of the finished trials.
@@ -67,7 +67,7 @@ class HypervolumeInfo:
 
 @dataclass(frozen=True)
 class LayersInfo:
-    """What the layers' figure shows: MACs per image and layer.
+    """The data of the layers' figure: MACs per image and layer.
 
     Attributes:
         trial: the trial that is shown.
@@ -117,7 +117,7 @@ def hypervolume_info(study: Study) -> HypervolumeInfo:
 
 
 def layers_info(study: Study, trial: int) -> LayersInfo:
-    """Gather what became of each layer in one trial."""
+    """Gather the MACs and the ranks of each layer in one trial."""
     layers = study.plan_of(trial)
     return LayersInfo(
         trial=trial,
@@ -129,7 +129,7 @@ def layers_info(study: Study, trial: int) -> LayersInfo:
 
 
 def draw_front(info: FrontInfo) -> go.Figure:
-    """Draw cost per image against quality on the validation part, with bootstrap standard errors."""
+    """Draw two metrics of all trials and the dense network, with bootstrap standard errors of the vertical one."""
     figure = go.Figure([*_trial_traces(info), *_front_traces(info), _dense_trace(info)])
     figure.update_layout(
         **_layout(f"{info.study}: {title(info.x)} against {title(info.y)}"), legend={"orientation": "h", "y": -0.2}
@@ -197,7 +197,7 @@ def _front_traces(info: FrontInfo) -> list[go.Scatter]:
     """The front, a line in the plane of two objectives, and its knee."""
     traces = []
     if info.members:
-        # A member that other images might not put there is paler.
+        # The less probable a member is, the paler it is drawn.
         opacity = [0.35 + 0.65 * info.probability[point.trial] for point in info.members]
         traces.append(
             _scatter(
@@ -205,7 +205,7 @@ def _front_traces(info: FrontInfo) -> list[go.Scatter]:
                 info.members,
                 "front (± 1 standard error)" if info.two_objectives else "front",
                 mode="lines+markers" if info.two_objectives else "markers",
-                # Between two trials nothing was measured, so the line takes the worse of both values.
+                # Nothing was measured between two trials, so the line takes the worse value of both objectives.
                 line={"color": ACCENT, "shape": "hv" if info.x in _COSTS else "vh", "width": 1.5},
                 marker={"color": ACCENT, "size": 9, "opacity": opacity},
                 **_error_bars(info, info.members, _BARS),
@@ -243,7 +243,7 @@ def _scatter(info: FrontInfo, points: tuple[Point, ...], name: str, **style: Any
 
 
 def _error_bars(info: FrontInfo, networks: Sequence[Measured], colour: str) -> dict[str, Any]:
-    """Standard errors, where the vertical axis has any."""
+    """Error bars of one standard error, where the metric of the vertical axis has one."""
     errors = [network.errors.get(info.y) for network in networks]
     if None in errors:
         return {}
@@ -282,7 +282,7 @@ def _hover(info: FrontInfo, point: Point) -> str:
 
 
 def _hover_lines(info: FrontInfo, network: Measured) -> list[str]:
-    """What was measured of a network, beside the dense one."""
+    """The measurements of a network, compared with the dense one."""
     fewer_flops = info.dense["flops"] / network["flops"]
     fewer_parameters = info.dense["parameters"] / network["parameters"]
     lines = [
@@ -297,7 +297,7 @@ def _hover_lines(info: FrontInfo, network: Measured) -> list[str]:
 
 
 def _log_ticks(values: list[float]) -> list[float]:
-    """Round numbers 1, 2, 5 of each power of ten around some values; Plotly's own ticks lack the power of ten."""
+    """Ticks at 1, 2 and 5 times each power of ten around some values; Plotly's own labels lack the power of ten."""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     return [float(f"{step}e{power}") for power in range(low, high + 1) for step in (1, 2, 5)]
 

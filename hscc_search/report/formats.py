@@ -5,13 +5,13 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # importing it takes seconds, and only what is handed in is needed
+if TYPE_CHECKING:  # importing Optuna takes seconds, and JSON and CSV need only the study that is passed in
     from hscc_search.pareto.points import Measured, Point
     from hscc_search.search.stored_study import Study
 
 
 def front_json(study: "Study") -> str:
-    """The front and the trials that cannot be told apart from it, with everything that was measured."""
+    """Write the front and the trials that cannot be told apart from it as JSON, with all measurements."""
     worst, best = study.reference
     metrics = [objective.metric for objective in study.objectives]
     tree = {
@@ -22,7 +22,7 @@ def front_json(study: "Study") -> str:
         "reference": dict(zip(metrics, worst, strict=True)),
         "ideal": dict(zip(metrics, best, strict=True)),
         "knee": study.confidence.knee,
-        # Constraints are for trials only.
+        # Constraints apply to trials only.
         "dense": {**_measured_tree(study.dense), "violations": {}},
         "front": [_point_tree(study, point) for point in study.front],
         "close": [_point_tree(study, point) for point in study.close],
@@ -31,7 +31,7 @@ def front_json(study: "Study") -> str:
 
 
 def front_csv(study: "Study") -> str:
-    """The dense network and the front as comma-separated values with a header."""
+    """Write the dense network and the front as comma-separated values with a header."""
     sampled = list(study.front[0].sample) if study.front else []
     metrics, errors = list(study.dense.metrics), list(study.dense.errors)
 

@@ -1,4 +1,4 @@
-"""optuna-dashboard and the Plotly front on one local address, read-only."""
+"""Serve optuna-dashboard and the Plotly front on one local address, read-only."""
 
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -20,10 +20,10 @@ _Application = Callable[[_Environment, Callable[..., Any]], Iterable[bytes]]
 
 
 def application(storage: str) -> _Application:
-    """Make a WSGI application: ``/`` lists the studies, ``/front/NAME`` draws one, all else is optuna-dashboard's.
+    """Make a WSGI application: ``/`` lists the studies, ``/front/NAME`` draws one, optuna-dashboard answers the rest.
 
-    optuna-dashboard has no authentication, and a plain DELETE request removes a study; so all methods but GET and
-    HEAD are refused.
+    optuna-dashboard has no authentication, and a plain DELETE request removes a study, so all methods but GET and HEAD
+    are refused.
 
     Raises:
         StorageError: the storage cannot be reached.
@@ -54,12 +54,12 @@ def application(storage: str) -> _Application:
 
 
 def serve(storage: str, host: str, port: int, started: Callable[[str], None]) -> None:
-    """Serve until interrupted.
+    """Serve the pages of a storage until interrupted.
 
     Args:
         storage: database URL.
         host: address to listen at.
-        port: 0 takes a free one.
+        port: number of the port to listen at; 0 takes a free one.
         started: called with the address once the server listens.
 
     Raises:

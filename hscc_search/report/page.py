@@ -1,4 +1,4 @@
-"""HTML pages: the front of a study, as a file that needs nothing else or served live, and the list of studies."""
+"""HTML pages: the front of a study, as a self-contained file or served live, and the list of studies."""
 
 from pathlib import Path
 
@@ -25,12 +25,12 @@ from hscc_search.search.stored_study import Study
 _TEMPLATES = Environment(loader=FileSystemLoader(resource_folder("dashboards")), autoescape=True)
 # Seconds after which the live page of an unfinished study reloads.
 _REFRESH_SECONDS = 15
-# Trials listed of those that cannot be told apart from the front; the figure shows all.
+# Largest number of rows for trials that cannot be told apart from the front; the figure shows all of them.
 _MOST_CLOSE = 25
 
 
 def write_page(study: Study, path: Path) -> None:
-    """Write the front as one HTML file that renders with the network off."""
+    """Write the front as one HTML file that needs no internet connection."""
     with written_whole(path) as temporary:
         temporary.write_text(front_page(study, script_url=None), encoding="utf-8")
 
@@ -40,7 +40,7 @@ def front_page(study: Study, script_url: str | None) -> str:
 
     Args:
         study: from :func:`hscc_search.search.stored_study.read_study`.
-        script_url: where a live page finds plotly.js; None puts it into the page.
+        script_url: address of plotly.js for a live page; None puts plotly.js into the page.
     """
     info = front_info(study)
     figures = [draw_front(info)]

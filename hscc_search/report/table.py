@@ -9,7 +9,7 @@ from hscc_search.pareto.points import Measured, Point
 from hscc_search.pareto.selection import why_none_is_feasible
 from hscc_search.search.stored_study import Study
 
-# Columns for the sample; where every layer has its own values there are more, and none is shown.
+# Largest number of columns for sampled values; where each layer has its own values there are more, and none is shown.
 _MOST_SAMPLED = 7
 # Metrics that every table shows.
 _COMMON = ("flops", "macs", "parameters", "accuracy", "macro_f1")
@@ -17,11 +17,11 @@ _COMMON = ("flops", "macs", "parameters", "accuracy", "macro_f1")
 
 @dataclass(frozen=True)
 class TableRow:
-    """One network.
+    """The row of one network.
 
     Attributes:
         kind: ``dense``, ``knee`` or ``front``; ``close`` for a trial that cannot be told apart from the front.
-        cells: as :func:`columns` names them.
+        cells: in the order of :func:`columns`.
     """
 
     kind: str
@@ -29,7 +29,7 @@ class TableRow:
 
 
 def columns(study: Study) -> tuple[str, ...]:
-    """The table's head."""
+    """The names of the columns."""
     sampled = [name.replace("_", " ") for name in _sampled(study)]
     costs = ("GMACs", "GFLOPs", "fewer FLOPs", "parameters")
     extra = [title(metric) for metric in _extra(study)]
@@ -37,11 +37,11 @@ def columns(study: Study) -> tuple[str, ...]:
 
 
 def rows(study: Study, most_close: int | None = None) -> list[TableRow]:
-    """The dense network, the front, and the trials that cannot be told apart from it.
+    """The rows of the dense network, the front, and the trials that cannot be told apart from it.
 
     Args:
         study: with finished trials or without.
-        most_close: number of the last that are listed, the most probable ones; None lists all.
+        most_close: largest number of rows of the last kind, the most probable trials first; None has no limit.
     """
     probability = study.confidence.probability
     close = sorted(study.close, key=lambda point: -probability[point.trial])
@@ -53,7 +53,7 @@ def rows(study: Study, most_close: int | None = None) -> list[TableRow]:
 
 
 def front_line(study: Study) -> str:
-    """What the table does not show: the hypervolume, and how many trials are close to the front or infeasible."""
+    """The line below the table: the hypervolume, and the numbers of close and of infeasible trials."""
     sentences = [] if study.front else [_why_empty(study)]
     sentences.append(f"hypervolume {study.hypervolume:.4f} (reference {reference_text(study)})")
     if study.close:
@@ -82,7 +82,7 @@ def _sampled(study: Study) -> list[str]:
 
 
 def _extra(study: Study) -> list[str]:
-    """Metrics that this study asks for and that not every table shows."""
+    """The metrics of the study's objectives and constraints that have no column in every table."""
     asked = (*study.config.objectives, *(constraint.metric for constraint in study.config.constraints))
     return [metric for metric in dict.fromkeys(asked) if metric not in _COMMON]
 

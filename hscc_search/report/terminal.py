@@ -1,4 +1,4 @@
-"""What the command line draws: progress, and the front, studies and comparisons as tables."""
+"""Output for the terminal: progress bars, and the front, studies and comparisons as tables."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ from rich.table import Table
 
 from hscc_search.progress import Progress, Report
 
-if TYPE_CHECKING:  # importing these takes seconds, and only what is handed in is needed
+if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the objects that are passed in
     from hscc_search.comparison.summary import Estimate, Summary
     from hscc_search.search.catalogue import StudyStatus
     from hscc_search.search.stored_study import Study
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # importing these takes seconds, and only what is handed in i
 # A pipe has no width of its own, and 80 columns would cut the front's table.
 out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
 err_console = Console(stderr=True, emoji=False)
-# Trials shown of those that cannot be told apart from the front.
+# Largest number of rows for trials that cannot be told apart from the front.
 _MOST_CLOSE = 8
 # Seconds between two lines of progress in a log file.
 _LOG_SECONDS = 15
@@ -32,7 +32,7 @@ _LOG_SECONDS = 15
 
 @contextmanager
 def progress_bars() -> Iterator[Report]:
-    """Show a bar per task on the error stream; where that is no terminal, a line every 15 seconds."""
+    """Show a bar per task on the error stream, or a line every 15 seconds where that is not a terminal."""
     if not err_console.is_terminal:
         yield _log_lines()
         return
@@ -68,7 +68,7 @@ def _log_lines() -> Report:
 
 
 def front_table(study: "Study") -> Table:
-    """The front, the dense network above it, and below it trials that cannot be told apart from it."""
+    """A table of the dense network, the front, and trials that cannot be told apart from it."""
     from hscc_search.report.table import columns, rows
 
     table = Table(
@@ -81,12 +81,13 @@ def front_table(study: "Study") -> Table:
         # A head of two short lines leaves the width to the numbers, which must not be broken.
         table.add_column(column.replace(" ", "\n", 1), justify="right", overflow="fold")
     styles = {"dense": "red", "knee": "bold", "close": "dim"}
-    last = None
+    previous_kind = None
     for row in rows(study, most_close=_MOST_CLOSE):
-        if row.kind != last and "close" in (row.kind, last):
+        # Close trials have a section of their own; one of them may be the knee.
+        if row.kind != previous_kind and "close" in (row.kind, previous_kind):
             table.add_section()
         table.add_row(*row.cells, style=styles.get(row.kind), end_section=row.kind == "dense")
-        last = row.kind
+        previous_kind = row.kind
     return table
 
 
@@ -95,7 +96,7 @@ def counting_lines(study: "Study") -> Iterator[str]:
     cost = study.record.dense.cost
     if cost.macs != cost.macs_torch:
         yield (
-            f"careful: fvcore counts {cost.macs} MACs for the dense network, torch {cost.macs_torch}: "
+            f"warning: fvcore counts {cost.macs} MACs for the dense network, torch {cost.macs_torch}: "
             "one of them misses an operator"
         )
     if cost.uncounted:
@@ -104,7 +105,7 @@ def counting_lines(study: "Study") -> Iterator[str]:
 
 
 def studies_table(statuses: "Sequence[StudyStatus]") -> Table:
-    """The studies of a storage, a row each."""
+    """A table of the studies of a storage."""
     table = Table(box=box.SIMPLE_HEAD)
     heads = ("study", "finished", "wanted", "failed", "running", "waiting", "workers", "hypervolume", "started")
     for head in heads:
@@ -118,7 +119,7 @@ def studies_table(statuses: "Sequence[StudyStatus]") -> Table:
 
 
 def comparison_table(summaries: "Sequence[Summary]") -> Table:
-    """A row for each method, budget and number of epochs; FLOPs and times are dense / compressed."""
+    """A table with a row for each method, budget and number of epochs; FLOPs and times are dense / compressed."""
     runs = list(dict.fromkeys(run for summary in summaries for run in summary.speedup))
     caption = "FLOPs: dense / compressed, whole network (2 per multiply-add)."
     if runs:
@@ -136,7 +137,7 @@ def comparison_table(summaries: "Sequence[Summary]") -> Table:
 
 
 def _comparison_cells(summary: "Summary") -> list[str]:
-    """Cells up to ``hscc ahead``; a dash where a network would be compared with itself."""
+    """The cells up to ``hscc ahead``; a dash where a network would be compared with itself."""
     dense = summary.method == "dense"
     return [
         summary.method,

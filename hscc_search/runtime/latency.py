@@ -50,8 +50,8 @@ def measure_latency(
 def in_turns(runners: Mapping[str, Runner], image_size: int, batch_size: int) -> dict[str, float]:
     """Time several runners in turns on one thread, torch's with images in channels-last order.
 
-    The gain of several threads depends on what else the machine does and, for small networks, on how long the threads
-    wait for each other.
+    One thread, since the gain of several depends on the machine's other work and, for small networks, on how long the
+    threads wait for each other.
 
     Args:
         runners: by name.

@@ -1,1 +1,6 @@
-"""The search around the compressor: the study, its space and samples, its trials, and what is stored of them."""
+"""The search around the compressor.
+
+``study`` starts and continues a study; ``space`` holds what it samples and ``propose`` draws the next sample; ``trial``
+compresses and measures; ``record`` is the stored format, ``stored_study`` and ``catalogue`` read it; ``workers`` share
+the trials.
+"""

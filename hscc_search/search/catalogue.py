@@ -1,4 +1,4 @@
-"""The studies of a storage: listed, removed, copied. Needs no torch."""
+"""List, remove and copy the studies of a storage. Needs no torch."""
 
 from dataclasses import dataclass, replace
 
@@ -22,18 +22,18 @@ from hscc_search.storage import existing_storage, open_storage
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """How far one study of a storage is.
+    """The progress of one study of a storage.
 
     Attributes:
         name: of the study.
-        finished: trials with values.
-        failed: trials without.
-        running: trials that a living worker is at.
-        waiting: trials that wait for one.
-        wanted: finished trials that the study shall have; None where this version cannot read the study.
-        workers: at work.
-        hypervolume: share of the space that the front covers; None before there is one.
-        started: when, in ISO format.
+        finished: number of trials with values.
+        failed: number of trials that ended without values.
+        running: number of trials whose worker is alive.
+        waiting: number of trials that wait for a worker.
+        wanted: number of finished trials to reach; None where this version cannot read the study.
+        workers: number of workers that are alive.
+        hypervolume: normalised hypervolume, 0 to 1; None without finished trials, and where `wanted` is None.
+        started: start of the first trial, in ISO format; None without trials.
     """
 
     name: str
@@ -48,7 +48,7 @@ class StudyStatus:
 
 
 def list_studies(storage: str | BaseStorage) -> list[StudyStatus]:
-    """Say how far each study of a storage is.
+    """List the studies of a storage with their progress.
 
     Raises:
         StorageError: the storage cannot be reached.
@@ -59,7 +59,7 @@ def list_studies(storage: str | BaseStorage) -> list[StudyStatus]:
 
 def _status(storage: BaseStorage, name: str) -> StudyStatus:
     study = optuna.load_study(study_name=name, storage=storage)
-    # Optuna's own objects only for the trials that are not over: there may be ten thousand of the others.
+    # Optuna's trial objects are built for unfinished trials only: there may be ten thousand finished ones.
     unfinished = (TrialState.RUNNING, TrialState.WAITING)
     open_trials = storage.get_all_trials(study._study_id, deepcopy=False, states=unfinished)
     active = [trial for trial in open_trials if at_work(trial)]
@@ -88,14 +88,15 @@ def remove_study(storage: str, name: str) -> None:
 
     Raises:
         StorageError: the storage cannot be reached or holds no such study.
-        StudyError: workers are at it.
+        StudyError: workers are working on it.
     """
     opened = existing_storage(storage)
     study = known_study(opened, name)
     active = [trial for trial in study.get_trials(deepcopy=False) if at_work(trial)]
     if active:
         workers = len({worker_of(trial) for trial in active})
-        raise StudyError(f"study {name} has {workers} worker{'s'[: workers > 1]} at work: stop first what works on it")
+        noun = "worker" if workers == 1 else "workers"
+        raise StudyError(f"study {name} has {workers} {noun} at work: stop them first")
     optuna.delete_study(study_name=name, storage=opened)
 
 
@@ -103,7 +104,7 @@ def copy_study(storage: str, name: str, to_name: str, to_storage: str | None = N
     """Copy a study with its finished and failed trials, under another name or to another storage.
 
     Returns:
-        How many trials were copied.
+        The number of copied trials.
 
     Raises:
         StorageError: a storage cannot be reached, there is no such study, or the other name is taken.
@@ -123,7 +124,7 @@ def copy_study(storage: str, name: str, to_name: str, to_storage: str | None = N
         trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
         copied.add_trials(trials)
         write_record(copied, replace(record, config=config))
-    except BaseException:  # a study without its record would stand in the way of the next attempt
+    except BaseException:  # a half-made copy would occupy the name
         optuna.delete_study(study_name=to_name, storage=target)
         raise
     return len(trials)

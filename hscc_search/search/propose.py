@@ -1,7 +1,7 @@
-"""The next sample to try, given what was tried so far. Nothing here touches a storage.
+"""Propose the next sample, given the samples that were tried. Nothing in this module touches a storage.
 
 Optuna's samplers see a study in memory that holds the trials, so that reading and writing costs no round trip to a
-database. A proposal that was tried before is drawn again, which Optuna's samplers do not do by themselves.
+database. A proposal that was tried before is drawn again, which Optuna's samplers do not do themselves.
 """
 
 import random
@@ -21,12 +21,14 @@ from optuna.trial import TrialState, create_trial
 from hscc_search.pareto.objectives import Objective
 from hscc_search.search.space import Sample, Space
 
-# Space-filling points that `auto` begins with; after them it varies the front.
+# Number of space-filling samples that `auto` begins with; after them it varies the front.
 _FILLING = 8
-# Trials that a sampler sees at most: the front, then the latest.
+# Largest number of finished trials that a sampler sees: the front, then the latest.
 _WINDOW = 120
-# Repeated proposals after which the sampler is not asked again.
+# Number of proposals, all of them tried before, after which the sampler is not asked again.
 _REDRAWS = 20
+# Probability that `auto` varies an energy or budget close by, and the standard deviation then, as a share of its range.
+_NEARBY, _SPREAD = 0.8, 0.05
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A sample to try, and what its sampler reads again later (NSGA-II: the generation)."""
+    """A sample to try.
+
+    Attributes:
+        sample: the values.
+        attributes: what the sampler stores with the trial and reads later (NSGA-II: the generation).
+    """
 
     sample: Sample
     attributes: dict[str, Any] = field(default_factory=dict)
@@ -69,21 +76,22 @@ def propose(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried
         A sample that was not tried before; None where none is left.
     """
     config = space.config
-    taken = {space.key(one.sample) for one in tried}
+    taken = {space.key(trial.sample) for trial in tried}
 
     def fresh(sample: Sample) -> bool:
         return space.key(sample) not in taken
 
     for sample in map(space.checked, config.start):
         if fresh(sample):
-            # NSGA-II only breeds from trials that carry their generation.
-            bred = config.sampler == "nsga2"
-            return Proposal(sample, _drawn(space, objectives, tried, seed, 0).attributes if bred else {})
+            # NSGA-II breeds only from trials with a generation, so a start sample gets that of a drawn one.
+            if config.sampler == "nsga2":
+                return Proposal(sample, _draw(space, objectives, tried, seed, attempt=0).attributes)
+            return Proposal(sample)
     if config.sampler == "grid":
         return _from_grid(space, taken, seed=config.seed)
     # GP is slow, and its proposal does not depend on the seed.
     for attempt in range(1 if config.sampler == "gp" else _REDRAWS):
-        proposal = _drawn(space, objectives, tried, seed, attempt)
+        proposal = _draw(space, objectives, tried, seed, attempt)
         if fresh(proposal.sample):
             return proposal
     if space.size <= 1_000_000:
@@ -96,21 +104,22 @@ def propose(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried
 
 
 def directions_of(objectives: Sequence[Objective]) -> list[StudyDirection]:
-    """Say to Optuna which objectives are maximised."""
+    """The directions of the objectives, as Optuna takes them."""
     return [StudyDirection.MAXIMIZE if objective.maximise else StudyDirection.MINIMIZE for objective in objectives]
 
 
-def _drawn(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried], seed: int, attempt: int) -> Proposal:
+def _draw(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried], seed: int, attempt: int) -> Proposal:
+    """Draw a sample with the study's sampler; each attempt has a seed of its own."""
     kind = space.config.sampler
     seed += 7919 * attempt
     if kind == "random":
         return Proposal(space.snapped(_uniform(space, random.Random(seed))))
     if kind == "auto":
-        # Unfinished trials count too, or workers that start together would all take the first point.
+        # Unfinished trials count too, or workers that start together would all take the first sample.
         count = max(0, len(tried) - len(space.config.start))
         if count < _FILLING:
             return Proposal(space.snapped(_filling(space, count + attempt)))
-        measured = [one for one in tried if one.values is not None]
+        measured = [trial for trial in tried if trial.values is not None]
         if not measured:
             return Proposal(space.snapped(_uniform(space, random.Random(seed))))
         return Proposal(space.snapped(_varied(space, objectives, measured, random.Random(seed))))
@@ -119,20 +128,22 @@ def _drawn(space: Space, objectives: Sequence[Objective], tried: Sequence[Tried]
 
 def _from_grid(space: Space, taken: set[tuple[tuple[str, Any], ...]], seed: int) -> Proposal | None:
     """Propose an untried sample of a finite space, in a random order, which covers the space evenly from the start."""
-    left: dict[tuple[tuple[str, Any], ...], Sample] = {}
+    samples: dict[tuple[tuple[str, Any], ...], Sample] = {}
     for sample in space.grid():
-        left.setdefault(space.key(sample), sample)
-    order = list(left)
+        samples.setdefault(space.key(sample), sample)
+    order = list(samples)
     random.Random(seed).shuffle(order)
-    key = next((key for key in order if key not in taken), None)
-    return None if key is None else Proposal(left[key])
+    for key in order:
+        if key not in taken:
+            return Proposal(samples[key])
+    return None
 
 
-def _uniform(space: Space, chance: random.Random) -> Sample:
-    return {name: _at(distribution, chance.random()) for name, distribution in space.distributions.items()}
+def _uniform(space: Space, generator: random.Random) -> Sample:
+    return {name: _value_at(distribution, generator.random()) for name, distribution in space.distributions.items()}
 
 
-def _at(distribution: Any, share: float) -> Any:
+def _value_at(distribution: Any, share: float) -> Any:
     """Take the value of a distribution at a share of its range, 0 to 1."""
     if isinstance(distribution, CategoricalDistribution):
         return distribution.choices[min(int(share * len(distribution.choices)), len(distribution.choices) - 1)]
@@ -145,9 +156,10 @@ def _at(distribution: Any, share: float) -> Any:
 
 
 def _filling(space: Space, number: int) -> Sample:
-    """Take the ``number``-th of a space-filling sequence (Halton), with the ends of energies and budgets first.
+    """Take sample ``number`` of a space-filling sequence (Halton).
 
-    Those ends are the ends of the front, and no sample between them tells where they lie.
+    The first two are the lowest and the highest energies or budgets instead: they are the ends of the front, which no
+    sample between them shows.
     """
     from scipy.stats import qmc  # takes a second to import, and reading a front needs none of it
 
@@ -156,47 +168,53 @@ def _filling(space: Space, number: int) -> Sample:
     floats = [isinstance(space.distributions[name], FloatDistribution) for name in names]
     if number < 2:
         shares = np.where(floats, float(number), 0.0)
-    return {name: _at(space.distributions[name], share) for name, share in zip(names, shares, strict=True)}
+    return {name: _value_at(space.distributions[name], share) for name, share in zip(names, shares, strict=True)}
 
 
-def _varied(space: Space, objectives: Sequence[Objective], measured: Sequence[Tried], chance: random.Random) -> Sample:
-    """Draw one or two values of a member of the front anew, floats mostly nearby."""
+def _varied(
+    space: Space, objectives: Sequence[Objective], measured: Sequence[Tried], generator: random.Random
+) -> Sample:
+    """Take a member of the front and draw one or two of its values again, energies and budgets mostly close by."""
     members = _front(objectives, measured) or list(measured)
-    sample = dict(chance.choice(members).sample)
+    sample = dict(generator.choice(members).sample)
     names = list(space.distributions)
-    for name in chance.sample(names, min(len(names), chance.choice((1, 1, 2)))):
+    for name in generator.sample(names, min(len(names), generator.choice((1, 1, 2)))):
         distribution = space.distributions[name]
-        if isinstance(distribution, FloatDistribution) and chance.random() < 0.8:
-            spread = 0.05
-            low, high = distribution.low, distribution.high
-            share = (
-                np.log(sample[name] / low) / (np.log(high / low) or 1)
-                if distribution.log
-                else (sample[name] - low) / ((high - low) or 1)
-            )
-            sample[name] = _at(distribution, min(1.0, max(0.0, share + chance.gauss(0, spread))))
+        if isinstance(distribution, FloatDistribution) and generator.random() < _NEARBY:
+            share = _share_of(distribution, sample[name])
+            sample[name] = _value_at(distribution, min(1.0, max(0.0, share + generator.gauss(0, _SPREAD))))
         else:
-            sample[name] = _at(distribution, chance.random())
+            sample[name] = _value_at(distribution, generator.random())
     return sample
 
 
+def _share_of(distribution: FloatDistribution, value: float) -> float:
+    """Undo :func:`_value_at`; 0 for a range of one value."""
+    low, high = distribution.low, distribution.high
+    if distribution.log:
+        share: float = np.log(value / low) / (np.log(high / low) or 1)
+        return share
+    return (value - low) / ((high - low) or 1)
+
+
 def _front(objectives: Sequence[Objective], measured: Sequence[Tried]) -> list[Tried]:
-    kept = [one for one in measured if all(value <= 0 for value in one.excesses)]
-    if not kept:
+    feasible = [trial for trial in measured if all(excess <= 0 for excess in trial.excesses)]
+    if not feasible:
         return []
     signs = np.array([objective.sign for objective in objectives])
-    values = np.array([one.values for one in kept]) * signs
-    return [kept[row] for row in np.flatnonzero(moocore.is_nondominated(values))]
+    values = np.array([trial.values for trial in feasible]) * signs
+    return [feasible[position] for position in np.flatnonzero(moocore.is_nondominated(values))]
 
 
 def _window(objectives: Sequence[Objective], tried: Sequence[Tried]) -> list[Tried]:
-    """Choose the trials that a sampler sees: all that run, the front, and the latest."""
-    finished = [one for one in tried if one.values is not None]
-    running = [one for one in tried if one.values is None and not one.failed]
+    """Choose the trials that a sampler sees: members of the front, the latest finished ones, and all that run."""
+    finished = [trial for trial in tried if trial.values is not None]
+    running = [trial for trial in tried if trial.values is None and not trial.failed]
     if len(finished) > _WINDOW:
         members = _front(objectives, finished)[-_WINDOW // 2 :]
-        chosen = {id(one) for one in members}
-        finished = members + [one for one in finished if id(one) not in chosen][-(_WINDOW - len(members)) :]
+        chosen = {id(trial) for trial in members}
+        rest = [trial for trial in finished if id(trial) not in chosen]
+        finished = members + rest[-(_WINDOW - len(members)) :]
     return finished + running
 
 
@@ -215,22 +233,22 @@ def _by_optuna(sampler: BaseSampler, space: Space, objectives: Sequence[Objectiv
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         study = optuna.create_study(directions=directions_of(objectives), sampler=sampler)
-        for one in tried:
-            if one.failed:
+        for trial in tried:
+            if trial.failed:
                 continue
-            state = TrialState.RUNNING if one.values is None else TrialState.COMPLETE
+            state = TrialState.RUNNING if trial.values is None else TrialState.COMPLETE
             study.add_trial(
                 create_trial(
                     state=state,
-                    params=one.sample,
+                    params=trial.sample,
                     distributions=space.distributions,
-                    values=one.values,
-                    system_attrs={"constraints": list(one.excesses), **one.attributes},
+                    values=trial.values,
+                    system_attrs={"constraints": list(trial.excesses), **trial.attributes},
                 )
             )
-        trial = study.ask(space.distributions)
+        proposed = study.ask(space.distributions)
     finally:
         optuna.logging.set_verbosity(verbosity)
-    written = study.get_trials(deepcopy=False)[trial.number].system_attrs
-    attributes = {key: value for key, value in written.items() if "generation" in key}
-    return Proposal(space.snapped(trial.params), attributes)
+    stored = study.get_trials(deepcopy=False)[proposed.number].system_attrs
+    attributes = {key: value for key, value in stored.items() if "generation" in key}
+    return Proposal(space.snapped(proposed.params), attributes)

@@ -49,7 +49,7 @@ class DenseRecord:
 
 @dataclass(frozen=True, eq=False)
 class StudyRecord:
-    """The stored part of a study that its trials have in common, written when it is created.
+    """A study as it is stored when it is created, without its trials.
 
     Attributes:
         config: the study file with every default filled in; its storage has no password.
@@ -57,7 +57,7 @@ class StudyRecord:
         classes: class names.
         labels: class of each validation image, uint16.
         dense: the dense network.
-        versions: of the packages that the study was created with, by name.
+        versions: of Python and of the packages that the study was created with, by name.
     """
 
     config: StudyConfig
@@ -122,7 +122,7 @@ class TrialRecord:
     Attributes:
         measured: on the validation part.
         sample: the values that the search drew.
-        violations: by constraint how far it is missed, 0 where it is kept.
+        violations: by constraint the distance by which it is missed, 0 where it is kept.
         plan: of each layer.
     """
 
@@ -162,7 +162,7 @@ def plan_from_stored(tree: Sequence[dict[str, Any]]) -> tuple[LayerPlan, ...]:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of the packages that a study depends on, by name."""
+    """The versions of Python and of the packages that a study depends on, by name."""
     packages = ("hscc-search", "torch", "torchvision", "optuna", "scikit-learn", "fvcore", "numpy")
     return {
         "python": platform.python_version(),

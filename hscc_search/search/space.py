@@ -1,7 +1,7 @@
-"""The search space of a study, and the setting that a sample stands for.
+"""The search space of a study, and the setting that is made from a sample.
 
 A sample holds one value for each name: ``regions``, ``clusters`` and ``energy`` or ``budget``; where a study samples by
-stage or by layer the first three carry its name behind an ``@``, such as ``energy@stage2`` or ``regions@features.3``.
+stage or layer, the first three are followed by ``@`` and its name, as in ``energy@stage2`` or ``regions@features.3``.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hscc_search.config import BudgetRange, EnergyRange, StudyConfig
+from hscc_search.config import BudgetRange, StudyConfig
 from hscc_search.errors import ConfigError
 
 if TYPE_CHECKING:  # a front is read without torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a front is read without torch
     from hscc_search.compression.setting import Setting
 
 Sample = dict[str, Any]
-# Values that may be sampled for each stage or layer by itself; a budget is always for the whole network.
+# Names that may be sampled for each stage or layer separately; a budget is always for the whole network.
 _LOCAL = ("regions", "clusters", "energy")
 
 
@@ -32,9 +32,9 @@ class Space:
 
     Attributes:
         config: of the study.
-        scopes: by name of a stage or layer, which is sampled by itself, the layers in it; empty where one sample holds
-            for the whole network.
-        undivided: scopes of fully connected layers alone, which have an energy, but no regions and clusters.
+        scopes: for each stage or layer that is sampled separately, by its name, the layers in it; empty where a value
+            holds for the whole network.
+        undivided: scopes of fully connected layers alone, which have an energy but no regions or clusters.
     """
 
     config: StudyConfig
@@ -45,20 +45,17 @@ class Space:
     def distributions(self) -> dict[str, BaseDistribution]:
         """The distribution of each sampled value, by name."""
         space = self.config.space
-        rule: dict[str, BaseDistribution] = {}
-        if space.budget is not None:
-            # The front is drawn over FLOPs, so that ratios are spread evenly on a logarithmic scale.
-            rule["budget"] = FloatDistribution(space.budget.low, space.budget.high, log=True)
-        else:
-            assert space.energy is not None
-            rule["energy"] = FloatDistribution(space.energy.low, space.energy.high)
-        named: dict[str, BaseDistribution] = {
+        by_name: dict[str, BaseDistribution] = {
             "regions": IntDistribution(space.regions.low, space.regions.high),
             "clusters": IntDistribution(space.clusters.low, space.clusters.high),
-            **rule,
         }
+        if isinstance(space.rule, BudgetRange):
+            # Budgets are ratios, so they are spread evenly on a logarithmic scale.
+            by_name["budget"] = FloatDistribution(space.rule.low, space.rule.high, log=True)
+        else:
+            by_name["energy"] = FloatDistribution(space.rule.low, space.rule.high)
         distributions: dict[str, BaseDistribution] = {}
-        for name, distribution in named.items():
+        for name, distribution in by_name.items():
             if name in _LOCAL and self.scopes:
                 scopes = [scope for scope in self.scopes if name == "energy" or scope not in self.undivided]
                 distributions |= dict.fromkeys((f"{name}@{scope}" for scope in scopes), distribution)
@@ -72,15 +69,14 @@ class Space:
     @property
     def _levels(self) -> np.ndarray | None:
         """The values that energies or budgets may have; None for the whole range."""
-        span: EnergyRange | BudgetRange | None = self.config.space.budget or self.config.space.energy
-        assert span is not None
-        if span.low == span.high:
-            return np.array([span.low])
-        if span.levels is None:
+        rule = self.config.space.rule
+        if rule.low == rule.high:
+            return np.array([rule.low])
+        if rule.levels is None:
             return None
-        spaced = np.geomspace if isinstance(span, BudgetRange) else np.linspace
-        # Levels of a narrow range may be equal.
-        return np.unique(np.round(spaced(span.low, span.high, span.levels), 6).clip(span.low, span.high))
+        spaced = np.geomspace if isinstance(rule, BudgetRange) else np.linspace
+        # Rounding may make levels of a narrow range equal.
+        return np.unique(np.round(spaced(rule.low, rule.high, rule.levels), 6).clip(rule.low, rule.high))
 
     def snapped(self, sample: Sample) -> Sample:
         """Move energies or budgets of a sample to the nearest of their levels."""
@@ -95,7 +91,7 @@ class Space:
     def key(self, sample: Sample) -> tuple[tuple[str, Any], ...]:
         """Identify a sample: samples that give the same network have the same key.
 
-        With one region or cluster the strategy does not matter, and the strategy ``none`` gives one whatever is asked.
+        With one region or cluster the strategy does not matter, and with the strategy ``none`` the number does not.
         """
         relevant = dict(sample)
         for strategy, count in (("region_strategy", "regions"), ("cluster_strategy", "clusters")):
@@ -108,7 +104,7 @@ class Space:
 
     @property
     def size(self) -> float:
-        """Number of samples, those with equal keys counted each; infinite without levels."""
+        """Number of samples, counting those with equal keys separately; infinite without levels."""
         return math.prod(len(values) if values is not None else math.inf for values in self._values().values())
 
     def grid(self) -> Iterator[Sample]:
@@ -129,18 +125,18 @@ class Space:
                 values[name] = None if levels is None else levels.tolist()
         return values
 
-    def checked(self, given: Mapping[str, Any]) -> Sample:
-        """Check a sample that a user gave, such as one to start from, and give every number its type.
+    def checked(self, start: Mapping[str, Any]) -> Sample:
+        """Check a start sample of the study file, give every number its type, and snap it to the levels.
 
         Raises:
             ConfigError: a name or a value is not of this space.
         """
-        wanted = ", ".join(self.distributions)
-        if given.keys() != self.distributions.keys():
-            raise ConfigError(f"study {self.config.name}: start: {dict(given)} needs values for {wanted} and no others")
+        if start.keys() != self.distributions.keys():
+            names = ", ".join(self.distributions)
+            raise ConfigError(f"study {self.config.name}: start: {dict(start)} needs values for {names} and no others")
         sample = {}
         for name, distribution in self.distributions.items():
-            value = given[name]
+            value = start[name]
             try:
                 inside = distribution._contains(distribution.to_internal_repr(value))
             except (ValueError, TypeError):
@@ -155,21 +151,21 @@ class Space:
         from hscc_search.compression.setting import Setting
 
         compression = self.config.compression
-        common = {name: value for name, value in sample.items() if "@" not in name}
+        of_network = {name: value for name, value in sample.items() if "@" not in name}
         by_layer = {
             layer: {name: sample[f"{name}@{scope}"] for name in _LOCAL if f"{name}@{scope}" in sample}
             for scope, layers in self.scopes.items()
             for layer in layers
         }
-        given = {
+        values = {
             "region_gain": compression.region_gain,
             "rank_multiple": compression.rank_multiple,
             "region_strategy": compression.region_strategy,
             "cluster_strategy": compression.cluster_strategy,
             "seed": self.config.seed,
-            **common,
+            **of_network,
         }
-        return Setting(**given, by_layer=by_layer)
+        return Setting(**values, by_layer=by_layer)
 
 
 def space_of(config: StudyConfig, calibration: "Calibration") -> Space:
@@ -181,7 +177,7 @@ def space_of(config: StudyConfig, calibration: "Calibration") -> Space:
 
 
 def _scopes(config: StudyConfig, calibration: "Calibration") -> dict[str, list[str]]:
-    """Name the stages or layers that are sampled by themselves, with the layers in each."""
+    """Name the stages or layers that are sampled separately, with the layers in each."""
     if config.space.per == "network":
         return {}
     from hscc_search.compression.ranks.choice import compressible

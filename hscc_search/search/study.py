@@ -1,4 +1,4 @@
-"""A study: started, or gone on with, by one process or several."""
+"""Start, continue or join a study, with one process or several."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ from hscc_search.storage import comes_from_storage, existing_storage, find_stora
 
 
 def run_study(config: StudyConfig, device: str = "auto", report: Report = silent, workers: int = 1) -> Study:
-    """Start a study, or go on with it, until it has ``config.trials`` finished trials in all.
+    """Start a study, or continue it, until it has ``config.trials`` finished trials in all.
 
     Every trial is stored when it finishes, so that whatever stops this function loses no finished trial.
 
@@ -36,12 +36,14 @@ def run_study(config: StudyConfig, device: str = "auto", report: Report = silent
         config: its storage is created where it does not exist.
         device: ``auto``, ``cpu`` or ``cuda``.
         report: told of reading, training, calibrating and each trial.
-        workers: processes that share the trials.
+        workers: number of processes that share the trials.
 
     Raises:
-        HsccError: bad input, a study whose file has changed, or trials that fail one after the other.
+        HsccError: bad input, a study whose file has changed, or several trials in a row that fail.
     """
-    _go_on(start_study(config, device, report), config, device, report, workers)
+    ready = start_study(config, device, report)
+    if ready is not None:
+        _run_trials(*ready, config, device, report, workers)
     return read_study(config.storage, config.name)
 
 
@@ -60,42 +62,41 @@ def work_on(
     Args:
         storage: URL.
         name: of the study.
-        data: where the images lie here, None where the study says.
-        checkpoint: where the weights of the dense network lie here, None where the study says.
+        data: folder of the images on this machine; None takes the study's.
+        checkpoint: weights of the dense network on this machine; None takes the study's.
         device: ``auto``, ``cpu`` or ``cuda``.
         report: told of reading, training, calibrating and each trial.
-        workers: processes of this machine that share the trials.
+        workers: number of processes of this machine that share the trials.
         timeout: seconds after which this worker starts no more trials.
 
     Raises:
-        HsccError: there is no such study, its images or its dense network are not to be had here, or trials fail one
-            after the other.
+        HsccError: there is no such study, its images or its dense network are not available on this machine, or
+            several trials in a row fail.
     """
     ready = join_study(storage, name, data, checkpoint, timeout, device, report)
     if ready is not None:
-        _go_on(ready, ready[1].config, device, report, workers)
+        _, prepared = ready
+        _run_trials(*ready, prepared.config, device, report, workers)
     return read_study(storage, name)
 
 
-def _go_on(
-    ready: tuple[Ledger, Prepared] | None, config: StudyConfig, device: str, report: Report, workers: int
+def _run_trials(
+    ledger: Ledger, prepared: Prepared, config: StudyConfig, device: str, report: Report, workers: int
 ) -> None:
-    if ready is None:
-        return
-    ledger, prepared = ready
     with _lost_in_one_line(config.storage):
         if workers == 1:
             work(ledger, prepared, report)
         else:
-            given = (config.data.path, config.model.checkpoint, config.timeout, device)
-            work_together(workers, ledger, partial(join_study, config.storage, config.name, *given), report)
+            data, checkpoint = config.data.path, config.model.checkpoint
+            join = partial(join_study, config.storage, config.name, data, checkpoint, config.timeout, device)
+            work_together(workers, ledger, join, report)
 
 
 def start_study(config: StudyConfig, device: str = "auto", report: Report = silent) -> tuple[Ledger, Prepared] | None:
-    """Create a study where it does not exist, and prepare what its trials need.
+    """Create a study where it does not exist, and prepare what its trials share.
 
     Returns:
-        None where the study has all its trials.
+        The ledger of the trials and what they share; None where the study has all its trials.
 
     Raises:
         HsccError: bad input, or a study whose file, images or dense network have changed.
@@ -117,7 +118,7 @@ def start_study(config: StudyConfig, device: str = "auto", report: Report = sile
         storage = storage or open_storage(config.storage)
         if study is None or record is None:
             study = _create(prepared, storage)
-        else:  # harmless fields follow the last run: how many trials are wanted, where the images lie
+        else:  # fields that may change take the values of the last run, such as the number of trials
             write_record(study, replace(record, config=config))
     return Ledger(study, storage, space), prepared
 
@@ -131,28 +132,28 @@ def join_study(
     device: str = "auto",
     report: Report = silent,
 ) -> tuple[Ledger, Prepared] | None:
-    """Prepare what trials of a study need that exists in a storage, perhaps on another machine.
+    """Prepare on this machine what the trials of a stored study share.
 
     Args:
         storage: URL.
         name: of the study.
-        data: where the images lie here, None where the study says.
-        checkpoint: where the weights of the dense network lie here, None where the study says.
-        timeout: seconds after which no more trials shall start here; the study's own is for those who started it.
+        data: folder of the images on this machine; None takes the study's.
+        checkpoint: weights of the dense network on this machine; None takes the study's.
+        timeout: seconds after which this worker starts no more trials; that of the study file is for `run` alone.
         device: ``auto``, ``cpu`` or ``cuda``.
         report: told of reading, training and calibrating.
 
     Returns:
-        None where the study has all its trials.
+        The ledger of the trials and what they share; None where the study has all its trials.
 
     Raises:
-        HsccError: there is no such study, or its images or its dense network are not to be had here.
+        HsccError: there is no such study, or its images or its dense network are not available on this machine.
     """
     opened = existing_storage(storage)
     study = known_study(opened, name)
     record = read_record(study)
     if record is None:
-        raise StorageError(f"study {name!r} was not started yet: `hscc-search run` does")
+        raise StorageError(f"study {name!r} was not started yet: start it with `hscc-search run`")
     config = record.config.with_paths(data, checkpoint)
     config = config.model_copy(update={"storage": storage, "timeout": timeout})
     if _finished(study) >= config.trials:
@@ -162,7 +163,7 @@ def join_study(
 
 
 def _prepare(config: StudyConfig, record: StudyRecord | None, device: str, report: Report) -> tuple[Prepared, Space]:
-    """Prepare what the trials of a study share, and what it samples; a record says what it was started with."""
+    """Prepare what the trials of a study share, and its space; images and network must be those of the record."""
     started_with = {} if record is None else {"fingerprint": record.fingerprint, "weights": record.dense.weights}
     opened = open_dense(config, device, report, **started_with)
     prepared = prepare(opened, None if record is None else record.dense, report)
@@ -204,5 +205,5 @@ def _lost_in_one_line(storage: str) -> Iterator[None]:
         if not comes_from_storage(error):
             raise
         raise StorageError(
-            f"lost the storage {without_password(storage)}: finished trials are kept, and the same command goes on"
+            f"lost the storage {without_password(storage)}: finished trials are kept, and the same command continues"
         ) from error

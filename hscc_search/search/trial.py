@@ -1,4 +1,4 @@
-"""What one trial does: compress the dense network with one setting and measure what came out."""
+"""One trial: compress the dense network with one setting and measure the result."""
 
 import copy
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from hscc_search.search.record import DenseRecord
 
 @dataclass(frozen=True)
 class Prepared:
-    """What all trials of a study share: made once per run, never again per trial.
+    """The data that all trials of a study share, made once per run.
 
     Attributes:
         opened: images, split and dense network.
@@ -51,7 +51,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What one trial gave.
+    """The result of one trial.
 
     Attributes:
         compressed: the network and the plan of its layers.
@@ -63,11 +63,11 @@ class TrialResult:
 
 
 def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = silent) -> Prepared:
-    """Calibrate the dense network, or take its calibration from the cache, and measure what it costs.
+    """Calibrate the dense network, or read its calibration from the cache, and measure its cost and latency.
 
     Args:
         opened: images, split and dense network of the study.
-        dense: what is stored of the dense network; it is measured where nothing is stored yet.
+        dense: the stored record, from which cost and latency are taken; None for a new study, which measures them.
         report: told of calibrating.
     """
     config = opened.config
@@ -89,13 +89,13 @@ def run_trial(prepared: Prepared, setting: Setting, report: Report = silent) -> 
 
     Raises:
         CompressionError: the setting cannot be met, or the compressed network answers with values that are not finite.
-        ExportError: latency matters, and the network cannot be exported to its runtime.
+        ExportError: the study measures latency, and the network cannot be exported to its runtime.
     """
     opened = prepared.opened
     compressed = compress(prepared.calibration, setting)
     if opened.config.finetuning.epochs:
         fine_tune(compressed.network, opened.network, opened.config, opened.parts.train, opened.device, report)
-    # What lies outside of all layers, such as the matrix products of attention, is as it was in the dense network.
+    # Multiply-adds outside of all layers, such as the matrix products of attention, are those of the dense network.
     macs = prepared.dense_cost.macs - prepared.calibration.macs + compressed.macs
     cost = cost_of(compressed.network, macs)
     measured = measure(opened, compressed.network, cost, _latency(prepared, compressed.network))
@@ -109,7 +109,7 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
         opened: images and split of the study.
         network: dense or compressed, on the device of ``opened``.
         cost: of the network.
-        latency: milliseconds per batch, None where the study does not look at it.
+        latency: milliseconds per batch, None where the study does not measure it.
 
     Raises:
         CompressionError: the network answers with values that are not finite.
@@ -117,7 +117,7 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
     validation = opened.parts.validation
     scores = predict(network, validation, opened.config.data, opened.device)
     if not np.isfinite(scores).all():
-        raise CompressionError("the compressed network answers with values that are not finite")
+        raise CompressionError("the network answers with values that are not finite")
     predicted = scores.argmax(axis=1)
     quality = measure_quality(predicted, validation.labels, opened.dataset.classes, opened.config.seed)
     costs = {
@@ -136,7 +136,7 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
 
 
 def calibration_images(opened: Opened) -> torch.Tensor:
-    """Draw the calibration images of a study as its network takes them, float32 (images, 3, height, width)."""
+    """Draw the calibration images of a study, normalised: float32, shape (images, 3, height, width), on the device."""
     config = opened.config
     subset = opened.parts.train.subset(config.compression.calibration_images, config.seed)
     return network_input(torch.from_numpy(subset.images).to(opened.device), config.data)
@@ -148,18 +148,18 @@ def load_dense(
     """Load the dense network of a study and its calibration images, ready for :func:`hscc_search.calibrate`.
 
     Returns:
-        The network in evaluation mode, trained now where it was not before, and float32 images as it takes them,
-        shape (images, 3, height, width), both on the device.
+        The network in evaluation mode, trained first unless its weights are in the cache, and normalised images,
+        float32, shape (images, 3, height, width); both on the device.
     """
     opened = open_dense(config, device, report)
     return opened.network, calibration_images(opened)
 
 
 def _latency(prepared: Prepared, network: nn.Module) -> float | None:
-    """Time a network relative to the dense one in the same turns: whatever else the machine does hits both.
+    """Time a network and the dense one in turns, so that other work on the machine hits both.
 
     Returns:
-        Milliseconds per batch, scaled by the dense network's latency as the study has it.
+        Milliseconds per batch: the stored latency of the dense network times the ratio of the two times.
     """
     if prepared.dense_runner is None or prepared.dense_latency is None:
         return None
@@ -170,5 +170,5 @@ def _latency(prepared: Prepared, network: nn.Module) -> float | None:
 
 
 def _without_f1(values: dict[str, float]) -> dict[str, float]:
-    """Leave out the F1 of single classes, which predictions and labels give again where it is asked for."""
+    """Leave out the F1 of single classes, which can be computed again from predictions and labels."""
     return {name: value for name, value in values.items() if not name.startswith("f1:")}

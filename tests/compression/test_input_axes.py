@@ -58,7 +58,7 @@ def test_the_axes_lose_the_smallest_eigenvalues_and_no_other_choice_loses_less(s
     least = loss(*input_axes(metric, covariance, rank))
     assert least == pytest.approx(spectrum[: size - rank].sum(), rel=1e-6, abs=1e-9)
     random_axes = torch.linalg.qr(normal(size, rank, seed=seed + 2))[0]
-    # Bring the channels back from random axes by least squares, which is the best that can be done with them.
+    # Bring the channels back from random axes by least squares, the best way for given axes.
     decode = covariance @ random_axes @ torch.linalg.inv(random_axes.T @ covariance @ random_axes)
     assert least <= loss(random_axes.T, decode) * (1 + 1e-9)
 

@@ -132,7 +132,7 @@ LINEAR = {
 
 
 def compressed_layers():
-    """Layers of every form with random weights: compressed layer, input, form and dense layer."""
+    """Compressed layers of every form with random weights, each with an input, its form and its dense layer."""
     torch.manual_seed(0)
     layers = [
         (nn.Conv2d(2, 5, 3, padding=1), torch.randn(4, 2, 3, 3), CONVOLUTIONS),

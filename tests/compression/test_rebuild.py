@@ -14,7 +14,7 @@ from hscc_search.compression.rebuild import rebuild
 from hscc_search.compression.setting import Setting
 from hscc_search.dense.networks import DigitsCNN
 
-# Rebuild and run a network where nothing can be imported that learns regions, chooses ranks or searches.
+# Rebuilds and runs a network in a process that refuses all imports which learn regions, choose ranks or search.
 WITHOUT_LEARNING = """
 import json
 import sys

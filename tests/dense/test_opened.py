@@ -51,7 +51,7 @@ def test_a_network_that_another_process_trains_is_waited_for(study, dataset):
             time.sleep(0.01)
         aside.rename(path)
     assert weights_digest(waiting.result().network) == weights_digest(trained)
-    assert [progress.note for progress in reported] == ["another process is at it"]
+    assert [progress.note for progress in reported] == ["waiting for another process that trains it"]
 
 
 @pytest.mark.parametrize(

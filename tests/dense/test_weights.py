@@ -1,4 +1,5 @@
 import io
+import os
 import pickle
 import random
 
@@ -31,13 +32,13 @@ def test_a_checkpoint_gives_its_weights_back(tmp_path, name, save):
 
 
 class Malicious:
-    """An object whose pickle writes a file when it is read without care."""
+    """An object whose pickle makes a folder when it is read without care."""
 
     def __init__(self, target):
         self.target = target
 
     def __reduce__(self):
-        return eval, (f"open({str(self.target)!r}, 'w')",)
+        return os.mkdir, (str(self.target),)
 
 
 def load_all(content):

@@ -79,5 +79,5 @@ def test_a_missing_file_is_refused(exported, tmp_path, name):
 def test_a_folder_without_a_readable_manifest_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(ExportError, match=r"is no exported folder: it has no readable manifest\.json"):
+    with pytest.raises(ExportError, match=r"is not an exported folder: it has no readable manifest\.json"):
         hscc_search.load(tmp_path)

@@ -21,7 +21,7 @@ def test_a_table_of_many_columns_fits_and_breaks_no_number(constrained):
 @pytest.mark.parametrize(
     ("counted", "words"),
     [
-        ({"macs_torch": 1, "uncounted": {}}, ["careful: fvcore counts", "torch 1: one of them misses an operator"]),
+        ({"macs_torch": 1, "uncounted": {}}, ["warning: fvcore counts", "torch 1: one of them misses an operator"]),
         ({"uncounted": {"gelu": 3}}, ["operators that are not counted: gelu (3)"]),
         ({"uncounted": {}}, []),
     ],

@@ -104,24 +104,24 @@ def test_starts_come_first_in_their_order_and_once(sampler):
 
 def test_a_start_that_runs_elsewhere_is_left_to_it():
     start = [{"regions": 3, "clusters": 1, "energy": 0.7}, {"regions": 2, "clusters": 2, "energy": 0.8}]
-    one = space(start=start)
-    assert propose(one, PLANE, [Tried(start[0])], 0).sample == start[1]
+    assert propose(space(start=start), PLANE, [Tried(start[0])], 0).sample == start[1]
 
 
 @pytest.mark.parametrize("sampler", ["auto", "gp", "tpe", "nsga2"])
 def test_samplers_look_where_the_constraints_are_kept(sampler):
-    """The same trials, with and without the bound: below it nothing counts, so fewer proposals lie there."""
-    one = space(sampler=sampler)
+    """With the bound fewer proposals lie below it than without, after the same trials."""
+    space_of_sampler = space(sampler=sampler)
     bound = landscape({"regions": 1, "energy": 0.95})[1]
 
-    past_by = one if sampler == "nsga2" else space(sampler="random")  # NSGA-II breeds from its own trials alone
+    # NSGA-II breeds from its own trials alone.
+    space_before = space_of_sampler if sampler == "nsga2" else space(sampler="random")
 
-    def kept(bound_of_samplers):
-        past = search(past_by, 40, bound=bound_of_samplers)
-        later = search(one, 12, seed=100, tried=past, bound=bound_of_samplers)[40:]
+    def feasible_among_later(bound_of_samplers):
+        before = search(space_before, 40, bound=bound_of_samplers)
+        later = search(space_of_sampler, 12, seed=100, tried=before, bound=bound_of_samplers)[40:]
         return sum(landscape(trial.sample)[1] >= bound for trial in later)
 
-    assert kept(bound) > kept(None) + 2
+    assert feasible_among_later(bound) > feasible_among_later(None) + 2
 
 
 @st.composite
@@ -233,7 +233,7 @@ def test_more_objectives_and_stages_go_through_every_sampler(sampler):
 
 
 def test_nsga2_gets_its_generations_back():
-    """The generation stored with a trial comes back with it, or every trial would be of the first one."""
+    """The generation is stored with a trial and read back; otherwise all trials would be of the first generation."""
     one = space(sampler="nsga2", start=[{"regions": 3, "clusters": 1, "energy": 0.7}])
     tried = search(one, 45)
     generations = {value for trial in tried for name, value in trial.attributes.items() if name.endswith("generation")}

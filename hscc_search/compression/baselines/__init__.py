@@ -5,9 +5,9 @@ ordinary torch network in evaluation mode whose convolutions and fully connected
 dense network's multiply-adds, and as nearly that as ranks allow. A budget that is out of reach is a
 :class:`~hscc_search.errors.CompressionError` that names the ratio within reach.
 
-``targets`` are the layers that peers compress, ``ladder`` shares the budget among them, and ``low_rank`` makes their
-factors; ``truncation`` is what the peers that truncate weights share. ``pruning`` and ``response_pca`` have rules of
-their own.
+``targets`` lists the layers that peers compress, ``ladder`` shares the budget among them, and ``low_rank`` makes their
+factors. ``truncation`` holds the steps that ``global_svd`` and ``alds`` have in common. ``pruning`` and
+``response_pca`` divide the budget by rules of their own.
 
 The rank rule of Kim et al. for Tucker-2, variational Bayesian matrix factorisation (VBMF), is not offered, because no
 library that is kept up has it. tensorly 0.10 and tensorly-torch 0.5 have no VBMF; musco-pytorch has one, but its last
@@ -33,12 +33,3 @@ METHODS: dict[str, Callable[[Calibration, float], nn.Module]] = {
     "alds": compress_alds,
     "pruning": compress_pruning,
 }
-
-__all__ = [
-    "METHODS",
-    "compress_alds",
-    "compress_global_svd",
-    "compress_pruning",
-    "compress_response_pca",
-    "compress_tucker",
-]

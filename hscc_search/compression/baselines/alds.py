@@ -44,7 +44,7 @@ def group_ladder(target: Target) -> Ladder:
 
 
 def _candidates(target: Target) -> Iterator[tuple[int, float, tuple[int, int]]]:
-    """Multiply-adds per image, error bound, and (rank, groups)."""
+    """Yield multiply-adds per image, error bound, and (rank, groups) for all ranks and numbers of groups."""
     weight = target.weight
     outputs, inputs = weight.shape
     norm = float(spectrum(weight)[0].sqrt())

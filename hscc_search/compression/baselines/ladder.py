@@ -1,4 +1,4 @@
-"""Sharing a budget of multiply-adds among the layers of a network."""
+"""A budget of multiply-adds, shared among the layers of a network."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hscc_search.errors import CompressionError
 
-# The ranks of one compressed layer, in an order of the method's own; None for a layer that stays dense.
+# The ranks of one compressed layer, whose meaning depends on the method; None for a layer that stays dense.
 LayerRanks = tuple[int, ...] | None
 
 
@@ -42,7 +42,7 @@ def ladder(candidates: Iterable[tuple[int, float, LayerRanks]], dense: int) -> L
         dense: multiply-adds per image of the dense layer, which errs by 0 and is one of the steps.
     """
     steps: list[tuple[int, float, LayerRanks]] = []
-    # Of equal ones the dense layer comes first, then the lower ranks.
+    # Of candidates with equal costs and errors the dense layer comes first, then the lower ranks.
     for macs, error, ranks in sorted([*candidates, (dense, 0.0, None)], key=lambda step: (*step[:2], step[2] or ())):
         if not steps or error < steps[-1][1]:
             steps.append((macs, error, ranks))
@@ -71,7 +71,7 @@ def check_reach(method: str, dense: int, least: int, budget: float) -> None:
     Args:
         method: its name, for the message.
         dense: multiply-adds per image of the whole dense network.
-        least: those of the cheapest network that the method makes.
+        least: multiply-adds per image of the cheapest network that the method makes.
         budget: dense over compressed multiply-adds.
 
     Raises:
@@ -99,13 +99,13 @@ def allocate(method: str, dense: int, budget: float, ladders: Mapping[str, Ladde
     Raises:
         CompressionError: the budget is out of reach.
     """
-    each = list(ladders.values())
-    fixed = dense - sum(layer.dense for layer in each)
-    check_reach(method, dense, fixed + sum(int(layer.macs[0]) for layer in each), budget)
+    all_ladders = list(ladders.values())
+    fixed = dense - sum(layer.dense for layer in all_ladders)
+    check_reach(method, dense, fixed + sum(int(layer.macs[0]) for layer in all_ladders), budget)
     room = allowance(dense, budget) - fixed
-    error = _smallest_common_error(each, room)
-    steps = [layer.cheapest_within(error) for layer in each]
-    steps = _spend(each, steps, room - _macs_within(each, error))
+    error = _smallest_common_error(all_ladders, room)
+    steps = [layer.cheapest_within(error) for layer in all_ladders]
+    steps = _spend(all_ladders, steps, room - _macs_within(all_ladders, error))
     ranks = {name: layer.ranks[step] for (name, layer), step in zip(ladders.items(), steps, strict=True)}
     return {name: chosen for name, chosen in ranks.items() if chosen is not None}
 
@@ -128,15 +128,15 @@ def _macs_within(ladders: Sequence[Ladder], error: float) -> int:
 
 
 def _spend(ladders: Sequence[Ladder], steps: Sequence[int], room: int) -> list[int]:
-    """Take further steps with the multiply-adds that are left over, those first that lessen the largest errors.
+    """Spend the multiply-adds that are left over on further steps; steps that lessen the largest errors come first.
 
     Args:
         ladders: of each layer.
-        steps: the steps chosen so far.
+        steps: the step chosen so far for each layer.
         room: multiply-adds per image that are left over.
 
     Returns:
-        The steps of each layer, as far as they were or further.
+        The step of each layer, the chosen one or a further one.
     """
     chosen = list(steps)
     further = sorted(

@@ -1,7 +1,5 @@
 """A layer as two thinner ones: a few basis filters, then their recombination."""
 
-import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ _ROUNDING = 1e-13
 
 
 def spectrum(matrix: torch.Tensor) -> torch.Tensor:
-    """Squared singular values, descending.
+    """The squared singular values of a matrix, descending.
 
     Args:
         matrix: float (rows, columns).
@@ -31,7 +29,7 @@ def spectrum(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def leading_axes(matrix: torch.Tensor, rank: int) -> torch.Tensor:
-    """The first left singular vectors.
+    """The first left singular vectors of a matrix.
 
     Args:
         matrix: float64 (rows, columns).
@@ -53,7 +51,7 @@ def _leading_eigenvectors(gram: torch.Tensor, count: int) -> tuple[torch.Tensor,
     """The largest eigenvalues of a symmetric matrix, (count,) and descending, and their vectors (size, count)."""
     size = len(gram)
     if gram.is_cuda:
-        values, vectors = (every[..., size - count :] for every in torch.linalg.eigh(gram))
+        values, vectors = (array[..., size - count :] for array in torch.linalg.eigh(gram))
     else:
         # scipy stops after the last eigenvectors, torch cannot: three times as fast on the CPU at 4096 rows.
         largest = eigh(gram.numpy(), subset_by_index=[size - count, size - 1])
@@ -62,14 +60,14 @@ def _leading_eigenvectors(gram: torch.Tensor, count: int) -> tuple[torch.Tensor,
 
 
 class GroupedLinear(nn.Module):
-    """A fully connected layer whose outputs come in groups, each computed from its own group of inputs.
+    """A fully connected layer in groups: each group of outputs is computed from its own group of inputs.
 
     Takes float (..., inputs) and returns (..., outputs).
 
     Args:
-        layer: the dense layer, for the number of inputs, device and type.
-        outputs: number of outputs of all groups.
-        groups: into which inputs and outputs are split.
+        layer: the dense layer, which gives the number of inputs, the device and the dtype.
+        outputs: number of outputs of all groups together.
+        groups: number of groups.
     """
 
     def __init__(self, layer: nn.Linear, outputs: int, groups: int) -> None:
@@ -91,7 +89,7 @@ def low_rank_pair(
     bias: torch.Tensor | None,
     groups: int = 1,
 ) -> nn.Sequential:
-    """Modules that compute ``recombination @ (basis @ patch) + bias`` where ``layer`` computed ``W @ patch + b``.
+    """Build modules that compute ``recombination @ (basis @ patch) + bias`` where ``layer`` computed ``W @ patch + b``.
 
     The weights of both are scaled to the same size, as HSCC's are: fine-tuning needs that.
 
@@ -100,7 +98,7 @@ def low_rank_pair(
         basis: (rank, D / groups), the filters of the first group first.
         recombination: (Cout, rank).
         bias: (Cout,) or None.
-        groups: into which the input channels are split; filters of one group see its channels alone.
+        groups: number of groups of input channels; the filters of one group see its channels alone.
     """
     basis, recombination = balanced(basis, recombination)
     # Without initialisation, which takes time and would draw from the caller's random numbers.
@@ -116,7 +114,7 @@ def low_rank_pair(
 
 
 def _basis_module(layer: nn.Conv2d | nn.Linear, rank: int, groups: int) -> nn.Conv2d | nn.Linear | GroupedLinear:
-    """A layer like the dense one but with ``rank`` outputs, in groups and without a bias."""
+    """Build a layer like the dense one but with ``rank`` outputs, in groups and without a bias."""
     if isinstance(layer, nn.Linear) and groups > 1:
         return GroupedLinear(layer, rank, groups)
     module: nn.Conv2d | nn.Linear
@@ -139,7 +137,7 @@ def _basis_module(layer: nn.Conv2d | nn.Linear, rank: int, groups: int) -> nn.Co
 
 
 def _recombination_module(layer: nn.Conv2d | nn.Linear, rank: int, bias: bool) -> nn.Conv2d | nn.Linear:
-    """A fully connected layer or a 1 x 1 convolution from ``rank`` to the dense layer's outputs."""
+    """Build a fully connected layer or a 1 x 1 convolution from ``rank`` to the dense layer's outputs."""
     module: nn.Conv2d | nn.Linear
     if isinstance(layer, nn.Linear):
         module = skip_init(nn.Linear, rank, layer.out_features, bias=bias, **device_and_type(layer))
@@ -149,26 +147,19 @@ def _recombination_module(layer: nn.Conv2d | nn.Linear, rank: int, bias: bool) -
 
 
 def device_and_type(layer: nn.Conv2d | nn.Linear) -> dict[str, Any]:
-    """Keyword arguments that put a new module where a layer is, in the same type."""
+    """Keyword arguments that give a new module the device and the dtype of a layer."""
     return {"device": layer.weight.device, "dtype": layer.weight.dtype}
 
 
 def truncated_pair(layer: nn.Conv2d | nn.Linear, rank: int, groups: int = 1) -> nn.Sequential:
-    """The pair whose weights come nearest to the layer's in the Frobenius norm.
+    """Build the pair whose weights come nearest to the layer's in the Frobenius norm.
 
     Args:
         layer: the dense layer, of one group.
-        rank: of the weights that belong to one group.
-        groups: of input channels.
+        rank: rank of the weights of each group.
+        groups: number of groups that the input channels are split into.
     """
     blocks = layer.weight.detach().flatten(1).double().chunk(groups, dim=1)
     axes = [leading_axes(block, rank) for block in blocks]
     basis = torch.cat([axis.T @ block for axis, block in zip(axes, blocks, strict=True)])
     return low_rank_pair(layer, basis, torch.cat(axes, dim=1), layer.bias, groups)
-
-
-def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """Copy a network, in evaluation mode, with other modules at the given paths."""
-    # The copy takes the new module wherever it meets the old one, which itself is not copied.
-    replacements = {id(network.get_submodule(name)): layer for name, layer in layers.items()}
-    return copy.deepcopy(network, replacements).eval()

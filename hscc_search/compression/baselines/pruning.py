@@ -1,4 +1,4 @@
-"""Whole channels taken out, the least important of each layer first."""
+"""Channel pruning: whole channels are taken out, the least important of each layer first."""
 
 import copy
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from hscc_search.compression.calibration.hooks import hooked
 _STEPS = 200
 # While the network needs this many times the multiply-adds of the budget, several steps are taken at once.
 _FAR, _STEPS_AT_ONCE = 1.25, 8
-# Steps after which the gradients are computed anew.
+# Number of steps after which the gradients are computed anew.
 _STEPS_PER_GRADIENT = 10
-# Images that the gradients are computed on, at most: each time costs a backward pass over them.
+# Most images that the gradients are computed on, since each time costs a backward pass over them.
 _IMAGES = 256
 
 
@@ -55,7 +55,7 @@ def compress_pruning(calibration: Calibration, budget: float) -> nn.Module:
 
 @contextmanager
 def _all_trainable(network: nn.Module) -> Iterator[None]:
-    """Let all parameters have gradients inside the block; afterwards none has any, and frozen ones are frozen again."""
+    """Let all parameters have gradients inside a ``with`` block; then remove these, and freeze frozen ones again."""
     trainable = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     with torch.enable_grad():  # torch-pruning follows the graph of the gradients
         network.requires_grad_(True)
@@ -87,7 +87,7 @@ def _prune(network: nn.Module, last_layer: nn.Module, images: torch.Tensor, dens
         iterative_steps=_STEPS,
         ignored_layers=[last_layer],
     )
-    # With one channel per group left, the library would take these for depthwise ones and fail.
+    # The library would take a grouped convolution with one channel per group left for a depthwise one, and fail.
     grouped = [
         layer for layer in network.modules() if isinstance(layer, nn.Conv2d) and 1 < layer.groups < layer.in_channels
     ]
@@ -105,7 +105,7 @@ def _prune(network: nn.Module, last_layer: nn.Module, images: torch.Tensor, dens
 
 @torch.no_grad()
 def _decisions(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The class that the network decides for, of each image."""
+    """The class that the network decides for, one for each image."""
     return torch.cat([network(batch).argmax(dim=1) for batch in images.split(BATCH_SIZE)])
 
 

@@ -8,16 +8,17 @@ import torch
 from torch import nn
 
 from hscc_search.compression.baselines.ladder import allowance, check_reach
-from hscc_search.compression.baselines.low_rank import leading_axes, low_rank_pair, spectrum, with_layers
+from hscc_search.compression.baselines.low_rank import leading_axes, low_rank_pair, spectrum
 from hscc_search.compression.baselines.targets import Target, targets
 from hscc_search.compression.calibration.calibrate import BATCH_SIZE, Calibration
 from hscc_search.compression.calibration.lattice import responses_on
 from hscc_search.compression.factors import fit_predictor
+from hscc_search.compression.layers import with_layers
 
 
 @torch.no_grad()
 def compress_response_pca(calibration: Calibration, budget: float) -> nn.Module:
-    """Keep the leading principal axes of each layer's responses, rebuilt from what the layers before deliver.
+    """Keep the leading principal axes of each layer's responses, fitted to the input that the layers before deliver.
 
     Ranks are chosen greedily to keep the product over layers of the PCA energies large, see :func:`greedy_ranks`. Then,
     in execution order, each layer's responses y in the dense network are approximated by M y^ + b, where y^ are its
@@ -37,10 +38,10 @@ def compress_response_pca(calibration: Calibration, budget: float) -> nn.Module:
     """
     layers = targets(calibration)
     ranks = _choose_ranks(calibration, layers, budget)
-    pending = {target.name: _Pending(target, ranks[target.name]) for target in layers if target.name in ranks}
-    result = with_layers(calibration.network, pending)
+    stand_ins = {target.name: _StandIn(target, ranks[target.name]) for target in layers if target.name in ranks}
+    result = with_layers(calibration.network, stand_ins)
     result(calibration.images)
-    for name, stand_in in pending.items():
+    for name, stand_in in stand_ins.items():
         assert stand_in.pair is not None
         result.set_submodule(name, stand_in.pair)
     return result.eval()
@@ -55,11 +56,11 @@ def _choose_ranks(calibration: Calibration, layers: Sequence[Target], budget: fl
     energies = [_response_energies(target) for target in layers]
     room = allowance(total, budget) - fixed
     ranks = greedy_ranks(energies, per_rank, dense, room)
-    room -= sum(min(rank * macs, own) for rank, macs, own in zip(ranks, per_rank, dense, strict=True))
+    room -= sum(min(rank * macs, macs_dense) for rank, macs, macs_dense in zip(ranks, per_rank, dense, strict=True))
     chosen = {}
     for target, rank, values in zip(layers, ranks, energies, strict=True):
         saved = target.macs - rank * target.macs_per_rank
-        # Few images fill few axes of a wide layer; where all of them fit, the layer stays dense if there is room.
+        # Few images span few axes of a wide layer. One that keeps all of these stays dense where there is room.
         if rank == len(values) and 0 < saved <= room:
             room -= saved
         elif saved > 0:
@@ -119,9 +120,7 @@ def greedy_ranks(energies: Sequence[np.ndarray], per_rank: Sequence[int], dense:
     return ranks
 
 
-def rebuild_layer(
-    layer: nn.Conv2d | nn.Linear, dense: torch.Tensor, delivered: torch.Tensor, rank: int
-) -> nn.Sequential:
+def fitted_pair(layer: nn.Conv2d | nn.Linear, dense: torch.Tensor, delivered: torch.Tensor, rank: int) -> nn.Sequential:
     """Build the pair of the given rank that best predicts the dense responses from the delivered ones.
 
     With S = cov(y, y^) and T = cov(y^), the best matrix of any rank is S T^-1, and the best one of rank k is U U^T of
@@ -144,8 +143,8 @@ def rebuild_layer(
     return low_rank_pair(layer, basis, axes, offset)
 
 
-class _Pending(nn.Module):
-    """A stand-in for a layer, which rebuilds the layer when the calibration images arrive."""
+class _StandIn(nn.Module):
+    """A stand-in for a layer of a network, which compresses the layer when the calibration images arrive."""
 
     def __init__(self, target: Target, rank: int) -> None:
         super().__init__()
@@ -157,6 +156,6 @@ class _Pending(nn.Module):
         layer, record = self.target.layer, self.target.record
         responses = [responses_on(layer, batch, record.lattice) for batch in x.split(BATCH_SIZE)]
         delivered = torch.cat(responses, dim=1).flatten(0, 1)
-        pair = rebuild_layer(layer, record.responses.to(delivered).flatten(0, 1), delivered, self.rank)
+        pair = fitted_pair(layer, record.responses.to(delivered).flatten(0, 1), delivered, self.rank)
         self.pair = pair
         return torch.cat([pair(batch) for batch in x.split(BATCH_SIZE)])

@@ -44,7 +44,7 @@ class Target:
 
     @property
     def weight(self) -> torch.Tensor:
-        """Float64 (Cout, D), D = Cin * height * width: channels are the slowest index of a column."""
+        """The weights as a matrix, float64 (Cout, D), D = Cin * height * width with the channels slowest."""
         return self.layer.weight.detach().flatten(1).double()
 
     @property
@@ -56,8 +56,8 @@ class Target:
 def targets(calibration: Calibration) -> list[Target]:
     """List the layers of the calibrated network that peers compress, in execution order.
 
-    Grouped convolutions stay dense, and so do the tiny layers that HSCC leaves dense too: truncating a last layer of
-    few classes would save nothing and cost the peers much accuracy.
+    Grouped convolutions stay dense, and so do the tiny layers that HSCC leaves dense: truncating a last layer of few
+    classes would save nothing and cost the peers much accuracy.
     """
     chosen = []
     for record in compressible(calibration):

@@ -1,4 +1,4 @@
-"""Weights truncated to low rank, whatever rule the ranks come from."""
+"""Weights truncated to low rank, with any rule for the ranks."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from hscc_search.compression.baselines.ladder import Ladder, allocate
-from hscc_search.compression.baselines.low_rank import truncated_pair, with_layers
+from hscc_search.compression.baselines.low_rank import truncated_pair
 from hscc_search.compression.baselines.targets import Target, targets
 from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.layers import with_layers
 
 
 @torch.no_grad()
@@ -20,8 +21,8 @@ def truncate_weights(
 
     Args:
         method: its name, for messages.
-        calibration: of the dense network. Its costs are used, and it remembers the ladders, which take a minute where
-            layers have thousands of inputs and serve every budget.
+        calibration: of the dense network. Only its costs are used. It remembers the ladders, which serve every budget
+            and take a minute to build where layers have thousands of inputs.
         budget: dense over compressed multiply-adds, 1 or more.
         ladder_of: builds the ladder of one layer, with ranks (rank,) or (rank, groups), see :func:`truncated_pair`.
 

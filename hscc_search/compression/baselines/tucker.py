@@ -10,12 +10,13 @@ from torch import nn
 from torch.nn.utils import skip_init
 
 from hscc_search.compression.baselines.ladder import Ladder, allocate, ladder
-from hscc_search.compression.baselines.low_rank import device_and_type, truncated_pair, with_layers
+from hscc_search.compression.baselines.low_rank import device_and_type, truncated_pair
 from hscc_search.compression.baselines.targets import Target, targets
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.hooks import hooked
+from hscc_search.compression.layers import with_layers
 
-# Rounds of higher-order orthogonal iteration; the truncated HOSVD that they start from is near the optimum already.
+# Rounds of higher-order orthogonal iteration. Their start, the truncated higher-order SVD, is near the optimum.
 _ITERATIONS = 1
 
 
@@ -63,7 +64,7 @@ def _is_matrix(layer: nn.Conv2d | nn.Linear, colours: int) -> bool:
 
 
 def _input_positions(calibration: Calibration, layers: Sequence[Target]) -> dict[str, int]:
-    """Height times width of each layer's input map, which the stride alone would not tell."""
+    """Height times width of each layer's input map, which the output size and the stride do not determine."""
     positions: dict[str, int] = {}
 
     def record_positions(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -75,7 +76,7 @@ def _input_positions(calibration: Calibration, layers: Sequence[Target]) -> dict
 
 
 def _decomposed(layer: nn.Conv2d | nn.Linear, ranks: tuple[int, ...]) -> nn.Sequential:
-    """Two layers for one rank, three for inner inputs and inner outputs."""
+    """Decompose a layer into two for ranks (rank,), into three for ranks (inner inputs, inner outputs)."""
     if len(ranks) == 1:
         return truncated_pair(layer, *ranks)
     assert isinstance(layer, nn.Conv2d)

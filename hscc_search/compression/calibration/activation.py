@@ -51,7 +51,8 @@ class _Readers(TorchDispatchMode):
     Attributes:
         bounds: for each followed layer the bounds of every activation that reads its responses; None for any other
             reader.
-        followed: layer and responses by the responses' storage; held, so that the storage is not used again.
+        followed: name and responses of each layer by the storage of the responses, which are held so that the storage
+            is not used again.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class _Readers(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         in_place = func._schema.is_mutable
         inputs = _tensors((args, kwargs))
-        # A view shares the storage of its input: those that read the view count, and not the view itself.
+        # A view shares the storage of its input: the operations that read the view count, making it does not.
         viewed = {_storage(value) for value in inputs} & {_storage(value) for value in _tensors(result)}
         if in_place or not viewed:
             bounds = _bounds(func, args)

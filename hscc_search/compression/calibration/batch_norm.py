@@ -31,8 +31,8 @@ def fold_batch_norms(network: nn.Module, image: torch.Tensor) -> tuple[nn.Module
 
     These are BatchNorm2d after Conv2d, also grouped or depthwise, and BatchNorm1d after Linear, each registered under
     one name and called once per pass. Left as they are: a batch norm without running statistics, one that insists on
-    training mode, and one whose folded weights would not be finite. Folds that change what the network answers are
-    undone. Nothing is folded where the network answers with values that are not finite.
+    training mode, and one whose folded weights would not be finite. Folds that change the network's outputs are undone.
+    Nothing is folded where the outputs are not finite.
 
     Args:
         network: any network that returns tensors; it is not changed.
@@ -75,7 +75,7 @@ def apply_folds(network: nn.Module, folds: Iterable[Fold]) -> None:
 
 @torch.no_grad()
 def absorb(network: nn.Module, folds: Iterable[Fold]) -> None:
-    """Fold in place what :func:`fold_batch_norms` has folded in a network with the same weights."""
+    """Fold in place the pairs that :func:`fold_batch_norms` has folded in a network with the same weights."""
     for fold in folds:
         layer, norm = _modules(network, fold)
         network.set_submodule(fold.convolution, _absorbed(layer, norm))
@@ -85,7 +85,10 @@ def absorb(network: nn.Module, folds: Iterable[Fold]) -> None:
 def _absorb_harmless(
     network: nn.Module, folds: list[Fold], inputs: list[torch.Tensor], expected: list[list[torch.Tensor]]
 ) -> list[Fold]:
-    """Fold in place all that leaves the outputs as they are, by halves: folds that change them are few."""
+    """Fold in place all pairs whose folding leaves the outputs as they are, and return these.
+
+    Folds that change the outputs are few, so they are searched by halving the list.
+    """
     if not folds:
         return []
     before = [_modules(network, fold) for fold in folds]
@@ -151,7 +154,7 @@ class _Readers(TorchDispatchMode):
         self._running = name
 
     def after_norm(self, name: str, inputs: Inputs, output: torch.Tensor) -> None:
-        """Record that no batch norm runs any more."""
+        """Record that the batch norm has run."""
         self._running = None
 
     def pairs(self) -> list[tuple[_Output, str]]:
@@ -180,7 +183,7 @@ def _find_folds(network: nn.Module, image: torch.Tensor) -> list[Fold]:
         layer, norm = layers[output.layer], norms[norm_name]
         called_once = readers.calls[output.layer] == readers.calls[norm_name] == 1
         one_name = registered[id(layer)] == registered[id(norm)] == 1
-        # A linear layer may answer (images, positions, features), of which a batch norm takes positions as channels.
+        # Of an output (images, positions, features) of a linear layer, a batch norm takes the positions as channels.
         per_channel = isinstance(layer, nn.Conv2d) or output.value.dim() == 2
         if called_once and one_name and per_channel and _match(layer, norm) and _is_fixed(norm):
             folds.append(Fold(output.layer, norm_name))
@@ -193,7 +196,7 @@ def _is_fixed(norm: Any) -> bool:
 
 
 def _match(layer: Any, norm: Any) -> bool:
-    """Whether the batch norm is of the kind that takes what the layer answers."""
+    """Whether the batch norm is of the kind that takes the layer's output."""
     return (isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)) or (
         isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
     )
@@ -225,10 +228,10 @@ def _absorbed(layer: Any, norm: Any) -> Any:
 
 def _remainder(norm: Any) -> nn.Module:
     """A batch norm without its affine part. Those of timm have dropout and an activation inside."""
-    act, drop = getattr(norm, "act", None), getattr(norm, "drop", None)
-    if not isinstance(act, nn.Module):
+    activation, dropout = getattr(norm, "act", None), getattr(norm, "drop", None)
+    if not isinstance(activation, nn.Module):
         return nn.Identity()
-    return act if drop is None or isinstance(drop, nn.Identity) else nn.Sequential(drop, act)
+    return activation if dropout is None or isinstance(dropout, nn.Identity) else nn.Sequential(dropout, activation)
 
 
 def _is_finite(layer: Any) -> bool:

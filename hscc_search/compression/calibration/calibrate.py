@@ -17,7 +17,14 @@ from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.calibration.store import DAMAGE, cache_key, read_calibration, write_calibration
 from hscc_search.compression.form import Fold
 from hscc_search.errors import CompressionError
-from hscc_search.files import cache_folder, folder_written_whole, mark_used, remove_abandoned, remove_unused
+from hscc_search.files import (
+    TemporaryFolder,
+    cache_folder,
+    folder_written_whole,
+    mark_used,
+    remove_abandoned,
+    remove_unused,
+)
 from hscc_search.progress import Report, silent
 
 Derived = TypeVar("Derived")
@@ -41,7 +48,7 @@ class Calibration:
         images: as the network takes them, float32 (images, 3, height, width).
         records: the layers that can be compressed, in execution order.
         left_dense: every other convolution and fully connected layer: its multiply-adds per image, and the reason.
-        folder: of the records' files where it is removed with this object, None where it stays.
+        folder: the folder of the responses where it is removed with this object, None where it stays in the cache.
     """
 
     network: nn.Module
@@ -49,7 +56,7 @@ class Calibration:
     images: torch.Tensor
     records: tuple[LayerRecord, ...]
     left_dense: dict[str, tuple[int, str]]
-    folder: "tempfile.TemporaryDirectory[str] | None" = None
+    folder: TemporaryFolder | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def record(self, name: str) -> LayerRecord:
@@ -101,8 +108,8 @@ def calibrate(
     """
     if keep:
         return _from_cache(network, images, report, batch_size)
-    folder = tempfile.TemporaryDirectory(prefix="hscc-calibration-")
-    folded, made = run_dense(network, images, Path(folder.name), report, batch_size)
+    folder = TemporaryFolder(prefix="hscc-calibration-")
+    folded, made = run_dense(network, images, folder.path, report, batch_size)
     return Calibration(folded, made.folds, images, made.records, made.left_dense, folder)
 
 

@@ -14,13 +14,13 @@ MOST_GROUPS = 8
 
 @dataclass(frozen=True)
 class ExaminedLayer:
-    """A convolution or fully connected layer as one image sees it.
+    """The examination of a convolution or fully connected layer in a pass of one image.
 
     Attributes:
-        macs: its multiply-adds for the image; 0 if it is never called.
-        reason: why it cannot be compressed, None if it can.
-        input_shape: of the tensor that it was given last, (1, ...); empty if it was never called.
-        output_shape: of its answer to that.
+        macs: the layer's multiply-adds for the image; 0 if it is never called.
+        reason: why the layer cannot be compressed, None if it can.
+        input_shape: shape of its last input, (1, ...); empty if it is never called, or called with keywords alone.
+        output_shape: shape of its last output, (1, ...); empty if it is never called.
     """
 
     macs: int

@@ -19,14 +19,14 @@ class LayerStatistics:
     def __init__(
         self, name: str, layer: nn.Conv2d | nn.Linear, examined: ExaminedLayer, images: int, file: Path
     ) -> None:
-        """Begin with nothing seen.
+        """Prepare empty sums, and a file for the responses.
 
         Args:
             name: the layer's path in the network.
             layer: the dense layer.
-            examined: the same layer as one image sees it.
-            images: calibration images that will pass.
-            file: of the responses, to be written.
+            examined: its examination, for the shapes and the multiply-adds of one image.
+            images: number of calibration images that will pass.
+            file: path of the responses' file.
         """
         self.name, self.layer, self.macs, self.file = name, layer, examined.macs, file
         channels, height, width = _map_shape(layer, examined.output_shape)
@@ -101,16 +101,17 @@ class _InputSums:
     def add(self, x: torch.Tensor) -> None:
         """Add the positions of a lattice on input maps (images, Cin, height, width)."""
         step = self.step
-        here = x[:, :, ::step, :-1:step].movedim(1, -1).flatten(0, 2)
-        right = x[:, :, ::step, 1::step].movedim(1, -1).flatten(0, 2)
-        self.count += len(here)
-        self.outer += here.T @ here
-        self.products += (here * right).sum(dim=0)
-        for index, values in enumerate((here, right)):
-            self.sums[index] += values.sum(dim=0)
-            self.squares[index] += values.square().sum(dim=0)
+        values = x[:, :, ::step, :-1:step].movedim(1, -1).flatten(0, 2)
+        neighbours = x[:, :, ::step, 1::step].movedim(1, -1).flatten(0, 2)
+        self.count += len(values)
+        self.outer += values.T @ values
+        self.products += (values * neighbours).sum(dim=0)
+        for index, samples in enumerate((values, neighbours)):
+            self.sums[index] += samples.sum(dim=0)
+            self.squares[index] += samples.square().sum(dim=0)
 
     def statistics(self) -> InputStatistics:
+        """Compute the statistics from the sums."""
         means = self.sums / self.count
         variances = (self.squares / self.count - means.square()).clamp(min=0)
         shared = self.products / self.count - means[0] * means[1]
@@ -121,20 +122,20 @@ class _InputSums:
 
 
 def _input_sums(layer: nn.Conv2d | nn.Linear, input_shape: torch.Size) -> _InputSums | None:
-    """Empty sums; None for a layer whose filters have one tap, and for an input without neighbours."""
+    """Empty sums; None for a fully connected layer, for filters of one tap, and for an input of one column."""
     if not isinstance(layer, nn.Conv2d) or layer.kernel_size == (1, 1) or input_shape[3] < 2:
         return None
     return _InputSums((input_shape[2], input_shape[3]), input_shape[1], layer.weight.device)
 
 
 def _maps(layer: nn.Conv2d | nn.Linear, output: torch.Tensor) -> torch.Tensor:
-    """Responses as (images, Cout, height, width), whatever order the layer answers in."""
+    """Responses as (images, Cout, height, width), whatever the order of the layer's output."""
     if not isinstance(layer, nn.Linear):
         return output
     return output.movedim(-1, 1) if output.dim() == 4 else output[:, :, None, None]
 
 
 def _map_shape(layer: nn.Conv2d | nn.Linear, output_shape: torch.Size) -> tuple[int, int, int]:
-    """Cout, height and width of the maps that a layer answers with."""
+    """Cout, height and width of a layer's output maps."""
     _, channels, height, width = _maps(layer, torch.empty(output_shape, device="meta")).shape
     return channels, height, width

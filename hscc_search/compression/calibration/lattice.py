@@ -9,13 +9,13 @@ from torch.nn import functional
 from hscc_search.compression.form import Piece
 from hscc_search.compression.layers import conv_padding
 
-# Most positions of a lattice: responses at neighbouring positions are nearly the same.
+# Most positions of a lattice: neighbouring positions have nearly the same responses, so few positions suffice.
 POSITIONS = 100
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Every ``step``-th row and column of an output map, beginning at ``start``."""
+    """Every ``step``-th row and column of an output map of ``height`` x ``width`` positions, from ``start`` on."""
 
     height: int
     width: int

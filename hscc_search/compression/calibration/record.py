@@ -1,4 +1,4 @@
-"""Record of one layer: what calibration has learnt of it."""
+"""The record of one layer, which calibration makes and all compressors read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class InputStatistics:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """The dense network's responses at one layer.
+    """Responses of the dense network at one layer, with their statistics.
 
     Attributes:
         name: the layer's path in the network, such as ``features.3``.
@@ -38,13 +38,14 @@ class LayerRecord:
         effects: root mean square of the gradient that reaches each response, see
             :func:`hscc_search.compression.calibration.calibrate.calibrate`, float32 (positions, Cout).
         profiles: mean activation at each position of the whole output map, float32 (Cout, height, width).
-        inputs: statistics of the layer's input, None where its filters have a single tap.
+        inputs: statistics of the layer's input; None for a fully connected layer, for filters of a single tap, and for
+            an input map of one column.
         macs: multiply-adds of the dense layer per image.
         groups: of the convolution; 1 for a fully connected layer.
         fully_connected: whether the layer is one.
-        bounds: between which the activation behind the layer lets responses through, (0, inf) for ReLU; None where
-            there is no such activation, or where other operations read the responses as well.
-        file: holds the responses before the activation, float32 (positions, images, Cout).
+        bounds: bounds of the clipping activation behind the layer, (0, inf) for ReLU; None where there is no such
+            activation, or where other operations read the responses as well.
+        file: path of the responses before the activation, float32 (positions, images, Cout).
     """
 
     name: str
@@ -71,8 +72,8 @@ def region_effects(
 
     Args:
         effects: of a layer, float (positions, Cout).
-        positions: indices of the region's positions; all without it.
-        channels: those that are asked for; all without it.
+        positions: indices of the region's positions; all by default.
+        channels: slice of the channels that are asked for; all by default.
 
     Returns:
         float64 (channels,).

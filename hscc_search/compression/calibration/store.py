@@ -40,7 +40,7 @@ DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile
 class StoredCalibration:
     """The part of a :class:`hscc_search.compression.calibration.calibrate.Calibration` that a folder stores.
 
-    Its attributes are those of the calibration; the network is left to whoever reads.
+    Its attributes are those of the calibration. The network is not stored: the reader has it.
     """
 
     images: torch.Tensor
@@ -61,7 +61,7 @@ def cache_key(network: nn.Module, images: torch.Tensor, batch_size: int) -> str:
 
 
 def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
-    """Add to a folder, which holds the responses already, the other files."""
+    """Write all files of a calibration but the responses, which are in the folder already."""
     images, channels_last = _in_order(calibration.images.detach().cpu())
     np.save(folder / _IMAGES, images.numpy())
     arrays: dict[str, Any] = {}
@@ -84,7 +84,7 @@ def read_calibration(folder: Path, device: torch.device) -> StoredCalibration:
     """Undo :func:`write_calibration`.
 
     Args:
-        folder: one that was written.
+        folder: a folder that :func:`write_calibration` has completed.
         device: for the images and the statistics; the responses stay in their files.
 
     Raises:
@@ -151,7 +151,10 @@ def _layer_from_stored(
 
 
 def _in_order(values: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Values in the order of the memory, and whether that is channels last: sums in another order round differently."""
+    """Values in their order in memory, and whether that is channels last.
+
+    The order is stored, since sums in another order round differently.
+    """
     channels_last = (
         values.dim() == 4 and not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last)
     )

@@ -1,4 +1,4 @@
-"""Divided layers, remembered: what a division gives depends on no rank, so that many settings share it."""
+"""A cache of partitions: they depend on no rank, so that many settings share them."""
 
 from collections import OrderedDict
 
@@ -6,21 +6,21 @@ from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.division.partition import Division, Partition, divide
 
-# One region, one cluster.
+# The division into one region and one cluster.
 WHOLE = Division("none", 1, "none", 1, seed=0)
 
-# Size of all divided layers that are remembered with a calibration.
+# Most memory that the partitions of one calibration take, in 10^6 bytes.
 _MEGABYTES = 1000
 
 
 def partition_of(calibration: Calibration, record: LayerRecord, division: Division) -> Partition:
-    """Divide a layer, or take it from the calibration's cache. A fully connected layer is always whole."""
+    """Divide a layer, or take its partition from the calibration's cache. A fully connected layer is always whole."""
     cache = calibration.remember("partitions", lambda: PartitionCache(_MEGABYTES))
     return cache.partition(record, WHOLE if record.fully_connected else division)
 
 
 class PartitionCache:
-    """Divided layers of one network: those last used, up to a size, and at least one."""
+    """Partitions of one network's layers: those used last, up to a size in 10^6 bytes, and at least one."""
 
     def __init__(self, megabytes: float) -> None:
         self.limit = megabytes
@@ -35,7 +35,7 @@ class PartitionCache:
         return sum(partition.megabytes for partition in self._partitions.values())
 
     def partition(self, record: LayerRecord, division: Division) -> Partition:
-        """Divide a layer, or take it from here where it has been divided so."""
+        """Divide a layer, or take its partition from the cache."""
         key = (record.name, division)
         partition = self._partitions.pop(key, None) or divide(record, division)
         self._partitions[key] = partition

@@ -37,13 +37,13 @@ def coactivation(responses: torch.Tensor, clusters: int, seed: int) -> np.ndarra
 
 
 def contiguous(responses: torch.Tensor, clusters: int, seed: int) -> np.ndarray:
-    """Runs of neighbouring channel numbers, equal but for one channel."""
+    """Runs of neighbouring channel numbers whose lengths differ by at most one channel."""
     channels = responses.shape[1]
     return np.arange(channels) * min(clusters, channels) // channels
 
 
 def random(responses: torch.Tensor, clusters: int, seed: int) -> np.ndarray:
-    """Channels at random, in clusters that are equal but for one channel."""
+    """Channels at random, in clusters whose sizes differ by at most one channel."""
     channels = responses.shape[1]
     return np.random.default_rng(seed).permutation(np.arange(channels) % min(clusters, channels))
 
@@ -93,7 +93,7 @@ def correlation(samples: torch.Tensor) -> torch.Tensor:
     centred = samples - samples.mean(dim=0)
     covariance = (centred.T @ centred).double().cpu()
     deviation = covariance.diagonal().clamp(min=0).sqrt()
-    # Below float32's resolution of the values themselves a deviation is rounding.
+    # A deviation below float32's resolution of the values themselves is rounding.
     floor = 1e-6 * samples.abs().amax(dim=0).double().cpu() * len(samples) ** 0.5
     scale = torch.where(deviation > floor, 1 / deviation, torch.zeros_like(deviation))
     return covariance * scale[:, None] * scale[None, :]
@@ -122,8 +122,8 @@ def k_means(points: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 def _drawn(responses: torch.Tensor, seed: int) -> torch.Tensor:
     """Draw at most ``_SAMPLES`` of the samples, on the CPU.
 
-    Drawn rather than taken at equal distances: samples are ordered by position and within it by image, so that a
-    distance which divides the number of images would use the same few images at all positions.
+    They are drawn rather than taken at equal distances: samples are ordered by position, and within it by image, so a
+    distance that divides the number of images would use the same few images at all positions.
     """
     if len(responses) > _SAMPLES:
         chosen = np.random.default_rng(seed).choice(len(responses), _SAMPLES, replace=False)

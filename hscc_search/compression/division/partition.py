@@ -22,7 +22,7 @@ _IMAGES = 512
 
 @dataclass(frozen=True)
 class Division:
-    """The request for a division: strategies and numbers.
+    """The way to divide a layer: strategies, and numbers of regions and clusters.
 
     Attributes:
         region_strategy: a key of :data:`hscc_search.compression.division.regions.STRATEGIES`.
@@ -51,9 +51,9 @@ class Block:
     """One region of one layer, for one group where the convolution is grouped.
 
     Attributes:
-        positions: int64, the lattice's positions that stand for the region.
+        positions: int64, numbers of the lattice's positions that stand for the region.
         area: number of output positions of the region, on and off the lattice.
-        channels: the output channels, a slice of the layer's.
+        channels: slice of the layer's output channels.
         effects: float64 (C,): RMS gradient of the loss by each channel's response in this region.
         clusters: int64 (C,), the cluster of each channel.
         eigenvalues: for each cluster those of the covariance of its responses times ``effects``, descending.
@@ -73,7 +73,7 @@ class Block:
         """The leading axes of each cluster, side by side.
 
         Args:
-            ranks: of each cluster; columns beyond the axes that it has are 0.
+            ranks: rank of each cluster; a cluster that has fewer axes gets columns of zeros.
 
         Returns:
             float32 (C, sum of ranks).
@@ -130,12 +130,13 @@ def divide(record: LayerRecord, division: Division) -> Partition:
 
 
 def _lattice_positions(record: LayerRecord, labels: np.ndarray, regions: int) -> list[torch.Tensor]:
-    """The lattice's positions that stand for each region."""
+    """The numbers of the lattice's positions that stand for each region."""
     rows, columns = (indices.numpy() for indices in record.lattice.indices)
     on_lattice = labels[rows[:, None], columns[None, :]].ravel()
     positions = [np.flatnonzero(on_lattice == region) for region in range(regions)]
-    # A region of a tiny map may lie between the lattice's positions: then all of them stand for it.
-    return [torch.from_numpy(own if len(own) else np.arange(len(on_lattice))) for own in positions]
+    # A small region may lie between the lattice's positions: then all of them stand for it.
+    every = np.arange(len(on_lattice))
+    return [torch.from_numpy(inside if len(inside) else every.copy()) for inside in positions]
 
 
 def _block(
@@ -163,11 +164,11 @@ def _spectra(
     members = [torch.from_numpy(np.flatnonzero(clusters == cluster)) for cluster in range(int(clusters.max()) + 1)]
     if count < centred.shape[1]:
         weighted = (centred * effects.to(centred.dtype)).T.double() / count**0.5
-        spectra = [principal_axes(weighted[own]) for own in members]
+        spectra = [principal_axes(weighted[channels]) for channels in members]
     else:
         covariance = (centred.T @ centred).double() / count * effects[:, None] * effects
-        spectra = [_eigen(covariance[own][:, own]) for own in members]
-    eigenvalues = [_complete(values, len(own)) for (_, values), own in zip(spectra, members, strict=True)]
+        spectra = [_eigen(covariance[channels][:, channels]) for channels in members]
+    eigenvalues = [_complete(values, len(channels)) for (_, values), channels in zip(spectra, members, strict=True)]
     return tuple(eigenvalues), tuple(axes.float() for axes, _ in spectra)
 
 

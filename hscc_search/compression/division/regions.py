@@ -80,7 +80,7 @@ def slic(profiles: np.ndarray, regions: int, seed: int) -> np.ndarray:
 
 
 def random(profiles: np.ndarray, regions: int, seed: int) -> np.ndarray:
-    """Tiles at random, in regions that are equal but for one tile."""
+    """Tiles at random, in regions whose sizes differ by at most one tile."""
     tiles = _Tiles(profiles.shape, regions)
     count = len(tiles.tops) * len(tiles.lefts)
     labels = np.random.default_rng(seed).permutation(np.arange(count) % min(regions, count))
@@ -147,7 +147,7 @@ def pieces(labels: np.ndarray) -> tuple[Piece, ...]:
 
 
 class _Tiles:
-    """Nearly equal tiles over a map: at least as many as regions where there are as many positions.
+    """Nearly equal tiles over a map: at least one per region, unless the map has fewer positions.
 
     Attributes:
         rows: the row of tiles that each row of the map belongs to, int (height,); ``columns`` alike, (width,).
@@ -156,9 +156,9 @@ class _Tiles:
 
     def __init__(self, shape: tuple[int, ...], regions: int) -> None:
         _, height, width = shape
-        side = max(_TILES, math.isqrt(regions - 1) + 1)
-        self.rows = _equal_runs(height, min(side, height))
-        self.columns = _equal_runs(width, min(side, width))
+        tiles_per_side = max(_TILES, math.isqrt(regions - 1) + 1)
+        self.rows = _equal_runs(height, min(tiles_per_side, height))
+        self.columns = _equal_runs(width, min(tiles_per_side, width))
         self.tops = np.unique(self.rows, return_index=True)[1]
         self.lefts = np.unique(self.columns, return_index=True)[1]
 
@@ -168,7 +168,7 @@ class _Tiles:
         means = np.moveaxis(sums / np.outer(np.bincount(self.rows), np.bincount(self.columns)), 0, -1)
         features = means - means.mean(axis=(0, 1))
         scale = np.sqrt(np.square(features).sum(axis=2).mean())
-        # Below float32's resolution of the values themselves a difference is rounding.
+        # A difference below float32's resolution of the values themselves is rounding.
         if scale <= 1e-6 * np.linalg.norm(means, axis=2).max():
             return np.zeros_like(features)
         return np.asarray(features / scale)
@@ -190,8 +190,8 @@ def _join_neighbours(labels: np.ndarray, features: np.ndarray, count: int) -> np
         return float(distance / (1 / len(first) + 1 / len(second))), len(first) + len(second)
 
     while len(np.unique(labels)) > count:
-        stay, join = min(_adjacent(labels).tolist(), key=added_variance)
-        labels[labels == join] = stay
+        label, joined_label = min(_adjacent(labels).tolist(), key=added_variance)
+        labels[labels == joined_label] = label
     return labels
 
 

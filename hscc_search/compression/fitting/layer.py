@@ -5,7 +5,7 @@ from torch import nn
 
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.fitting.maps import MapsFit
-from hscc_search.compression.fitting.target import Target
+from hscc_search.compression.fitting.target import FitTarget
 from hscc_search.compression.fitting.vectors import axis_filters, fit_dense_vectors, fit_factored_vectors
 from hscc_search.compression.layers import build, group_modules
 from hscc_search.compression.ranks.design import LayerDesign
@@ -19,17 +19,17 @@ def fit_layer(
     Args:
         calibration: of the dense network.
         name: of the layer, Conv2d or Linear.
-        design: regions, clusters and ranks of the layer.
+        design: its regions, clusters and ranks.
         x: the layer's input in the partly compressed network, float (images, Cin, height, width), (images, features)
             or (images, height, width, features).
-        step: ``x`` is of every ``step``-th calibration image.
+        step: 1 where ``x`` has all calibration images, 2 where it has every second one, and so on.
 
     Returns:
         The module that takes the layer's place, and its output for ``x``.
     """
     layer = calibration.network.get_submodule(name)
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    target = Target(layer, calibration.record(name), step)
+    target = FitTarget(layer, calibration.record(name), step)
     module = build(layer, design.form).to(device=x.device, dtype=layer.weight.dtype).eval()
     if isinstance(layer, nn.Linear) and x.dim() == 2:
         return module, _fit_vectors(calibration, target, design, module, x)
@@ -37,7 +37,7 @@ def fit_layer(
 
 
 def _fit_vectors(
-    calibration: Calibration, target: Target, design: LayerDesign, module: nn.Module, x: torch.Tensor
+    calibration: Calibration, target: FitTarget, design: LayerDesign, module: nn.Module, x: torch.Tensor
 ) -> torch.Tensor:
     ((block,),), ((ranks,),) = design.partition.blocks, design.form.ranks
     if ranks is None:
@@ -47,7 +47,7 @@ def _fit_vectors(
     return fit_factored_vectors(target, block, sum(ranks), filters, module, x)
 
 
-def _fit_maps(target: Target, design: LayerDesign, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _fit_maps(target: FitTarget, design: LayerDesign, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     groups = group_modules(module)
     if len(groups) == 1:
         return MapsFit(target, design, 0, module).run(x)

@@ -6,13 +6,13 @@ from torch import nn
 from hscc_search.compression.calibration.calibrate import BATCH_SIZE
 from hscc_search.compression.factors import balanced, refit
 from hscc_search.compression.fitting.region import RegionFit, begin_region
-from hscc_search.compression.fitting.target import Target
+from hscc_search.compression.fitting.target import FitTarget
 from hscc_search.compression.fitting.weights import set_weights
 from hscc_search.compression.input_axes import input_axes, input_covariance, input_metric
 from hscc_search.compression.layers import Patch, RegionConv2d, region_modules
 from hscc_search.compression.ranks.design import LayerDesign
 
-# Images that the covariance of the input channels is taken from, at least.
+# Fewest images that the covariance of the input channels is estimated from, where there are as many.
 _COVARIANCE_IMAGES = 160
 
 
@@ -25,10 +25,10 @@ class MapsFit:
         target: the dense layer and its responses.
         design: of the layer.
         group: index of the group.
-        module: takes the group's place; :meth:`run` sets its weights.
+        module: the compressed group, whose weights :meth:`run` sets.
     """
 
-    def __init__(self, target: Target, design: LayerDesign, group: int, module: nn.Module) -> None:
+    def __init__(self, target: FitTarget, design: LayerDesign, group: int, module: nn.Module) -> None:
         self.target = target
         self.pieces = design.form.pieces
         self.convolution = module if isinstance(module, RegionConv2d) else None
@@ -65,7 +65,7 @@ class MapsFit:
         _set_encoder(encoder, self.regions, inputs.correlation, x[:: max(1, len(x) // _COVARIANCE_IMAGES)])
 
     def _coordinates(self, batch: torch.Tensor) -> list[torch.Tensor]:
-        """Run the basis filters."""
+        """Run the basis filters on a batch: one tensor of answers for each piece."""
         patches = self.convolution.cut(batch) if self.convolution else [Patch(batch)]
         return [
             patch.filtered(self.regions[piece.region].filters)
@@ -97,11 +97,11 @@ class MapsFit:
         maps = [batch[number] for batch in coordinates]
         if isinstance(self.target.layer, nn.Linear):
             # On maps, a fully connected layer has the channels last.
-            maps = [each.movedim(-1, 1) for each in maps]
-        return torch.cat([lattice.values_within(piece, each) for each in maps], dim=1)
+            maps = [maps_of_batch.movedim(-1, 1) for maps_of_batch in maps]
+        return torch.cat([lattice.values_within(piece, maps_of_batch) for maps_of_batch in maps], dim=1)
 
     def _output(self, coordinates: list[list[torch.Tensor]]) -> torch.Tensor:
-        """Recombine the coordinates of all batches, and drop them on the way to save memory."""
+        """Recombine the coordinates of all batches; those of a batch are dropped once used, to save memory."""
         joined = []
         for batch in coordinates:
             outputs = [
@@ -119,7 +119,7 @@ def _set_encoder(encoder: nn.Conv2d, regions: list[RegionFit], correlation: floa
         encoder: the convolution.
         regions: of the group.
         correlation: of neighbouring input positions, 0 to 1.
-        x: some of the layer's input, float (images, Cin, height, width).
+        x: the layer's input for some images, float (images, Cin, height, width).
     """
     covariance = input_covariance(x)
     metric = torch.zeros_like(covariance)
@@ -129,7 +129,7 @@ def _set_encoder(encoder: nn.Conv2d, regions: list[RegionFit], correlation: floa
         basis = fit.basis.view(len(fit.basis), x.shape[1], *fit.filters.kernel_size).double()
         bases.append(basis)
         weight = torch.einsum("ok,kchw->ochw", fit.axes.double(), basis)
-        # The scale that relative effects leave out.
+        # Relative effects leave out this scale, which weighs the regions against each other.
         scale = fit.block.effects.mean() * fit.block.area**0.5
         metric += input_metric(weight, scale.expand(len(weight)), correlation)
     encode, decode = input_axes(metric, covariance, encoder.out_channels)

@@ -1,4 +1,4 @@
-"""One region of a layer while it is fitted."""
+"""The fit of one region of a layer."""
 
 import copy
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from hscc_search.compression.form import RegionRanks
 
 @dataclass(frozen=True, eq=False)
 class RegionFit:
-    """The fit of one region as two stages. A region that stays dense is set to their product in the end.
+    """The fit of one region as two stages, filters and recombination. A region that stays dense gets their product.
 
     Attributes:
         block: the region's channels, effects and axes.
         module: the region's filters in the compressed layer.
         filters: the first stage: basis filters, or a copy of the dense filters.
         recombination: the second stage, with a bias; square where the region stays dense.
-        basis: the weights of the first stage in front of which there is no encoder, float (K, D).
-        axes: the second stage before it is fitted, float (C, K), of weighted responses.
-        effects: the weights of the responses, float (C,).
+        basis: weights of the first stage where there is no encoder, float (K, D).
+        axes: weights of the second stage before it is fitted, for weighted responses, float (C, K).
+        effects: weight of each channel's responses, float (C,).
     """
 
     block: Block
@@ -56,7 +56,7 @@ def begin_region(layer: nn.Conv2d | nn.Linear, block: Block, ranks: RegionRanks,
     Args:
         layer: the dense layer.
         block: the region.
-        ranks: of its clusters.
+        ranks: ranks of its clusters, None where it stays dense.
         module: the region's filters in the compressed layer.
     """
     effects = relative_effects(block, layer.weight)

@@ -11,13 +11,13 @@ from hscc_search.compression.factors import refine, refit
 
 
 @dataclass(frozen=True)
-class Target:
+class FitTarget:
     """The dense layer and its responses to every ``step``-th calibration image.
 
     Attributes:
         layer: of the dense network.
         record: of the layer, from calibration.
-        step: 1 where the fit uses all images.
+        step: 1 where the fit uses all calibration images, 2 where it uses every second one, and so on.
     """
 
     layer: nn.Conv2d | nn.Linear
@@ -45,12 +45,12 @@ class Target:
 
         Args:
             dense: from :meth:`responses`, float (n, C).
-            coordinates: what the basis filters answer, float (n, K).
+            coordinates: answers of the basis filters, float (n, K).
             axes: the recombination to start from, float (C, K).
             effects: the weight of each channel, float (C,).
 
         Returns:
-            The recombination, float (C, K), and the bias, float (C,), both of weighted responses.
+            The recombination, float (C, K), and the bias, float (C,), both for weighted responses.
         """
         recombination, bias = refit(dense, coordinates, axes)
         if self.record.bounds is None:
@@ -71,7 +71,7 @@ def relative_effects(block: Block, like: torch.Tensor) -> torch.Tensor:
 
     Args:
         block: of C channels.
-        like: a tensor of the dtype and on the device that are wanted.
+        like: a tensor with the dtype and the device of the result.
 
     Returns:
         float (C,).

@@ -5,7 +5,7 @@ from torch import nn
 
 from hscc_search.compression.division.partition import Block
 from hscc_search.compression.factors import factorise, fit_predictor, refit
-from hscc_search.compression.fitting.target import Target, relative_effects
+from hscc_search.compression.fitting.target import FitTarget, relative_effects
 from hscc_search.compression.fitting.weights import set_balanced_factors, set_weights
 
 # Extra axes considered beyond the rank.
@@ -23,7 +23,7 @@ def axis_filters(layer: nn.Conv2d | nn.Linear, block: Block) -> torch.Tensor:
 
 
 def fit_factored_vectors(
-    target: Target, block: Block, rank: int, filters: torch.Tensor, module: nn.Module, x: torch.Tensor
+    target: FitTarget, block: Block, rank: int, filters: torch.Tensor, module: nn.Module, x: torch.Tensor
 ) -> torch.Tensor:
     """Fit a fully connected layer of a given rank.
 
@@ -32,7 +32,7 @@ def fit_factored_vectors(
         block: the whole layer as one block.
         rank: number of basis filters.
         filters: of the block, from :func:`axis_filters`.
-        module: takes the layer's place; its weights are set.
+        module: the compressed layer, whose weights are set.
         x: its input, float (images, Cin).
 
     Returns:
@@ -54,13 +54,13 @@ def fit_factored_vectors(
     return torch.addmm(bias, coordinates, recombination.T)
 
 
-def fit_dense_vectors(target: Target, block: Block, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def fit_dense_vectors(target: FitTarget, block: Block, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Fit a fully connected layer that stays dense, so that it makes up for errors of the layers before it.
 
     Args:
         target: the dense layer and its responses.
         block: the whole layer as one block.
-        module: takes the layer's place; its weights are set.
+        module: the compressed layer, whose weights are set.
         x: its input, float (images, Cin).
 
     Returns:

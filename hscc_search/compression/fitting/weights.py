@@ -1,4 +1,4 @@
-"""Put fitted weights into modules."""
+"""Fitted weights, put into modules."""
 
 import torch
 from torch import nn
@@ -15,9 +15,11 @@ def set_weights(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | Non
         layer.bias.copy_(bias)
 
 
-def set_balanced_factors(factored: nn.Sequential, basis: torch.Tensor, last: torch.Tensor, bias: torch.Tensor) -> None:
+def set_balanced_factors(
+    factored: nn.Sequential, basis: torch.Tensor, recombination: torch.Tensor, bias: torch.Tensor
+) -> None:
     """Set basis filters, float (K, D), recombination, float (C, K), and bias, with weights of the same size."""
-    filters, recombination = factored
-    basis, last = balanced(basis, last)
-    set_weights(filters, basis)
-    set_weights(recombination, last, bias)
+    first, last = factored
+    basis, recombination = balanced(basis, recombination)
+    set_weights(first, basis)
+    set_weights(last, recombination, bias)

@@ -8,6 +8,6 @@
 
 Behind these: ``energy`` (from eigenvalues to ranks), ``costs`` and ``losses`` (what a rank costs and loses), ``menu``
 (all ranks that a layer may take), ``options``, ``relaxation`` and ``knapsack`` (the exact choice from all menus) and
-``design`` (what a layer is to become). A new way to choose ranks is a module beside ``by_energy``, which ends in
+``design`` (the form of a layer and its cost). A new way to choose ranks is a module beside ``by_energy``, which ends in
 :func:`hscc_search.compression.ranks.design.design_layer`, a field of the setting, and a line in ``choice``.
 """

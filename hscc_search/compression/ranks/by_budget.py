@@ -18,7 +18,12 @@ from hscc_search.errors import CompressionError
 
 
 def design_by_budget(calibration: Calibration, records: list[LayerRecord], setting: Setting) -> dict[str, LayerDesign]:
-    """Choose the ranks with the least loss whose cost, with what cannot be compressed, stays within the budget.
+    """Choose the ranks with the least loss within a budget, which also has to pay for the layers that stay dense.
+
+    Args:
+        calibration: of the dense network.
+        records: the layers to compress.
+        setting: one with a budget.
 
     Returns:
         The design of each layer by its name.
@@ -48,7 +53,7 @@ def design_by_budget(calibration: Calibration, records: list[LayerRecord], setti
 
 
 def _dense_costs(calibration: Calibration, records: list[LayerRecord], budget_of: BudgetOf) -> tuple[int, int]:
-    """The cost of the dense network, and what everything but the layers to compress contributes to it."""
+    """The cost of the dense network, and the part of it outside of the layers to compress."""
     if budget_of == "flops":
         total = calibration.macs
         return total, total - sum(record.macs for record in records)
@@ -60,7 +65,7 @@ def _dense_costs(calibration: Calibration, records: list[LayerRecord], budget_of
 def _divided_where_it_pays(
     calibration: Calibration, records: list[LayerRecord], menus: list[LayerMenu], setting: Setting, limit: int
 ) -> list[LayerMenu]:
-    """Take back the regions of layers where they gain less than the setting asks for."""
+    """Undo the division into regions of each layer where it gains less than the setting asks for."""
     if all(len(menu.partition.blocks[0]) == 1 for menu in menus):
         return menus
     price = relax(_groups(menus), limit).price

@@ -1,4 +1,4 @@
-"""A rank for each cluster by itself: as high as its energy asks for. A share of its channels is the control."""
+"""Ranks for each cluster by itself: the rank that keeps its energy, or as the control a share of its channels."""
 
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.record import LayerRecord
@@ -11,7 +11,7 @@ from hscc_search.compression.setting import Setting
 
 
 def design_by_energy(calibration: Calibration, record: LayerRecord, setting: Setting) -> LayerDesign:
-    """Choose the ranks of one layer by the setting of that layer, which has an energy or a share of channels."""
+    """Choose the ranks of one layer by its own setting, which has an energy or a share of channels."""
     partition = partition_of(calibration, record, setting.division)
     costs = block_costs(calibration, record, partition, "flops")
     ranks = tuple(tuple(_region_ranks(cost, setting) for cost in costs_of_group) for costs_of_group in costs)

@@ -1,4 +1,4 @@
-"""A rank for each block of each layer, before anything is fitted."""
+"""The choice of all ranks, by the rule that a setting asks for."""
 
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.record import LayerRecord
@@ -7,7 +7,7 @@ from hscc_search.compression.ranks.by_energy import design_by_energy
 from hscc_search.compression.ranks.design import LayerDesign
 from hscc_search.compression.setting import Setting
 
-# A layer below this share of the network's multiply-adds is not worth an approximation.
+# Share of the network's multiply-adds below which a layer is not worth an approximation.
 TINY_SHARE = 1e-4
 
 
@@ -18,7 +18,7 @@ def choose_ranks(calibration: Calibration, setting: Setting) -> dict[str, LayerD
         The design of each layer by its name, in execution order; layers that are too small to matter are left out.
 
     Raises:
-        CompressionError: the budget is out of reach, or the setting says nothing for a layer.
+        CompressionError: the budget is out of reach, or the setting has no energy for a layer.
     """
     records = compressible(calibration)
     if setting.budget is not None:

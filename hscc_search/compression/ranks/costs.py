@@ -18,10 +18,10 @@ class BlockCost:
 
     Attributes:
         block: the block.
-        input_channels: input channels of its group, which dense filters see all of.
-        taps: positions of the kernel: a filter reads D = input_channels * taps numbers.
-        input_area: positions of the layer's input map.
-        of: what is counted; ``flops`` counts multiply-adds.
+        input_channels: number of input channels of its group.
+        taps: number of positions of the kernel: a dense filter reads D = input_channels * taps numbers.
+        input_area: number of positions of the layer's input map, 0 where no encoder is possible.
+        of: the cost that is counted; ``flops`` counts multiply-adds.
     """
 
     block: Block
@@ -45,13 +45,13 @@ class BlockCost:
 
         Args:
             total_ranks: int64 (options,).
-            input_rank: number of channels that the input was brought to, None for all of its channels.
+            input_rank: number of channels that the input is brought to, None where the filters see all channels.
 
         Returns:
             int64 (options,).
         """
-        seen = (self.input_channels if input_rank is None else input_rank) * self.taps
-        return np.asarray(self._cost(total_ranks * (seen + self.output_channels)))
+        inputs = (self.input_channels if input_rank is None else input_rank) * self.taps
+        return np.asarray(self._cost(total_ranks * (inputs + self.output_channels)))
 
     def of_ranks(self, total_rank: int | None, input_rank: int | None) -> int:
         """The cost at one rank; None stands for the dense filters."""
@@ -72,7 +72,7 @@ class BlockCost:
 def block_costs(
     calibration: Calibration, record: LayerRecord, partition: Partition, of: BudgetOf
 ) -> list[list[BlockCost]]:
-    """The costs of a divided layer: for each group those of its blocks."""
+    """The costs of a divided layer: a list for each group, with one cost for each of its blocks."""
     layer = calibration.network.get_submodule(record.name)
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
     input_channels = layer.weight.shape[1]

@@ -1,4 +1,4 @@
-"""What a layer is to become, once its ranks are chosen."""
+"""The design of a layer, once its ranks are chosen."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from hscc_search.compression.ranks.costs import block_costs
 
 @dataclass(frozen=True)
 class LayerDesign:
-    """What one layer is to become.
+    """The design of one compressed layer, before its factors are fitted.
 
     Attributes:
         partition: its regions and clusters, with the axes that its basis filters are made from.
@@ -35,8 +35,8 @@ def design_layer(
 ) -> LayerDesign:
     """Put the design of one layer together.
 
-    A layer whose regions all stay dense is not divided: dense filters of its own for each region would cost time and
-    gain little.
+    A layer whose regions all stay dense is not divided: separate dense filters for each region would cost time and gain
+    little.
 
     Args:
         calibration: of the dense network.

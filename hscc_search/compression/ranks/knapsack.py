@@ -2,16 +2,18 @@
 
 Each region of each layer is a class of options: a rank has a cost and a loss, and the dense filters cost most and lose
 nothing. The regions of one group of a layer form a group of classes. A group has variants, one for each number of
-channels that all its regions may see, which say what options its classes have. One variant of each group, and one
-option of each class in it, is taken so that the sum of losses is the least that the limit on costs allows.
+input channels that its regions may share, and each variant has options of its own for the classes. The solution takes
+one variant of each group and one option of each class in it, with the least sum of losses that the limit on costs
+allows.
 
 1. The Lagrangian relaxation gives a lower bound and a price of cost, and, in the variants that are best at that price,
    a greedy first solution: the convex hulls of the classes, taken by slope and going on with whatever still fits (Sinha
    and Zoltners 1979).
-2. An option whose own excess lifts the bound above the first solution is part of no better one, and is dropped.
-3. The few that are left are combined class by class within each variant, then group by group, and a partial choice that
-   is dominated or whose bound is too high is dropped (Nemhauser and Ullmann 1969; Pisinger 1995 for the order of these
-   steps).
+2. The excess of an option is the amount by which taking it lifts the bound. An option that lifts the bound above the
+   first solution is part of no better solution, and is dropped.
+3. The few options that are left are combined class by class within each variant, then group by group. A partial choice
+   is dropped where it is dominated or its bound is too high (Nemhauser and Ullmann 1969; Pisinger 1995 for the order of
+   these steps).
 """
 
 from collections.abc import Sequence
@@ -22,10 +24,10 @@ import numpy as np
 from hscc_search.compression.ranks.options import Choice, Classes, Group, Options, cheapest, least_priced, loss_of
 from hscc_search.compression.ranks.relaxation import first_solution, relax
 
-# Partial choices that are followed at once. Where there are more, the most promising ones are followed, and the
+# Most partial choices that are followed at once. Where there are more, the most promising ones are followed, and the
 # solution is some millionths of the loss above the bound.
 MOST_CHOICES = 50_000
-# Pairs that are formed when partial choices are extended: a hundred megabytes.
+# Most pairs that are formed when partial choices are extended: a hundred megabytes.
 MOST_PAIRS = 5_000_000
 
 
@@ -61,13 +63,16 @@ def _improved(groups: Sequence[Group], limit: int, price: float, loss: float) ->
     """
     least = [min(least_priced(classes, price) for classes in group) for group in groups]
     gap = loss - (sum(least) - price * limit)
-    # Far below what a loss is known to, and above the rounding of sums.
+    # A gain this small is far below the precision of a loss, and above the rounding of sums.
     gap -= 1e-12 * (abs(loss) + abs(price) * limit)
-    choices = [_choices_of_group(group, price, own, gap) for group, own in zip(groups, least, strict=True)]
-    if any(len(own.states) == 0 for own in choices):
+    choices = [
+        _choices_of_group(group, price, least_of_group, gap)
+        for group, least_of_group in zip(groups, least, strict=True)
+    ]
+    if any(len(group_choices.states) == 0 for group_choices in choices):
         return None
     order = sorted(range(len(groups)), key=lambda number: len(choices[number].states))
-    reserved = sum(int(own.states.costs.min()) for own in choices)
+    reserved = sum(int(group_choices.states.costs.min()) for group_choices in choices)
     states, steps = _nothing_taken(0.0), []
     for number in order:
         added = choices[number].states
@@ -80,17 +85,17 @@ def _improved(groups: Sequence[Group], limit: int, price: float, loss: float) ->
     if states.losses[best] >= loss:
         return None
     taken = dict(zip(order, _taken(steps, best), strict=True))
-    return [own.choice(taken[number]) for number, own in enumerate(choices)]
+    return [group_choices.choice(taken[number]) for number, group_choices in enumerate(choices)]
 
 
 @dataclass(frozen=True)
 class _States:
-    """Partial choices, by the cost.
+    """Partial choices, in the order of their costs.
 
     Attributes:
-        costs: int64, ascending.
-        excesses: by how much each lifts the bound.
-        losses: falling.
+        costs: int64 (states,), ascending.
+        excesses: float64 (states,), the amount by which each lifts the bound.
+        losses: float64 (states,), descending.
     """
 
     costs: np.ndarray
@@ -101,22 +106,22 @@ class _States:
         return len(self.costs)
 
     def at(self, positions: np.ndarray) -> "_States":
-        """Some of them."""
+        """The partial choices at some positions."""
         return _States(self.costs[positions], self.excesses[positions], self.losses[positions])
 
 
 def _nothing_taken(excess: float) -> _States:
-    """The partial choice with nothing in it, which may lift the bound all the same."""
+    """The empty partial choice, with the excess of the variant that it begins."""
     return _States(np.zeros(1, np.int64), np.array([excess]), np.zeros(1))
 
 
 @dataclass(frozen=True)
 class _Step:
-    """Where partial choices came from when they were extended.
+    """The origins of partial choices that extend earlier ones.
 
     Attributes:
-        parents: for each, the position of the one that was extended.
-        added: for each, the position of what was added to it.
+        parents: position of the earlier partial choice that each extends.
+        added: position of the option, or of the group's choice, that was added to it.
     """
 
     parents: np.ndarray
@@ -125,13 +130,13 @@ class _Step:
 
 @dataclass(frozen=True)
 class _GroupChoices:
-    """What may become of one group in a choice that is better than the first solution.
+    """The choices within one group that may be part of a better solution than the first one.
 
     Attributes:
-        states: every complete choice within the group.
-        variants: of each.
-        origins: for each, its position among the choices of its variant.
-        steps: by variant, one for each class.
+        states: the choices, each complete within the group.
+        variants: variant of each choice.
+        origins: position of each choice among those of its variant.
+        steps: by variant, a step for each class.
     """
 
     states: _States
@@ -140,7 +145,7 @@ class _GroupChoices:
     steps: dict[int, list[_Step]]
 
     def choice(self, state: int) -> Choice:
-        """One of them."""
+        """The choice that is at a position of the states."""
         variant = int(self.variants[state])
         return variant, tuple(_taken(self.steps[variant], int(self.origins[state])))
 
@@ -151,7 +156,7 @@ def _choices_of_group(group: Group, price: float, least: float, gap: float) -> _
     Args:
         group: its variants.
         price: of a unit of cost.
-        least: sum of losses and priced costs in any variant.
+        least: least sum of losses and priced costs over all variants.
         gap: between the bound and the loss of the first solution.
     """
     states_of_variants, steps = [_States(np.zeros(0, np.int64), np.zeros(0), np.zeros(0))], {}
@@ -173,7 +178,7 @@ def _choices_of_group(group: Group, price: float, least: float, gap: float) -> _
 
 
 def _choices_of_variant(classes: Classes, price: float, excess: float, gap: float) -> tuple[_States, list[_Step]]:
-    """The choices within one variant, which lifts the bound by ``excess`` in any case."""
+    """The choices within one variant, whose best options lift the bound by ``excess``."""
     states, steps = _nothing_taken(excess), []
     for options in classes:
         positions, promising = _promising(options, price, gap - excess)
@@ -183,7 +188,7 @@ def _choices_of_variant(classes: Classes, price: float, excess: float, gap: floa
 
 
 def _promising(options: Options, price: float, gap: float) -> tuple[np.ndarray, _States]:
-    """The options that by themselves lift the bound by less than a gap: their positions, and as partial choices."""
+    """The options that alone lift the bound by less than a gap: their positions, and themselves as partial choices."""
     priced = options.losses + price * options.costs
     excesses = priced - priced.min()
     positions = np.flatnonzero(excesses < gap)
@@ -196,8 +201,8 @@ def _extended(states: _States, options: _States, gap: float, limit: int | None =
     Args:
         states: the partial choices.
         options: of the class or group.
-        gap: an excess from which on nothing is better than the first solution.
-        limit: of the costs, if there is one already.
+        gap: excess from which on a choice is no better than the first solution.
+        limit: of the costs, None within a group.
     """
     added = np.arange(len(options))
     if len(states) * len(added) > MOST_PAIRS:
@@ -223,7 +228,7 @@ def _least_excess(excesses: np.ndarray, count: int) -> np.ndarray:
 
 
 def _undominated(costs: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Positions, by cost, of what loses less than everything that costs no more."""
+    """Positions, by ascending cost, of the choices that lose less than every choice that costs no more."""
     order = np.lexsort((losses, costs))
     if len(order) == 0:
         return order
@@ -233,7 +238,7 @@ def _undominated(costs: np.ndarray, losses: np.ndarray) -> np.ndarray:
 
 
 def _taken(steps: list[_Step], state: int) -> list[int]:
-    """What was added at each step on the way to one partial choice."""
+    """Positions of the options that were added, step by step, on the way to one partial choice."""
     taken = []
     for step in reversed(steps):
         taken.append(int(step.added[state]))

@@ -1,8 +1,8 @@
-"""The loss that a block's ranks are expected to cost, before anything is fitted.
+"""The expected loss of a block's ranks, before anything is fitted.
 
-Dropping directions is taken to cost their variance, weighted by the effects and summed over positions: twice the rise
-of the network's loss to second order, if errors at different positions are independent. Dropped directions of the
-response and of the input add up.
+A dropped direction is taken to lose its variance, weighted by the effects and summed over positions: twice the rise of
+the network's loss to second order, if errors at different positions are independent. The losses of dropped directions
+of the response and of the input add up.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ from hscc_search.compression.division.partition import Block
 from hscc_search.compression.input_axes import input_metric
 from hscc_search.compression.ranks.costs import BlockCost
 
-# Input ranks that are tried, evenly spaced; multiples as total ranks are.
+# Number of input ranks that are tried, evenly spaced and multiples like total ranks.
 _INPUT_RANKS = 16
-# Dropped input directions count this much more: the fit makes up for less of what they lose.
+# Weight of the loss of dropped input directions: the fit makes up for less of it.
 _INPUT_WEIGHT = 2.0
 
 
@@ -29,7 +29,7 @@ def rank_losses(block: Block, multiple: int) -> tuple[np.ndarray, np.ndarray]:
         multiple: divisor of all total ranks.
 
     Returns:
-        Total ranks, int64 (ranks,), ascending, and what each loses, float64 (ranks,).
+        Total ranks, int64 (ranks,), ascending, and the loss of each, float64 (ranks,).
     """
     spectrum = torch.cat(block.eigenvalues).sort(descending=True).values.cpu().numpy()
     losses = _tails(spectrum) * block.area
@@ -61,7 +61,7 @@ def input_loss(calibration: Calibration, record: LayerRecord, cost: BlockCost, i
 
 
 def _tails(spectrum: np.ndarray) -> np.ndarray:
-    """The variance behind each rank from 1 on, of eigenvalues that are descending."""
+    """The variance that each rank from 1 on drops: the sum of the eigenvalues behind it, which are descending."""
     tails: np.ndarray = np.maximum(spectrum.sum() - np.cumsum(spectrum), 0)
     return tails
 
@@ -69,8 +69,8 @@ def _tails(spectrum: np.ndarray) -> np.ndarray:
 def _input_spectrum(calibration: Calibration, record: LayerRecord, cost: BlockCost) -> np.ndarray:
     """Compute the weighted variance of a group's responses along each axis of its input channels.
 
-    The weights are the effects over the whole map, scaled to a sum of squares of 1: those of a region differ from them
-    in hardly more than scale.
+    The weights are the effects over the whole map, scaled to a sum of squares of 1. The effects in one region differ
+    from them in hardly more than scale.
 
     Returns:
         float64 (Cin,), descending.

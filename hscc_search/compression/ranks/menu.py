@@ -1,4 +1,4 @@
-"""The menu of a layer: all ranks that its blocks may take, with what each costs and loses.
+"""The menu of a layer: all ranks that its blocks may take, with the cost and the loss of each.
 
 The regions of a group share the input rank, so a group has one variant for each input rank, and a variant one menu for
 each block.
@@ -22,12 +22,12 @@ from hscc_search.compression.setting import BudgetOf
 
 @dataclass(frozen=True)
 class BlockMenu:
-    """What one block may become at one input rank.
+    """The options of one block at one input rank.
 
     Attributes:
         block: the block.
-        total_ranks: of the options that are factored, int64 (factored,), ascending.
-        options: what each of them costs and loses; one option more, the last, where the block may also stay dense.
+        total_ranks: total rank of each factored option, int64 (factored,), ascending.
+        options: cost and loss of each; one option more, the last, where the block may also stay dense.
     """
 
     block: Block
@@ -35,7 +35,7 @@ class BlockMenu:
     options: Options
 
     def ranks(self, position: int) -> RegionRanks:
-        """The ranks of the clusters at one of the options."""
+        """The ranks of the clusters at the option of one position."""
         if position == len(self.total_ranks):
             return None
         eigenvalues = self.block.eigenvalues
@@ -44,7 +44,7 @@ class BlockMenu:
 
 @dataclass(frozen=True)
 class Variant:
-    """What the blocks of one group may become at one input rank.
+    """The options of the blocks of one group at one input rank.
 
     Attributes:
         input_rank: number of channels that the group's input is brought to, None for all of them.
@@ -62,26 +62,29 @@ class Variant:
 
 @dataclass(frozen=True)
 class LayerMenu:
-    """What one layer may become.
+    """The options of one layer.
 
     Attributes:
         partition: of the layer.
-        variants: for each group its variants.
+        variants: the variants of each group.
     """
 
     partition: Partition
     variants: tuple[tuple[Variant, ...], ...]
 
     def groups(self) -> list[Group]:
-        """The groups as the knapsack takes them."""
+        """The options of each group in the form that the knapsack takes."""
         return [[variant.classes for variant in variants] for variants in self.variants]
 
     def priced(self, price: float) -> float:
-        """The least sum of losses and priced costs, when each block takes what suits it best."""
+        """The least sum of losses and priced costs, with the best option of each block."""
         return sum(min(least_priced(classes, price) for classes in group) for group in self.groups())
 
     def chosen(self, choices: Sequence[Choice]) -> tuple[tuple[tuple[RegionRanks, ...], ...], tuple[int | None, ...]]:
-        """Look up what the knapsack chose for each group.
+        """Look up the ranks that the knapsack chose.
+
+        Args:
+            choices: the choice for each group.
 
         Returns:
             For each group the ranks of each region, and its input rank.
@@ -97,20 +100,20 @@ class LayerMenu:
 def layer_menu(
     calibration: Calibration, record: LayerRecord, partition: Partition, multiple: int, budget_of: BudgetOf
 ) -> LayerMenu:
-    """Write the menu of a divided layer.
+    """Build the menu of a divided layer.
 
     Args:
         calibration: of the dense network.
         record: of the layer.
         partition: of the layer.
         multiple: divisor of total ranks and input ranks.
-        budget_of: what its costs are of.
+        budget_of: the cost that is counted.
     """
     groups = []
     for costs in block_costs(calibration, record, partition, budget_of):
         losses = [rank_losses(cost.block, multiple) for cost in costs]
-        choices = input_ranks(record, costs[0].input_channels, multiple)
-        groups.append(tuple(_variant(calibration, record, costs, losses, input_rank) for input_rank in choices))
+        candidates = input_ranks(record, costs[0].input_channels, multiple)
+        groups.append(tuple(_variant(calibration, record, costs, losses, input_rank) for input_rank in candidates))
     return LayerMenu(partition, tuple(groups))
 
 
@@ -127,10 +130,10 @@ def _variant(
         calibration: of the dense network.
         record: of the layer.
         costs: of each block.
-        losses: total ranks of each block and what they lose, see :func:`rank_losses`.
+        losses: total ranks of each block and their losses, see :func:`rank_losses`.
         input_rank: see :class:`Variant`.
     """
-    # The first block pays for bringing the input to fewer channels, which serves all of them.
+    # The encoder serves all blocks; its cost is added to the first one.
     extra = costs[0].encoder(input_rank)
     menus = []
     for cost, (total_ranks, losses_of_ranks) in zip(costs, losses, strict=True):
@@ -143,7 +146,7 @@ def _variant(
 def _block_menu(
     cost: BlockCost, total_ranks: np.ndarray, losses: np.ndarray, input_rank: int | None, extra: int
 ) -> BlockMenu:
-    """The options of one block that cost less than its dense filters, and these where all input channels are seen."""
+    """The options of one block that cost less than its dense filters, and these where there is no encoder."""
     costs = cost.factored(total_ranks, input_rank)
     cheaper = int(np.searchsorted(costs, cost.dense))
     if input_rank is None:

@@ -1,4 +1,4 @@
-"""What a knapsack chooses from: classes of options, in groups with variants."""
+"""The options that a knapsack chooses from: classes of options, in groups with variants."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Options:
-    """The options of one class: what each costs and loses.
+    """The options of one class, with the cost and the loss of each.
 
     Attributes:
         costs: int64 (options,), ascending.
@@ -19,16 +19,16 @@ class Options:
     losses: np.ndarray
 
 
-# The classes of one variant, of which each gives one option.
+# The classes of one variant; a choice takes one option of each.
 Classes = Sequence[Options]
-# The variants of one group, of which one is taken.
+# The variants of one group; a choice takes one.
 Group = Sequence[Classes]
-# The variant that is taken of a group, and for each of its classes the position of the option that is taken.
+# The number of the variant that is taken of a group, and for each of its classes the position of the option taken.
 Choice = tuple[int, tuple[int, ...]]
 
 
 def cheapest(groups: Sequence[Group]) -> int:
-    """The least that a choice can cost."""
+    """The cost of the cheapest choice."""
     return sum(min(least_cost(classes) for classes in group) for group in groups)
 
 
@@ -38,7 +38,7 @@ def least_cost(classes: Classes) -> int:
 
 
 def least_priced(classes: Classes, price: float) -> float:
-    """The least sum of losses and priced costs, when each class takes what suits it best."""
+    """The least sum of losses and priced costs, with the best option of each class."""
     return sum(float((options.losses + price * options.costs).min()) for options in classes)
 
 

@@ -1,7 +1,8 @@
 """The Lagrangian relaxation of a knapsack: a bound, the price of a unit of cost, and a first solution.
 
-Where each unit of cost has a price, every class takes what suits it best by itself. The least sum of losses and priced
-costs, less the price of the limit, is then a lower bound on the loss within the limit. It is concave in the price.
+Where each unit of cost has a price, every class takes its best option by itself: the one with the least sum of loss and
+priced cost. The sum over all classes, less the price of the limit, is a lower bound on the loss within the limit. It is
+concave in the price.
 """
 
 import itertools
@@ -19,8 +20,9 @@ class Relaxation:
 
     Attributes:
         price: loss per unit of cost at the limit, 0 where the limit does not bind.
-        below: the variant of each group in a choice that is best at this price and costs up to the limit.
-        above: and in one that costs more, or the same where the limit does not bind.
+        below: variant of each group in a choice that is best at this price and within the limit.
+        above: variant of each group in a choice that is best at this price and costs more than the limit; the same as
+            ``below`` where the limit does not bind.
     """
 
     price: float
@@ -51,7 +53,7 @@ def relax(groups: Sequence[Group], limit: int) -> Relaxation:
 
 
 def first_solution(groups: Sequence[Group], relaxation: Relaxation, limit: int) -> list[Choice]:
-    """Choose options greedily within the variants of the relaxation, and take the better of both choices."""
+    """Choose options greedily within the variants below and above the limit, and take the better of both choices."""
     solutions = []
     for variants in (relaxation.below, relaxation.above):
         classes = [options for group, variant in zip(groups, variants, strict=True) for options in group[variant]]
@@ -91,14 +93,14 @@ def _table(group: Group) -> _Table:
     table = _Table(np.zeros(shape), np.zeros(shape), np.zeros(shape, bool))
     for variant, classes in enumerate(group):
         for number, options in enumerate(classes):
-            own = (variant, number, slice(len(options.costs)))
-            table.costs[own], table.losses[own], table.exists[own] = options.costs, options.losses, True
+            cells = (variant, number, slice(len(options.costs)))
+            table.costs[cells], table.losses[cells], table.exists[cells] = options.costs, options.losses, True
     return table
 
 
 @dataclass(frozen=True)
 class _Relaxed:
-    """One choice, in which each class takes what suits it best.
+    """One choice, with the best option of each class at some price.
 
     Attributes:
         variants: of each group.
@@ -117,16 +119,16 @@ def _best_at(tables: list[_Table], price: float) -> _Relaxed:
 
 
 def _cheapest(tables: list[_Table]) -> _Relaxed:
-    """The choice with the least cost, whatever it loses."""
+    """The choice with the least cost, whatever its loss."""
     return _least(tables, [table.costs for table in tables])
 
 
 def _least(tables: list[_Table], values_of_tables: list[np.ndarray]) -> _Relaxed:
-    """The choice with the least sum of some values of the options."""
+    """The choice with the least sum of the given values, which have the shapes of the tables."""
     variants, cost, loss = [], 0.0, 0.0
     for table, values in zip(tables, values_of_tables, strict=True):
         values = np.where(table.exists, values, np.inf)
-        values[~table.exists.any(axis=2)] = 0.0  # a variant of fewer classes than others
+        values[~table.exists.any(axis=2)] = 0.0  # the variant has fewer classes than another
         positions = values.argmin(axis=2)
         variant = int(values.min(axis=2).sum(axis=1).argmin())
         taken = (variant, np.arange(table.costs.shape[1]), positions[variant])
@@ -137,10 +139,10 @@ def _least(tables: list[_Table], values_of_tables: list[np.ndarray]) -> _Relaxed
 
 
 def _greedy(classes: Classes, limit: int) -> list[int]:
-    """Go up the convex hulls of all classes, steepest steps first, as far as the limit allows.
+    """Climb the convex hulls of all classes, steepest steps first, as far as the limit allows.
 
     Returns:
-        The position of the option that is taken of each class.
+        The position of the chosen option of each class.
     """
     hulls = [_hull(options) for options in classes]
     steps = []

@@ -1,4 +1,4 @@
-"""Several processes of one machine that work on a study together."""
+"""A crew: several processes of one machine that work on a study together."""
 
 import contextlib
 import multiprocessing
@@ -22,18 +22,18 @@ from hscc_search.search.workers.ledger import Ledger
 from hscc_search.search.workers.worker import LOOK_SECONDS, work
 from hscc_search.storage import patiently
 
-# Deaths with no trial finished between them that end the study; each trial may cost two processes.
+# Deaths, with no trial finished between them, after which the crew gives up; one trial may cost two processes.
 _DEATHS_IN_A_ROW = 10
-# Time that a process gets to hand its trial back.
+# Seconds that a process has to hand its trial back before it is killed.
 _DISMISSAL_SECONDS = 20
 
-# Opens a study in a process of its own, which it is pickled for; None where there is nothing to do.
+# Opens a study in a process of the crew, to which it is pickled; returns None where there is nothing to do.
 Join = Callable[[], tuple[Ledger, Prepared] | None]
 
 
 @dataclass(frozen=True)
 class _Member:
-    """A process of the crew, and the connection on which it says why it failed."""
+    """A process of the crew, and the connection on which it sends the error that ended it."""
 
     process: BaseProcess
     messages: Connection
@@ -51,7 +51,7 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
         report: told of each trial.
 
     Raises:
-        HsccError: the error of a worker, or workers die one after the other.
+        StudyError: a worker failed, with its message, or too many workers died in a row.
     """
     context = _context()
     threads = max(1, torch.get_num_threads() // count)
@@ -78,11 +78,11 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
 
 
 def _start(context: SpawnContext | ForkServerContext, join: Join, threads: int) -> _Member:
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_join_and_work, args=(join, threads, theirs))
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_join_and_work, args=(join, threads, sending))
     process.start()
-    theirs.close()
-    return _Member(process, ours)
+    sending.close()
+    return _Member(process, receiving)
 
 
 def _raise_cause(member: _Member, deaths: int) -> None:
@@ -92,17 +92,17 @@ def _raise_cause(member: _Member, deaths: int) -> None:
     if deaths > _DEATHS_IN_A_ROW:
         raise StudyError(
             f"{deaths} workers died one after the other (exit code {member.process.exitcode}): "
-            "is there memory for so many? finished trials are kept"
+            "try fewer workers, if memory is short; finished trials are kept"
         )
 
 
-def _dismiss(crew: Sequence[BaseProcess]) -> None:
+def _dismiss(processes: Sequence[BaseProcess]) -> None:
     """End processes; kill those that do not hand their trials back in time."""
-    for process in crew:
+    for process in processes:
         if process.is_alive() and process.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGTERM)
-    for process in crew:
+    for process in processes:
         process.join(_DISMISSAL_SECONDS)
         if process.is_alive():
             process.kill()
@@ -120,7 +120,7 @@ def _context() -> SpawnContext | ForkServerContext:
 
 def _join_and_work(join: Join, threads: int, messages: Connection) -> None:
     """Join a study and work on it, in a process of its own."""
-    # A shell starts background jobs with SIGINT ignored, which is inherited; SIGTERM ends a process all the same.
+    # SIGTERM acts like Ctrl-C: shells start background jobs with SIGINT ignored, which processes inherit.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = multiprocessing.parent_process()
     assert parent is not None

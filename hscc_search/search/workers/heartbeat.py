@@ -1,8 +1,8 @@
-"""Which worker has a trial, and whether that worker is alive.
+"""The worker of a trial, and whether it is alive.
 
 A trial holds the process and the machine that took it, and the time of its last heartbeat. On the same machine the
-system tells whether the process has ended; of another machine only silence tells, so the clocks of all machines should
-agree to within some seconds.
+system tells whether the process has ended. On another machine only a long silence does, so the clocks of all machines
+should agree to within a few seconds.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from optuna.trial import FrozenTrial, TrialState
 
-# Between two heartbeats of a worker; a trial that is silent for the grace period has lost its worker.
+# Seconds between two heartbeats of a worker, and seconds of silence after which a trial has lost its worker.
 BEAT_SECONDS = 10
 GRACE_SECONDS = 60
 
@@ -22,7 +22,7 @@ WORKER, ALIVE = "hscc:worker", "hscc:alive"
 
 
 def signature() -> dict[str, Any]:
-    """The attributes that this process writes into a trial that it takes, by key."""
+    """The attributes, by key, that this process writes into a trial when it takes the trial."""
     began = psutil.Process().create_time()
     return {WORKER: f"{_host()}:{os.getpid()}:{began:.2f}", ALIVE: time.time()}
 
@@ -59,9 +59,9 @@ def process_ended(trial: FrozenTrial) -> bool:
 
 
 def _host() -> str:
-    """The machine, with the namespace that its process numbers belong to: containers have their own."""
+    """The machine, and the namespace of its process numbers, since containers have their own."""
     try:
-        space = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
+        namespace = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
     except OSError:
-        space = ""
-    return f"{socket.gethostname()}/{space}"
+        namespace = ""
+    return f"{socket.gethostname()}/{namespace}"

@@ -2,8 +2,8 @@
 
 A trial is RUNNING from the moment it is created, with its sample already in it, and its worker sends a heartbeat every
 few seconds. A trial whose worker died or was interrupted becomes WAITING, and the next worker takes it. Only Optuna's
-storage interface is used, so its gRPC proxy serves as well. Databases are locked in addition while a trial is created,
-so that two workers seldom create one at the same time. A storage that goes away is waited for.
+storage interface is used, so its gRPC proxy works too. A database is locked while a trial is created, so that two
+workers seldom create one at the same time. Calls wait for a storage that cannot be reached.
 """
 
 import threading
@@ -26,7 +26,7 @@ from hscc_search.search.stored_study import Study, study_as_it_stands
 from hscc_search.search.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, process_ended, signature
 from hscc_search.storage import comes_from_storage, lockable, locked, patiently
 
-# A trial that takes its worker down with it is not tried a third time.
+# Number of workers that may die of one trial before the trial fails.
 _ATTEMPTS = 2
 
 _ATTEMPT, _SAMPLER = "hscc:attempt", "hscc:sampler"
@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 
 def _patient(call: Callable[Concatenate["Ledger", P], R]) -> Callable[Concatenate["Ledger", P], R]:
-    """Make a method wait for a storage that is away, and try again."""
+    """Make a method repeat itself while the storage cannot be reached."""
 
     @wraps(call)
     def waiting(self: "Ledger", *args: P.args, **kwargs: P.kwargs) -> R:
@@ -63,7 +63,7 @@ class Ledger:
 
     @_patient
     def trials(self) -> list[FrozenTrial]:
-        """Read all of them, by number."""
+        """Read all trials, by number."""
         return self.study.get_trials(deepcopy=False)
 
     @property
@@ -76,11 +76,11 @@ class Ledger:
         """Take a trial for this worker alone: one that lost its worker, or a new one.
 
         Args:
-            wanted: finished trials that the study shall have.
+            wanted: number of finished trials to reach.
             choose: proposes a sample, given what was tried and the number of trials; None where no sample is left.
 
         Returns:
-            None where all wanted trials are finished or in other hands, or no sample is left.
+            The trial; None where other workers have or have finished all wanted trials, or no sample is left.
         """
         self.reclaim()
         while True:
@@ -90,7 +90,7 @@ class Ledger:
                     return self._read(trial)
             if _count_not_failed(trials) >= wanted:
                 return None
-            # Without the lock, since a sampler may think for seconds.
+            # Chosen without the lock, since a sampler may take seconds.
             proposal = choose([_tried(trial) for trial in trials], len(trials))
             if proposal is None:
                 return None
@@ -108,17 +108,17 @@ class Ledger:
     def finish(
         self, trial: FrozenTrial, values: Sequence[float], excesses: Sequence[float], record: Mapping[str, Any]
     ) -> None:
-        """Store what a trial gave, unless another worker finished it meanwhile.
+        """Store the result of a trial, unless another worker finished it meanwhile.
 
         Args:
-            trial: that this worker has.
+            trial: one that this worker has.
             values: of the objectives.
             excesses: of the constraints, see :func:`hscc_search.pareto.objectives.excesses`.
             record: attributes by key, see :meth:`hscc_search.search.record.TrialRecord.stored`.
         """
         try:
             if excesses:
-                # Under this key Optuna's samplers and optuna-dashboard both look.
+                # The key that Optuna's samplers and optuna-dashboard read.
                 self._storage.set_trial_system_attr(trial._trial_id, "constraints", list(excesses))
             for key, value in record.items():
                 self._storage.set_trial_user_attr(trial._trial_id, key, value)
@@ -152,10 +152,10 @@ class Ledger:
             if not self._lost(trial):
                 continue
             with self._lock():
-                now = self._read(trial)
-                if now.state != TrialState.RUNNING or not self._lost(now):
+                current = self._read(trial)
+                if current.state != TrialState.RUNNING or not self._lost(current):
                     continue
-                if now.system_attrs.get(_ATTEMPT, 1) < _ATTEMPTS:
+                if current.system_attrs.get(_ATTEMPT, 1) < _ATTEMPTS:
                     self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
                 else:
                     self.fail(trial, f"its worker died, {_ATTEMPTS} times")

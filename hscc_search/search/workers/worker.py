@@ -1,4 +1,4 @@
-"""Work on a study: take a trial, measure, store, until it has all it wants."""
+"""Work on a study: take a trial, measure it and store it, until the study has all its trials."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,9 +14,9 @@ from hscc_search.search.record import TrialRecord
 from hscc_search.search.trial import Prepared, TrialResult, run_trial
 from hscc_search.search.workers.ledger import Ledger
 
-# A study whose trials all fail has one cause, and going on does not remove it.
+# Failed trials in a row after which a worker gives up: they have a common cause that more trials would not remove.
 _FAILURES_IN_A_ROW = 5
-# Between two looks at what other workers do.
+# Seconds between two looks at what other workers have finished.
 LOOK_SECONDS = 0.3
 
 
@@ -31,10 +31,10 @@ def work(
         ledger: of the study.
         prepared: what the study's trials share.
         report: told of each trial.
-        keep_on: asked before each trial.
+        keep_on: asked before each trial; False ends the work.
 
     Raises:
-        StudyError: this worker's trials fail one after the other.
+        StudyError: several trials of this worker in a row fail.
     """
     config = prepared.config
     began = time.monotonic()
@@ -52,9 +52,9 @@ def work(
             return
         trial = ledger.claim(config.trials, _chooser(ledger, prepared))
         if trial is None:
-            if all(other.state.is_finished() for other in ledger.trials()):
+            if all(claimed.state.is_finished() for claimed in ledger.trials()):
                 return
-            time.sleep(LOOK_SECONDS)  # what others are at may come back
+            time.sleep(LOOK_SECONDS)  # another worker may fail its trial or hand it back
             continue
         result = _measure_and_store(ledger, prepared, trial)
         if isinstance(result, TrialResult):
@@ -73,14 +73,14 @@ def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried], i
     objectives = objectives_of(prepared.config)
 
     def choose(tried: Sequence[Tried], count: int) -> Proposal | None:
-        # Seeded by how many there are, a study that was interrupted samples what an unbroken one would have.
+        # Seeded by the number of trials, so that an interrupted study draws the samples of an unbroken one.
         return propose(ledger.space, objectives, tried, prepared.config.seed * 1_000_003 + count)
 
     return choose
 
 
 def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial) -> TrialResult | str:
-    """Run one trial and store what it gave; return that, or why it failed."""
+    """Run one trial and store its result; return the result, or the reason why the trial failed."""
     try:
         with ledger.heartbeat(trial):
             result = run_trial(prepared, ledger.space.setting(trial.params))

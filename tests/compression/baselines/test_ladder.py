@@ -32,10 +32,10 @@ def test_a_ladder_keeps_what_nothing_beats(options, dense):
 @settings(max_examples=200)
 def test_the_largest_error_is_the_smallest_possible(layers, fixed, budget):
     ladders: dict[str, Ladder] = {str(index): ladder_of(*layer) for index, layer in enumerate(layers)}
-    dense = fixed + sum(each.dense for each in ladders.values())
+    dense = fixed + sum(layer.dense for layer in ladders.values())
     room = dense / budget - fixed
     options = [
-        list(zip(each.macs.tolist(), each.errors.tolist(), each.ranks, strict=True)) for each in ladders.values()
+        list(zip(layer.macs.tolist(), layer.errors.tolist(), layer.ranks, strict=True)) for layer in ladders.values()
     ]
     possible = [choice for choice in itertools.product(*options) if sum(macs for macs, _, _ in choice) <= room]
     if not possible:
@@ -44,15 +44,15 @@ def test_the_largest_error_is_the_smallest_possible(layers, fixed, budget):
         return
     ranks = allocate("method", dense, budget, ladders)
     chosen = [
-        next(option for option in each if option[2] == ranks.get(name))
-        for name, each in zip(ladders, options, strict=True)
+        next(option for option in options_of_layer if option[2] == ranks.get(name))
+        for name, options_of_layer in zip(ladders, options, strict=True)
     ]
     left = room - sum(macs for macs, _, _ in chosen)
     assert left >= 0
     best = min(max(error for _, error, _ in choice) for choice in possible)
     assert max(error for _, error, _ in chosen) == best
-    for (macs, error, _), each in zip(chosen, options, strict=True):
-        assert not any(more - macs <= left and less < error for more, less, _ in each)
+    for (macs, error, _), options_of_layer in zip(chosen, options, strict=True):
+        assert not any(more - macs <= left and less < error for more, less, _ in options_of_layer)
 
 
 def test_of_equal_steps_the_dense_layer_is_taken_and_then_the_lowest_ranks():

@@ -9,16 +9,17 @@ from peers import IMAGE_SIZE, Residual, calibrated, input_of, layer_with, low_ra
 from torch import nn
 
 from hscc_search.compression.baselines import METHODS
-from hscc_search.compression.baselines.response_pca import compress_response_pca, greedy_ranks, rebuild_layer
+from hscc_search.compression.baselines.response_pca import compress_response_pca, fitted_pair, greedy_ranks
 from hscc_search.evaluation.counters import measure_cost
 
 
 def naive_greedy(energies, per_rank, dense, room):
-    """The greedy rule to the letter: the product of the sums and the whole cost, computed anew for each drop."""
+    """The greedy rule by its definition: the product of the sums and the whole cost are computed anew for each drop."""
     ranks = [len(values) for values in energies]
 
     def cost(ranks):
-        return sum(min(own, rank * macs) for rank, macs, own in zip(ranks, per_rank, dense, strict=True))
+        costs = zip(ranks, per_rank, dense, strict=True)
+        return sum(min(macs_dense, rank * macs) for rank, macs, macs_dense in costs)
 
     def product(ranks):
         return math.prod(sum(values[:rank]) for values, rank in zip(energies, ranks, strict=True))
@@ -48,7 +49,8 @@ def test_greedy_ranks_follow_their_definition(layers, share, seed):
     energies = [np.sort(generator.random(generator.integers(1, 7)) + 0.01)[::-1] for _ in range(layers)]
     per_rank = generator.integers(1, 50, layers).tolist()
     dense = [
-        int(macs * generator.uniform(0.6, 1.2) * len(each)) + 1 for macs, each in zip(per_rank, energies, strict=True)
+        int(macs * generator.uniform(0.6, 1.2) * len(values)) + 1
+        for macs, values in zip(per_rank, energies, strict=True)
     ]
     least = sum(map(min, dense, per_rank))
     room = int(least + share * (sum(dense) - least))
@@ -57,7 +59,7 @@ def test_greedy_ranks_follow_their_definition(layers, share, seed):
 
 @given(st.integers(2, 7), st.integers(1, 7), st.floats(0, 2), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_a_rebuilt_layer_is_the_best_linear_map_of_its_rank(outputs, rank, noise, seed):
+def test_a_fitted_pair_is_the_best_linear_map_of_its_rank(outputs, rank, noise, seed):
     generator = torch.Generator().manual_seed(seed)
     layer = layer_with(torch.randn(outputs, 9, generator=generator), ())
     x = torch.randn(400, 9, generator=generator)
@@ -65,7 +67,7 @@ def test_a_rebuilt_layer_is_the_best_linear_map_of_its_rank(outputs, rank, noise
     mixed = delivered + noise * torch.tanh(delivered @ torch.randn(outputs, outputs, generator=generator))
     dense = mixed + 0.3
     rank = min(rank, outputs)
-    error = (rebuild_layer(layer, dense, delivered, rank)(x) - dense).detach().double().square().sum()
+    error = (fitted_pair(layer, dense, delivered, rank)(x) - dense).detach().double().square().sum()
     y = (dense - dense.mean(dim=0)).double().numpy()
     span, _ = np.linalg.qr((delivered - delivered.mean(dim=0)).double().numpy())
     predicted = span @ (span.T @ y)
@@ -74,12 +76,12 @@ def test_a_rebuilt_layer_is_the_best_linear_map_of_its_rank(outputs, rank, noise
     assert least - 1e-5 * total <= float(error) <= least + 0.01 * total  # the ridge costs a little
 
 
-def test_a_rebuilt_layer_of_low_rank_is_exact_where_nothing_was_lost():
+def test_the_fitted_pair_of_a_layer_of_low_rank_is_exact_where_nothing_was_lost():
     generator = torch.Generator().manual_seed(0)
     layer = layer_with(low_rank(8, 12, 3, generator), (3, 2, 2))
     x = input_of(layer, generator)
     responses = layer(x).movedim(1, -1).flatten(0, 2)
-    torch.testing.assert_close(rebuild_layer(layer, responses, responses, 3)(x), layer(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(fitted_pair(layer, responses, responses, 3)(x), layer(x), rtol=1e-3, atol=1e-3)
 
 
 def test_it_beats_truncated_weights_on_images_like_those_of_the_calibration():

@@ -58,7 +58,7 @@ USES = {
     "pooled as well": (lambda y: y.relu() + functional.max_pool2d(y, 3, 1, 1), None),
     "normed as well": (lambda y: y.relu() + functional.batch_norm(y, torch.zeros(4), torch.ones(4)), None),
     "read as a number as well": (lambda y: y.relu() * float(y.sum()), None),
-    "split first": (lambda y: torch.cat([part.relu() for part in y.split(2, dim=1)]), None),
+    "split first": (lambda y: torch.cat([half.relu() for half in y.split(2, dim=1)]), None),
     "gelu": (functional.gelu, None),
     "leaky": (nn.LeakyReLU(), None),
     "nothing": (lambda y: y, None),

@@ -17,7 +17,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def trained_like(network, seed=0):
-    """Give batch norms statistics and affine parts as after training: the initial ones would hide wrong folds."""
+    """Give batch norms statistics and affine parts like those after training; initial ones would hide wrong folds."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, NORMS):

@@ -49,7 +49,7 @@ def test_the_files_live_as_long_as_the_calibration():
     gc.collect()
     assert not any(file.exists() for file in files)
     assert not files[0].parent.exists()
-    # What was made from it can still be used.
+    # The compressed network and the mapped responses outlive the files.
     assert torch.isfinite(compressed.network(smooth_images(2))).all()
     assert torch.equal(responses, expected)
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
-from geometry import Residual, random_images, seeded, smooth_images
+from geometry import OnMaps, Residual, random_images, seeded, smooth_images
 from torch import nn
 
 from hscc_search.compression.calibration.calibrate import calibrate
@@ -40,22 +40,6 @@ def test_records_of_a_linear_layer_hold_responses_before_an_activation_in_place(
     torch.testing.assert_close(record.responses[0], layer(x.flatten(1)).detach())
 
 
-class OnMaps(nn.Module):
-    """Linear layers on maps with the channels last, as in ConvNeXt, with an activation in place between them."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 12, 3, stride=2, padding=1)
-        self.wide = nn.Linear(12, 40)
-        self.narrow = nn.Linear(40, 12)
-        self.head = nn.Linear(12, 5)
-
-    def forward(self, x):
-        x = self.stem(x).permute(0, 2, 3, 1)
-        x = x + self.narrow(nn.functional.relu(self.wide(x), inplace=True))
-        return self.head(x.mean(dim=(1, 2)))
-
-
 def test_records_of_a_linear_layer_on_maps_hold_every_position():
     network = seeded(OnMaps)
     x = random_images(5)
@@ -67,8 +51,8 @@ def test_records_of_a_linear_layer_on_maps_hold_every_position():
     assert (record.lattice.height, record.lattice.width) == (8, 8)
     torch.testing.assert_close(record.responses, expected.flatten(1, 2).transpose(0, 1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(record.profiles, expected.relu().mean(dim=0).permute(2, 0, 1), rtol=1e-4, atol=1e-5)
-    assert record.effects.shape == (64, 40)
-    assert record.macs == 64 * 12 * 40
+    assert record.effects.shape == (8 * 8, 64)
+    assert record.macs == 8 * 8 * 24 * 64
 
 
 def test_profiles_are_the_mean_activations_of_the_whole_map():
@@ -86,11 +70,11 @@ def test_profiles_are_the_mean_activations_of_the_whole_map():
 
 def test_records_do_not_depend_on_the_batch_size():
     network = DigitsCNN(10)
-    whole, parts = calibrate(network, random_images(10)), calibrate(network, random_images(10), batch_size=3)
-    for at_once, in_parts in zip(whole.records, parts.records, strict=True):
-        assert at_once.name == in_parts.name
-        torch.testing.assert_close(at_once.responses, in_parts.responses, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(at_once.profiles, in_parts.profiles, rtol=1e-4, atol=1e-5)
+    one_batch, four_batches = (calibrate(network, random_images(10), batch_size=size) for size in (10, 3))
+    for expected, record in zip(one_batch.records, four_batches.records, strict=True):
+        assert record.name == expected.name
+        torch.testing.assert_close(record.responses, expected.responses, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(record.profiles, expected.profiles, rtol=1e-4, atol=1e-5)
 
 
 def test_records_are_in_execution_order_with_fvcores_macs():
@@ -168,7 +152,7 @@ def test_the_effect_of_a_channel_is_proportional_to_its_weight_in_the_loss(inpla
     assert effects.shape == (36, 4)
     assert effects[:, 1].min() > 0
     torch.testing.assert_close(effects[:, 0], torch.zeros(36))
-    # Both channels of the pair have equal responses, so their activations pass the same positions.
+    # Channels 1 and 2 have equal responses, so the activation lets both through at the same positions.
     torch.testing.assert_close(effects[:, 2], 2 * effects[:, 1])
 
 

@@ -72,11 +72,12 @@ def test_rectangles_share_out_the_lattice_and_the_values_on_it(height, width, li
     rows, columns = lattice.indices
     expected = maps[:, :, rows][:, :, :, columns].flatten(2).permute(2, 0, 1)
     seen = []
-    edges = [
-        [0, *sorted(edge for edge in own if edge < end), end] for own, end in zip(breaks, (height, width), strict=True)
-    ]
-    for top, bottom in itertools.pairwise(edges[0]):
-        for left, right in itertools.pairwise(edges[1]):
+    row_edges, column_edges = (
+        [0, *sorted(edge for edge in breaks_of_axis if edge < end), end]
+        for breaks_of_axis, end in zip(breaks, (height, width), strict=True)
+    )
+    for top, bottom in itertools.pairwise(row_edges):
+        for left, right in itertools.pairwise(column_edges):
             piece = Piece(top, bottom, left, right, 0)
             positions = lattice.within(piece)
             assert torch.equal(lattice.values_within(piece, maps[:, :, top:bottom, left:right]), expected[positions])

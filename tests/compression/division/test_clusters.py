@@ -54,7 +54,7 @@ def test_the_strategies_are_those_that_the_study_file_names():
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 class TestEveryStrategy:
-    """What every cluster strategy must do; a new one in STRATEGIES is included."""
+    """The rules that every cluster strategy keeps; a new one in STRATEGIES is included."""
 
     @given(
         values=arrays(
@@ -185,7 +185,7 @@ def test_dead_channels_share_a_cluster_and_leave_the_others_apart():
 @settings(max_examples=10, deadline=None)
 def test_groups_are_found_in_more_samples_than_are_drawn(groups, seed):
     order = np.random.default_rng(seed).permutation(np.repeat(np.arange(groups), 6))
-    # So much noise that the samples of a few images would not tell the groups apart.
+    # With this much noise the samples of a few images would not tell the groups apart.
     responses = grouped(order, 50_000, seed, noise=1.5)
     labels = coactivation(responses, groups, 0)
     assert_same_groups(labels, order)

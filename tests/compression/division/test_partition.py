@@ -126,10 +126,10 @@ def test_a_basis_is_made_of_the_leading_axes_of_each_cluster(images, outputs, di
         covariance = torch.from_numpy(np.cov(samples.numpy(), rowvar=False, bias=True).reshape(outputs, outputs))
         for cluster, axes in enumerate(basis.double().split(ranks, dim=1)):
             assert not axes[block.clusters != cluster].any()
-            own = axes[:, axes.any(dim=0)]
+            axes = axes[:, axes.any(dim=0)]
             values = block.eigenvalues[cluster]
-            torch.testing.assert_close(own.T @ own, torch.eye(own.shape[1]).double(), rtol=1e-5, atol=1e-5)
-            variance = (own.T @ covariance @ own).trace()
+            torch.testing.assert_close(axes.T @ axes, torch.eye(axes.shape[1]).double(), rtol=1e-5, atol=1e-5)
+            variance = (axes.T @ covariance @ axes).trace()
             expected = values[: ranks[cluster]].sum()
             torch.testing.assert_close(variance, expected, rtol=1e-3, atol=1e-4 * float(covariance.trace()) + 1e-9)
 

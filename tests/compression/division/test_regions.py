@@ -50,7 +50,7 @@ def test_the_strategies_are_those_that_the_study_file_names():
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 class TestEveryStrategy:
-    """What every region strategy must do; a new one in STRATEGIES is included."""
+    """The rules that every region strategy keeps; a new one in STRATEGIES is included."""
 
     @given(profiles=profiles_of_any_kind, regions=counts, seed=seeds)
     @settings(max_examples=100, deadline=None)
@@ -171,11 +171,11 @@ def test_maps_are_made_of_few_tiles(strategy, height, width, regions, seed):
 @given(seed=seeds, level=st.floats(1e-3, 1e3), side=st.integers(2, 7))
 @settings(max_examples=30, deadline=None)
 def test_kmeans_separates_two_kinds_of_profile_exactly_adjacent_or_not(axis, seed, level, side):
-    kinds = np.repeat([0, 1, 1, 0], side)  # outer and inner tiles, four along the side
+    kinds = np.repeat([0, 1, 1, 0], side)  # outer and inner tiles, four along the axis
     expected = np.repeat(kinds[:, None] if axis == 0 else kinds[None, :], 4 * side, axis=1 - axis)
     generator = np.random.default_rng(seed)
-    parts = np.stack([np.ones(8), np.ones(8)]) + np.outer([1, -1], generator.choice([-0.5, 0.5], 8))
-    profiles = level * (parts.T[:, expected] + 0.05 * generator.random((8, 4 * side, 4 * side)))
+    profiles_of_kinds = 1 + np.outer([1, -1], generator.choice([-0.5, 0.5], 8))
+    profiles = level * (profiles_of_kinds.T[:, expected] + 0.05 * generator.random((8, 4 * side, 4 * side)))
     assert np.array_equal(label_map("kmeans", profiles.astype(np.float32), 2, seed), expected)
 
 

@@ -24,8 +24,8 @@ from hscc_search.compression.setting import Setting
 from hscc_search.dense.networks import DigitsCNN
 from hscc_search.errors import CompressionError
 
-# What a whole number of filters may leave of a budget, where one filter is a small part of the network.
-USED = 1.03
+# Most by which the achieved ratio exceeds the budget, since ranks are whole: one filter is a small part of the network.
+SLACK = 1.03
 
 
 @pytest.mark.parametrize("asked", [1.4, 2, 3])
@@ -37,7 +37,7 @@ def test_a_budget_of_flops_is_kept_and_used(calibration, asked, multiple, count,
     achieved = calibration.macs / macs_of(calibration, designs)
     assert achieved >= asked * (1 - 1e-9)
     if multiple == 1:
-        assert achieved <= USED * asked
+        assert achieved <= SLACK * asked
     assert_ranks_fit(calibration, designs, multiple)
     assert any(designed.ranks is not None for designed in every_block(designs))
 
@@ -82,11 +82,11 @@ def test_a_budget_of_parameters_is_kept_by_the_network_itself(calibration, count
     achieved = parameters_of(calibration.network) / parameters_of(compress(calibration, setting).network)
     assert achieved >= asked * (1 - 1e-9)
     if (count, multiple) == (1, 1):
-        assert achieved <= USED * asked
+        assert achieved <= SLACK * asked
 
 
 def highest_budget(calibration, setting):
-    """The budget within reach, as the error about one that is not tells it."""
+    """The highest budget within reach, as told by the error about a budget out of reach."""
     with pytest.raises(CompressionError, match="out of reach") as caught:
         choose_ranks(calibration, setting(1e6))
     (told,) = re.findall(r"gives ([\d.e+]+)x", str(caught.value))
@@ -125,7 +125,7 @@ def test_regions_share_the_input_ranks_that_lose_least_of_all(count, asked):
 
     calibration = calibrate(seeded(build), smooth_images(48))
     designs = choose_ranks(calibration, Setting(count, budget=asked, region_gain=0))
-    # The menus of layers as they were divided; one that stays dense is whole in its design.
+    # Menus need the divided layers, and the design of a layer that stays dense is not divided.
     divided = choose_ranks(calibration, Setting(count, energy=0.5))
     menus = {
         name: layer_menu(calibration, calibration.record(name), divided[name].partition, 1, "flops") for name in designs
@@ -146,15 +146,15 @@ def test_regions_share_the_input_ranks_that_lose_least_of_all(count, asked):
 
 
 def loss_in_menu(menu, form):
-    """What a layer's form loses by its menu."""
+    """The loss of a layer's form, looked up in the layer's menu."""
     ((regions,), (input_rank,), (variants,)) = form.ranks, form.input_ranks, menu.variants
     if regions == (None,):
         return 0.0
     (variant,) = [variant for variant in variants if variant.input_rank == input_rank]
     loss = 0.0
-    for own, ranks in zip(variant.menus, regions, strict=True):
-        positions = [*own.total_ranks.tolist(), None]
-        loss += own.options.losses[positions.index(total_rank(ranks))]
+    for block_menu, ranks in zip(variant.menus, regions, strict=True):
+        total_ranks = [*block_menu.total_ranks.tolist(), None]
+        loss += block_menu.options.losses[total_ranks.index(total_rank(ranks))]
     return loss
 
 
@@ -176,7 +176,7 @@ def test_a_higher_budget_loses_more(calibration):
 
 
 class Halves(nn.Module):
-    """Two convolutions over maps whose left and right halves are about different things, or about the same."""
+    """Two convolutions over maps whose left and right halves use different channels, or the same ones."""
 
     def __init__(self, differ):
         super().__init__()
@@ -206,8 +206,8 @@ def test_a_layer_is_divided_only_where_that_gains_within_a_budget():
     assert regions_of(differ, region_gain=1) == 1
 
 
-def test_a_network_that_is_sure_of_itself_still_has_ranks_to_lose():
-    """With every prediction certain no gradient is left: all responses count alike then, and none may be dropped."""
+def test_a_network_whose_predictions_are_certain_keeps_a_budget():
+    """With every prediction certain no gradient is left, so all responses count alike."""
 
     def build():
         network = DigitsCNN(5, SIDE)
@@ -217,7 +217,7 @@ def test_a_network_that_is_sure_of_itself_still_has_ranks_to_lose():
 
     calibration = calibrate(seeded(build), smooth_images(16))
     designs = choose_ranks(calibration, Setting(budget=2))
-    assert 2 <= calibration.macs / macs_of(calibration, designs) <= USED * 2
+    assert 2 <= calibration.macs / macs_of(calibration, designs) <= SLACK * 2
 
 
 @pytest.mark.parametrize("of", ["flops", "parameters"])
@@ -237,7 +237,7 @@ def test_what_is_left_dense_counts_in_the_budget(of):
     calibration = calibrate(seeded(Reused), smooth_images(24))
     compressed = compress(calibration, Setting(budget=1.4, budget_of=of))
     if of == "flops":
-        assert 1.4 <= calibration.macs / compressed.macs <= USED * 1.4
+        assert 1.4 <= calibration.macs / compressed.macs <= SLACK * 1.4
     else:
-        assert 1.4 <= parameters_of(calibration.network) / parameters_of(compressed.network) <= USED * 1.4
+        assert 1.4 <= parameters_of(calibration.network) / parameters_of(compressed.network) <= SLACK * 1.4
     assert highest_budget(calibration, lambda budget: Setting(budget=budget, budget_of=of)) < 4

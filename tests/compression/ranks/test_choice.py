@@ -57,8 +57,8 @@ def test_layers_come_in_execution_order(residual):
 
 @pytest.mark.parametrize("rule", [{"budget": 2}, {"energy": 0.7}, {"channel_share": 0.3}])
 def test_a_layer_has_values_of_its_own(residual, rule):
-    own = {"mix": {"regions": 4}, "reduce": {"clusters": 2}}
-    designs = choose_ranks(residual, Setting(region_gain=0, by_layer=own, **rule))
+    by_layer = {"mix": {"regions": 4}, "reduce": {"clusters": 2}}
+    designs = choose_ranks(residual, Setting(region_gain=0, by_layer=by_layer, **rule))
     assert [len(designs[name].partition.blocks[0]) for name in ("mix", "reduce", "project")] == [4, 1, 1]
     eigenvalues = {name: designs[name].partition.blocks[0][0].eigenvalues for name in ("mix", "reduce", "project")}
     assert [len(values) for values in eigenvalues.values()] == [1, 2, 1]

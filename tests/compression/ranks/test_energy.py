@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hscc_search.compression.ranks.energy import raise_to_total, rank_for_energy
 from hscc_search.errors import CompressionError
 
-# Whole numbers: their sums are exact.
+# Eigenvalues are whole numbers, whose sums are exact.
 spectra = st.lists(st.integers(-3, 1000), min_size=1, max_size=30).map(lambda values: sorted(values, reverse=True))
 energies = st.floats(0, 1, exclude_min=True)
 

@@ -26,12 +26,12 @@ def solve(classes, limit):
 
 @st.composite
 def one_class(draw, losses):
-    """Any costs, equal ones too, and any losses: not convex, and not even falling."""
+    """Options with any costs, equal ones too, and any losses: not convex, and not even falling."""
     costs = sorted(draw(st.lists(st.integers(0, 25), min_size=1, max_size=5)))
     return options(costs, draw(st.lists(losses, min_size=len(costs), max_size=len(costs))))
 
 
-# Whole numbers tie and add up exactly, and floats do not.
+# Whole numbers, which tie and add up exactly, and floats, which do not.
 small = st.one_of(
     st.lists(one_class(st.integers(0, 12)), min_size=1, max_size=5),
     st.lists(one_class(st.floats(0, 1e6)), min_size=1, max_size=5),
@@ -63,7 +63,7 @@ def highest_cost(classes):
 
 
 def spectra(seed, classes, most, kind):
-    """Classes as layers have them: losses are the tails of a spectrum, and the last option is dense and exact."""
+    """Classes like those of layers: losses are the tails of a spectrum, and the last option is dense and exact."""
     generator = np.random.default_rng(seed)
     made = []
     for _ in range(classes):
@@ -86,7 +86,7 @@ kinds = st.sampled_from(["power law", "flat", "random"])
 
 
 def best_step(options, position, room):
-    """The most loss that a step from a position takes per cost, 0 where none fits or gains, and its end."""
+    """The step from a position that saves most loss per cost: this rate, 0 where no step fits or gains, and its end."""
     costs = options.costs[position:] - options.costs[position]
     gains = options.losses[position] - options.losses[position:]
     rates = np.where((costs <= room) & (gains > 0), gains / np.maximum(costs, 1e-9), 0)
@@ -125,7 +125,7 @@ def highest_bound(classes, limit):
 
 
 def by_tables(classes, limit):
-    """Least losses for every cost up to the limit, class by class."""
+    """The least loss within the limit, by dynamic programming over every cost, class by class."""
     table = np.zeros(limit + 1)
     for options_of_class in classes:
         grown = np.full(limit + 1, np.inf)

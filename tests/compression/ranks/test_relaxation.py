@@ -27,13 +27,13 @@ def groups(draw):
 
 
 def bound_at(groups_of_case, price, limit):
-    """No choice within the limit loses less than this."""
+    """The lower bound that a price gives on the loss of every choice within the limit."""
     return sum(min(least_priced(classes, price) for classes in group) for group in groups_of_case) - price * limit
 
 
 @st.composite
 def falling_classes(draw):
-    """Classes whose options lose the less the more they cost, and a limit."""
+    """Classes whose options lose less where they cost more, and a limit."""
     classes = []
     for _ in range(draw(st.integers(1, 5))):
         costs = sorted(draw(st.sets(st.integers(0, 25), min_size=1, max_size=5)))
