@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from hscc_search.pareto.front import knee as knee
     from hscc_search.pareto.points import Measured as Measured
     from hscc_search.pareto.points import Point as Point
-    from hscc_search.pareto.selection import parse_rule as parse_rule
     from hscc_search.pareto.selection import select as select
     from hscc_search.search.stored_study import Study as Study
     from hscc_search.search.stored_study import read_study as read_study
@@ -55,7 +54,6 @@ _MODULES = {
     "knee": "hscc_search.pareto.front",
     "load": "hscc_search.export.loading",
     "load_dense": "hscc_search.search.trial",
-    "parse_rule": "hscc_search.pareto.selection",
     "read_study": "hscc_search.search.stored_study",
     "run_study": "hscc_search.search.study",
     "select": "hscc_search.pareto.selection",

@@ -40,9 +40,19 @@ def cache_folder(kind: str) -> Path:
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside ``path`` to write to, and rename it to ``path`` at the end, readable for all.
 
-    When the block raises, the temporary file is removed and ``path`` stays as it was.
+    When the block raises, the temporary file is removed and ``path`` stays as it was. A link stays: the file that it
+    names is replaced.
+
+    Raises:
+        ConfigError: ``path`` is a folder, a device or a pipe, or its folder cannot be written to.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path} is not a regular file, and only such are replaced: name another file")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {path} ({error.strerror}): name another file") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -60,9 +70,13 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     When the block raises, the temporary folder is removed and ``path`` is not made.
 
     Raises:
+        ConfigError: nothing can be written beside ``path``.
         OSError: ``path`` is there already and not empty.
     """
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise ConfigError(f"cannot write to {path} ({error.strerror}): name another folder") from error
     try:
         yield temporary
         for entry in temporary.iterdir():

@@ -9,24 +9,31 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 FORKS = multiprocessing.get_context("forkserver")
 # Libraries alone, and what of the package holds no console: that looks at the standard output when it is imported.
 FORKS.set_forkserver_preload(
     [
+        "alembic.migration",
         "fvcore.nn",
         "imagehash",
+        "jinja2",
+        "networkx",
+        "onnxruntime",
+        "onnxscript.function_libs.torch_lib.ops",
         "optuna",
         "plotly.graph_objects",
         "scipy.stats.qmc",
         "sklearn.cluster",
         "sklearn.datasets",
-        "torch.onnx",
-        "onnxruntime",
-        "onnxscript",
+        "torch._dynamo",
+        "torch.fx.experimental.symbolic_shapes",
+        "torch.onnx.ops",
         "hscc_search.search.study",
     ]
 )
@@ -76,32 +83,49 @@ class Command:
         return stdout, stderr
 
 
-def start(*arguments: object, cwd: Path, env: dict[str, str] | None = None) -> Command:
-    """Start ``hscc-search`` with some arguments in a folder."""
+def start(*arguments: object, cwd: Path, env: dict[str, str] | None = None, answer: str = "") -> Command:
+    """Start ``hscc-search`` with some arguments in a folder; ``answer`` is its standard input."""
+    return _start(_command, [*map(str, arguments)], cwd, {**os.environ, **(env or {})}, answer)
+
+
+def start_code(code: str, cwd: Path) -> Command:
+    """Start a program in a folder, as ``python -c CODE`` does."""
+    return _start(_program, code, cwd, dict(os.environ), "")
+
+
+def _start(target: Callable[[Any], None], argument: object, cwd: Path, env: dict[str, str], answer: str) -> Command:
     folder = Path(tempfile.mkdtemp(prefix="hscc-command-"))
-    outputs = (folder / "stdout", folder / "stderr")
-    for path in outputs:
-        path.touch()
-    environment = {**os.environ, **(env or {})}
-    process = FORKS.Process(target=_run, args=([*map(str, arguments)], str(cwd), environment, [*map(str, outputs)]))
+    streams = (folder / "stdin", folder / "stdout", folder / "stderr")
+    for path in streams:
+        path.write_text(answer if path.name == "stdin" else "", encoding="utf-8")
+    process = FORKS.Process(target=_run, args=(target, argument, str(cwd), env, [*map(str, streams)]))
     process.start()
-    return Command(process, outputs)
+    return Command(process, streams[1:])
 
 
-def _run(arguments: list[str], cwd: str, environment: dict[str, str], outputs: list[str]) -> None:
+def _run(target: Callable[[Any], None], argument: Any, cwd: str, environment: dict[str, str], paths: list[str]) -> None:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    for number, path in enumerate(outputs, start=1):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    for number, path in enumerate(paths):
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND if number else os.O_RDONLY)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
-    sys.argv = ["hscc-search", *arguments]
-    from hscc_search.cli import main
-
     try:
-        main()
+        target(argument)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def _command(arguments: list[str]) -> None:
+    sys.argv = ["hscc-search", *arguments]
+    from hscc_search.cli import main
+
+    main()
+
+
+def _program(code: str) -> None:
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})

@@ -23,9 +23,24 @@ from hscc_search.config import StudyConfig
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
-# Files with few tests of minutes each: what several processes share out should not end with one of them.
-LONG = ("test_chaos.py", "test_install.py", "test_mri.py", "test_readme.py", "test_worker.py", "test_study.py")
-# Left out by `make quick`: tests that start a server, a browser or a process, read the real images, train, or take long.
+# Files that take longest come first, so that what several processes share out does not end with one of them.
+LONG = (
+    "test_chaos.py",
+    "test_readme.py",
+    "compression/test_conformance.py",
+    "search/workers/test_worker.py",
+    "comparison/test_measure.py",
+    "test_mri.py",
+    "search/test_study.py",
+    "test_install.py",
+    "compression/test_compress.py",
+    "runtime/test_rewrites.py",
+    "search/workers/test_ledger.py",
+    "test_bad_input.py",
+    "search/test_propose.py",
+    "dense/test_fine_tuning.py",
+)
+# Left out by `make quick`: what starts a server, a browser or a process, reads the real images, trains, or takes long.
 HEAVY = {"cli", "database", "mri", "postgresql", "proxy"}
 SLOW = {
     "cli/test_work.py",
@@ -76,10 +91,14 @@ MRI = Path(os.environ.get("BRAIN_TUMOR_MRI", ROOT.parent / "shared" / "data" / "
 
 
 def pytest_collection_modifyitems(items):
+    def file_of(item):
+        return item.path.relative_to(ROOT / "tests").as_posix()
+
     for item in items:
-        if item.path.relative_to(ROOT / "tests").as_posix() in SLOW or HEAVY & set(getattr(item, "fixturenames", ())):
+        if file_of(item) in SLOW or HEAVY & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.path.name not in LONG)
+    order = {path: position for position, path in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(file_of(item), len(LONG)))
 
 
 @pytest.hookimpl(tryfirst=True)

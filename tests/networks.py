@@ -1,11 +1,19 @@
-"""Networks of the paper's zoo that neither torchvision nor timm has, for ``build_network("networks:NAME", ...)``."""
+"""Networks for ``build_network("networks:NAME", ...)``.
+
+Those of the paper's zoo that neither torchvision nor timm has, and deep ones of either with fewer blocks: each kind of
+block and each connection between blocks is there, but not as often, and wide layers are narrower.
+"""
 
 import itertools
 
 import torch
 from timm.layers import SqueezeExcite
+from timm.models import byobnet, nasnet, vovnet
+from timm.models.inception_resnet_v2 import InceptionResnetV2
+from timm.models.inception_v4 import InceptionV4
 from torch import nn
 from torch.nn import functional
+from torchvision.models import DenseNet, convnext, vgg
 
 
 class SeriesActivation(nn.Module):
@@ -153,3 +161,71 @@ class InTheStyleOfLSNet(nn.Sequential):
 def in_the_style_of_lsnet(classes):
     """Three stages, the sizes between those of LSNet-T."""
     return InTheStyleOfLSNet(classes, [64, 128, 256], [1, 2, 4])
+
+
+def small_vgg16(classes):
+    """VGG-16's thirteen convolutions and three fully connected layers, with an eighth of their channels."""
+    widths = [width if width == "M" else width // 8 for width in vgg.cfgs["D"]]
+    layers = [nn.Linear(64 * 7 * 7, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, classes)]
+    return nn.Sequential(vgg.make_layers(widths), nn.AdaptiveAvgPool2d(7), nn.Flatten(), *layers)
+
+
+def small_densenet121(classes):
+    """DenseNet-121 with two or three layers in a block rather than up to 24."""
+    return DenseNet(block_config=(2, 3, 2, 2), num_classes=classes)
+
+
+def small_convnext(classes):
+    """ConvNeXt with half the channels and five blocks rather than 18, two of them in a row."""
+    settings = [(48, 96, 1), (96, 192, 1), (192, 384, 2), (384, None, 1)]
+    return convnext.ConvNeXt([convnext.CNBlockConfig(*setting) for setting in settings], num_classes=classes)
+
+
+def small_vovnet39a(classes):
+    """VoVNet-39a with half the channels, and two blocks in a row in its last stage alone."""
+    widths = {"stage_conv_chs": [64, 80, 96, 112], "stage_out_chs": [128, 256, 384, 512]}
+    return vovnet.VovNet(vovnet.model_cfgs["vovnet39a"], num_classes=classes, block_per_stage=[1, 1, 1, 2], **widths)
+
+
+def small_repvgg_a0(classes):
+    """RepVGG-A0 with two blocks at most in a stage rather than 14: a first one, and one that has an identity branch."""
+    network = byobnet.ByobNet(byobnet.model_cfgs["repvgg_a0"], num_classes=classes)
+    network.stages = nn.Sequential(*(stage[:2] for stage in network.stages))
+    return network
+
+
+def small_inception_v4(classes):
+    """Inception-v4 with one block of each kind behind its stem."""
+    network = InceptionV4(num_classes=classes)
+    chains = (range(7, 10), range(12, 18), range(20, 22))  # further blocks of a kind
+    repeated = {index for chain in chains for index in chain}
+    few = [block for index, block in enumerate(network.features) if index not in repeated]
+    network.features = nn.Sequential(*few)
+    return network
+
+
+def small_inception_resnet_v2(classes):
+    """Inception-ResNet-v2 with one block in each of its three chains rather than up to 20."""
+    network = InceptionResnetV2(num_classes=classes)
+    for name in ("repeat", "repeat_1", "repeat_2"):
+        setattr(network, name, getattr(network, name)[:1])
+    return network
+
+
+class NewerMap(nn.Module):
+    """Stand for a cell of NASNet: pass on the newer of its two maps."""
+
+    def forward(self, x, x_prev):
+        return x
+
+
+def small_nasnetalarge(classes):
+    """NASNet-A Large with a tenth of its channels, and each chain of six cells cut to the two that differ.
+
+    A first cell takes maps of two sizes and a second one maps of two widths; the four behind them are alike.
+    """
+    network = nasnet.NASNetALarge(num_classes=classes, num_features=384, stem_size=12)
+    for chain in (range(2, 6), range(8, 12), range(14, 18)):
+        for index in chain:
+            setattr(network, f"cell_{index}", NewerMap())
+    return network

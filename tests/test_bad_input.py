@@ -3,14 +3,15 @@ import json
 import pickle
 import signal
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import pytest
 import torch
 import yaml
 
+from hscc_search import storage
 from hscc_search.cli import main
 from hscc_search.config import StudyConfig, find_study_file
 from hscc_search.search.study import run_study
@@ -53,6 +54,7 @@ def refused(finished, tmp_path, monkeypatch, capfd):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("HSCC_CACHE", str(finished / "cache"))
         monkeypatch.setenv("COLUMNS", "40")
+        monkeypatch.setattr(storage, "CONNECT_SECONDS", 1)  # a server that is not there is waited for
         monkeypatch.setattr(sys, "argv", ["hscc-search", *arguments])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -270,11 +272,11 @@ def test_studies_are_listed_copied_and_removed(cli, finished, tmp_path):
     before = stored(tmp_path / "own.db")
     # Without an answer, and with the answer no, nothing is removed.
     for answer in ("", "n\n"):
-        command = [sys.executable, "-m", "hscc_search.cli", "studies", "--storage", own, "rm", "mine"]
-        done = subprocess.run(command, input=answer, capture_output=True, text=True, check=False)
-        assert done.returncode != 0
-        assert "Traceback" not in done.stderr
-        assert "2 finished trials" in done.stdout + done.stderr
+        command = command_line.start("studies", "--storage", own, "rm", "mine", cwd=tmp_path, answer=answer)
+        stdout, stderr = command.communicate()
+        assert command.returncode != 0
+        assert "Traceback" not in stderr
+        assert "2 finished trials" in stdout + stderr
         assert stored(tmp_path / "own.db") == before
     assert "removed: study mine" in cli("studies", "--storage", own, "rm", "mine", "--yes", cwd=tmp_path).stdout
     assert json.loads(cli("studies", "--storage", own, "--format", "json", cwd=tmp_path).stdout) == []

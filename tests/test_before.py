@@ -17,8 +17,8 @@ from hscc_search.errors import ExportError, StudyError
 from hscc_search.export.export import export
 from hscc_search.export.folder import Manifest, write_json
 from hscc_search.search import record as keys
-from hscc_search.search.stored_study import read_study
-from hscc_search.search.study import run_study
+from hscc_search.search.stored_study import find_study, read_study
+from hscc_search.search.study import run_study, work_on
 from hscc_search.storage import existing_storage
 
 BEFORE = Path(__file__).parent / "before"
@@ -102,6 +102,19 @@ def test_a_study_goes_on(url, config):
     assert stored["version"] == keys.FORMAT
 
 
+def test_a_worker_that_joins_raises_the_format_before_it_adds_trials(url, config):
+    """Or the version before would read a study of its own format and stumble over trials of a later one."""
+    wanted = config.model_copy(update={"trials": 8})
+    optuna_study = find_study(existing_storage(url), "before")
+    stored = optuna_study.user_attrs[keys.STUDY]
+    assert stored["version"] < keys.FORMAT
+    optuna_study.set_user_attr(keys.STUDY, {**stored, "config": {**stored["config"], "trials": 8}})
+    study = work_on(url, "before", checkpoint=wanted.model.checkpoint, device="cpu")
+    assert len(study.points) == 8
+    assert find_study(existing_storage(url), "before").user_attrs[keys.STUDY]["version"] == keys.FORMAT
+    assert study.config.trials == 8
+
+
 def test_a_trial_is_exported_again_with_the_same_network(url, config, tmp_path):
     study = read_study(url, "before")
     metrics = export(study, study.points[KNEE], config, tmp_path / "again")
@@ -152,6 +165,18 @@ def test_a_study_of_the_format_before_is_refused_by_both_formats_and_versions(ur
         read_study(url, "before")
     with pytest.raises(StudyError, match=message):
         run_study(config)
+
+
+@pytest.mark.parametrize("config_yaml", [None, "", "[]"])
+def test_a_folder_whose_writer_is_not_known_is_refused_all_the_same(folder, config_yaml):
+    tree = json.loads((folder / "architecture.json").read_text())
+    write_json(folder / "architecture.json", {**tree, "format": 2})
+    (folder / "config.yaml").unlink()
+    if config_yaml is not None:
+        (folder / "config.yaml").write_text(config_yaml)
+    write_json(folder / "manifest.json", Manifest.of(folder).stored())
+    with pytest.raises(ExportError, match="has format 2, written by hscc-search of an unknown version"):
+        hscc_search.load(folder)
 
 
 def test_a_folder_of_the_format_before_is_refused_by_both_formats_and_versions(folder):

@@ -1,9 +1,11 @@
 import os
 import stat
 import time
+from pathlib import Path
 
 import pytest
 
+from hscc_search.errors import ConfigError
 from hscc_search.files import folder_written_whole, mark_used, remove_abandoned, remove_unused, written_whole
 
 HOUR = 3600
@@ -51,6 +53,33 @@ def test_a_file_appears_whole_and_readable_for_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_text() == "after"
     assert mode_of(path) == 0o644
+
+
+def test_through_a_link_the_file_that_it_names_is_replaced(tmp_path):
+    path, link = tmp_path / "page.html", tmp_path / "link.html"
+    path.write_text("before")
+    link.symlink_to(path)
+    with written_whole(link) as temporary:
+        temporary.write_text("after")
+    assert link.is_symlink()
+    assert path.read_text() == "after"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.mknod(path, stat.S_IFSOCK)])
+def test_only_a_regular_file_is_ever_replaced(tmp_path, make):
+    path = tmp_path / "page.html"
+    make(path)
+    before = path.stat()
+    with pytest.raises(ConfigError, match="not a regular file"), written_whole(path):
+        raise AssertionError("it must be refused before anything is written")
+    assert list(tmp_path.iterdir()) == [path]
+    assert stat.S_IFMT(path.stat().st_mode) == stat.S_IFMT(before.st_mode)
+
+
+@pytest.mark.parametrize("write", [written_whole, folder_written_whole])
+def test_a_place_that_cannot_be_written_to_is_named(write):
+    with pytest.raises(ConfigError, match=r"cannot write to /proc/made-up"), write(Path("/proc/made-up")):
+        raise AssertionError("it must be refused before anything is written")
 
 
 def test_a_folder_appears_whole_and_readable_for_all(tmp_path):

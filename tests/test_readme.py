@@ -2,9 +2,9 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import time
 
+import command_line
 import pytest
 import torch
 import yaml
@@ -56,10 +56,9 @@ def test_commands_for_many_machines_run(cli, folder, database):
     first_machine, second_machine = folder / "first", folder / "second"
     first_machine.mkdir()
     second_machine.mkdir()
-    command = [sys.executable, "-m", "hscc_search.cli", *shlex.split(run)[1:]]
-    first = subprocess.Popen(command, cwd=first_machine, env=environment, stdout=subprocess.PIPE, text=True)
+    first = command_line.start(*shlex.split(run)[1:], cwd=first_machine, env=environment)
     while not any(status.finished for status in listed(database)):
-        assert first.poll() is None
+        assert first.returncode is None
         time.sleep(0.2)
     cli(*shlex.split(worker)[1:], cwd=second_machine, env=environment)
     assert "20 trials finished, 20 wanted" in first.communicate()[0]
@@ -105,8 +104,10 @@ def test_commands_on_own_images_run(cli, image_folder, tmp_path):
 
 def test_the_python_example_runs(folder):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-    assert "total rank per region" in done.stdout
+    program = command_line.start_code(code, folder)
+    stdout, stderr = program.communicate()
+    assert program.returncode == 0, stderr
+    assert "total rank per region" in stdout
 
 
 def test_every_command_is_in_the_table_and_every_option_has_help():

@@ -30,8 +30,8 @@ class Setting:
             the variance.
         budget: cost of the dense network over cost of the compressed one, above 1; ranks are divided over layers,
             regions and clusters so that the loss grows least.
-        budget_of: the cost that ``budget`` is a ratio of. FLOPs are counted as multiply-adds (MACs): each is two FLOPs in
-            the dense and in the compressed network alike, so the ratio is the same.
+        budget_of: the cost that ``budget`` is a ratio of. FLOPs are counted as multiply-adds (MACs): each is two FLOPs
+            in the dense and in the compressed network alike, so the ratio is the same.
         region_gain: with a budget, a layer is divided only where its regions lower the sum of its loss and the price of
             its cost by this share, 0 to 1; with 0 every layer is divided. Pieces of a map cost time, and smaller gains
             do not hold on other images.

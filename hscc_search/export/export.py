@@ -84,7 +84,10 @@ def export(
     opened = open_dense(config, device, report, fingerprint=record.fingerprint, weights=record.dense.weights)
     result = _compress_again(opened, record, point, report)
     cost = _count(result, config.data.image_size)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
     with folder_written_whole(out) as folder:
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result)

@@ -217,9 +217,10 @@ def read_architecture(folder: Path) -> Architecture:
         ExportError: the folder has a format that this version does not read.
     """
     tree = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
-    if tree["format"] not in READ:
+    stored_format = tree.get("format")
+    if stored_format not in READ:
         raise ExportError(
-            f"{folder} has format {tree['format']}, written by hscc-search {_writer(folder, tree)}: "
+            f"{folder} has format {stored_format}, written by hscc-search {_writer(folder, tree)}: "
             f"hscc-search {_own_version()} reads the formats {' and '.join(map(str, READ))}"
         )
     return Architecture.from_stored(tree)
@@ -239,8 +240,10 @@ def _writer(folder: Path, architecture: Mapping[str, Any]) -> str:
     """Name the version that wrote a folder; before format 4 only ``config.yaml`` names one, that of the study."""
     if "hscc_search" in architecture:
         return str(architecture["hscc_search"])
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    return str(config["versions"]["hscc-search"])
+    try:
+        return str(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["versions"]["hscc-search"])
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return "of an unknown version"
 
 
 def _own_version() -> str:

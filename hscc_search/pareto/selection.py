@@ -64,7 +64,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def select(
-    rule: Rule,
+    rule: Rule | str,
     points: Sequence[Point],
     objectives: Sequence[Objective],
     labels: np.ndarray,
@@ -74,7 +74,7 @@ def select(
     """Choose a trial by a rule.
 
     Args:
-        rule: from :func:`parse_rule`.
+        rule: a text that :func:`parse_rule` reads, or what it read.
         points: all finished trials.
         objectives: of the study.
         labels: integers, shape (images,), true classes of the validation images.
@@ -82,9 +82,10 @@ def select(
         seed: of the bootstrap.
 
     Raises:
+        ConfigError: the text is not a rule.
         StudyError: no trial fits the rule.
     """
-    match rule:
+    match parse_rule(rule) if isinstance(rule, str) else rule:
         case ByTrial(trial):
             return _numbered(trial, points, objectives)
         case Knee():
@@ -100,7 +101,7 @@ def why_none_is_feasible(points: Sequence[Point]) -> str:
     """Name the trial that comes nearest to keeping its constraints, for a study in which no trial keeps them."""
     nearest = min(points, key=lambda point: (max(point.violations.values()), point.trial))
     size, name = max((size, name) for name, size in nearest.violations.items())
-    return f"no trial is feasible: {nearest.name} comes nearest, it violates {name} by {size:.4g}"
+    return f"no trial is feasible: {nearest.name} comes nearest, it violates {name} by {size:g}"
 
 
 def _number(text: str) -> float:

@@ -67,9 +67,10 @@ def serve(storage: str, host: str, port: int, started: Callable[[str], None]) ->
     """
     try:
         server = waitress.create_server(application(storage), host=host, port=port)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # waitress raises ValueError for a host that does not resolve
         raise StorageError(
-            f"cannot listen at {host}:{port} ({error.strerror or error}): choose another with --port"
+            f"cannot listen at {host}:{port} ({getattr(error, 'strerror', None) or error}): "
+            "choose others with --host and --port"
         ) from error
     started(f"http://{host}:{server.effective_port}")
     try:

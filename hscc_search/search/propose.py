@@ -19,6 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from hscc_search.pareto.objectives import Objective
+from hscc_search.progress import errors_only
 from hscc_search.search.space import Sample, Space
 
 # Number of space-filling samples that `auto` begins with; after them it varies the front.
@@ -229,9 +230,7 @@ def _sampler(kind: str, seed: int) -> BaseSampler:
 
 
 def _by_optuna(sampler: BaseSampler, space: Space, objectives: Sequence[Objective], tried: Sequence[Tried]) -> Proposal:
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
+    with errors_only("optuna"):
         study = optuna.create_study(directions=directions_of(objectives), sampler=sampler)
         for trial in tried:
             if trial.failed:
@@ -247,8 +246,6 @@ def _by_optuna(sampler: BaseSampler, space: Space, objectives: Sequence[Objectiv
                 )
             )
         proposed = study.ask(space.distributions)
-    finally:
-        optuna.logging.set_verbosity(verbosity)
     stored = study.get_trials(deepcopy=False)[proposed.number].system_attrs
     attributes = {key: value for key, value in stored.items() if "generation" in key}
     return Proposal(space.snapped(proposed.params), attributes)

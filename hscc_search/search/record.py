@@ -13,7 +13,7 @@ import importlib.metadata
 import platform
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class DenseRecord:
     weights: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class StudyRecord:
     """A study as it is stored when it is created, without its trials.
 
@@ -63,7 +63,7 @@ class StudyRecord:
     config: StudyConfig
     fingerprint: str
     classes: tuple[str, ...]
-    labels: np.ndarray
+    labels: np.ndarray = field(compare=False, repr=False)
     dense: DenseRecord
     versions: dict[str, str]
 

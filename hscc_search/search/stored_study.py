@@ -23,6 +23,7 @@ from hscc_search.pareto.objectives import Objective, objectives_of, title
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.search.record import (
     FAILURE,
+    FORMAT,
     MEASURED,
     PLAN,
     STUDY,
@@ -33,7 +34,7 @@ from hscc_search.search.record import (
 from hscc_search.storage import existing_storage
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Study:
     """A study as it stands in its storage.
 
@@ -47,7 +48,7 @@ class Study:
     record: StudyRecord
     points: tuple[Point, ...]
     failures: dict[int, str]
-    plan_of: Callable[[int], tuple[LayerPlan, ...]] = field(repr=False)
+    plan_of: Callable[[int], tuple[LayerPlan, ...]] = field(compare=False, repr=False)
 
     @property
     def config(self) -> StudyConfig:
@@ -168,6 +169,16 @@ def write_record(study: optuna.Study, record: StudyRecord) -> None:
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names([title(objective.metric) for objective in objectives_of(record.config)])
     study.set_user_attr(STUDY, record.stored())
+
+
+def upgrade_record(study: optuna.Study) -> None:
+    """Store a study's record in today's format, before trials of this format join those of the format before.
+
+    A version that reads only the format before then refuses the study, and does not stumble over the trials.
+    """
+    stored = study.user_attrs.get(STUDY)
+    if stored is not None and stored["version"] != FORMAT:
+        write_record(study, StudyRecord.from_stored(stored))
 
 
 def get_trial(storage: BaseStorage, study_id: int, number: int) -> FrozenTrial:

@@ -19,7 +19,15 @@ from hscc_search.progress import Report, silent
 from hscc_search.search.propose import directions_of
 from hscc_search.search.record import DenseRecord, StudyRecord, versions
 from hscc_search.search.space import Space, space_of
-from hscc_search.search.stored_study import Study, find_study, known_study, read_record, read_study, write_record
+from hscc_search.search.stored_study import (
+    Study,
+    find_study,
+    known_study,
+    read_record,
+    read_study,
+    upgrade_record,
+    write_record,
+)
 from hscc_search.search.trial import Prepared, measure, prepare
 from hscc_search.search.workers.crew import work_together
 from hscc_search.search.workers.ledger import Ledger
@@ -159,6 +167,7 @@ def join_study(
     if _finished(study) >= config.trials:
         return None
     prepared, space = _prepare(config, record, device, report)
+    upgrade_record(study)
     return Ledger(study, opened, space), prepared
 
 

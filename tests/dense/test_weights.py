@@ -67,7 +67,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path, save
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        (DigitsCNN(2, 8), "no plain state dict"),
+        (DigitsCNN(2, 8), "not a plain state dict"),
         ({"state_dict": {"a": torch.ones(1)}, "epoch": 3}, "state_dict, epoch"),
         ([torch.ones(1)], "list"),
         (torch.ones(3), "Tensor"),

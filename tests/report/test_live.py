@@ -1,23 +1,28 @@
 import json
 import re
-import subprocess
-import sys
+import signal
+import time
 import urllib.error
 import urllib.request
 from wsgiref.util import setup_testing_defaults
 
+import command_line
 import pytest
 
 from hscc_search.report.live import application
 
 
 @pytest.fixture(scope="module")
-def address(study):
-    command = [sys.executable, "-m", "hscc_search.cli", "dashboard", "--storage", study.config.storage, "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    yield re.search(r"http://\S+", process.stdout.readline())[0]
-    process.terminate()
-    process.wait()
+def address(study, tmp_path_factory):
+    command = command_line.start(
+        "dashboard", "--storage", study.config.storage, "--port", "0", cwd=tmp_path_factory.getbasetemp()
+    )
+    while (shown := re.search(r"http://\S+", command.printed()[0])) is None:
+        assert command.returncode is None
+        time.sleep(0.1)
+    yield shown[0]
+    command.send_signal(signal.SIGTERM)
+    command.communicate()
 
 
 def test_optuna_dashboard_shows_both_objectives_by_name(study, chromium, address):

@@ -6,6 +6,7 @@ import command_line
 import numpy as np
 import optuna
 import pytest
+import yaml
 from conftest import SMALL
 
 from hscc_search.errors import ConfigError, HsccError, StorageError, StudyError
@@ -16,24 +17,40 @@ from hscc_search.search.workers import worker
 from hscc_search.storage import existing_storage, open_storage
 
 
+@pytest.fixture
+def small(digits):
+    """The digits study with a small training and calibration."""
+
+    def make(**overrides):
+        return digits(**{**SMALL, **overrides})
+
+    return make
+
+
+def write_study(config, folder):
+    """Write a study file with all that a configuration says; gives its name."""
+    (folder / "study.yaml").write_text(yaml.safe_dump(config.stored()))
+    return "study.yaml"
+
+
 def values(study):
     return [(point.trial, point.sample, point["flops"], point["accuracy"]) for point in study.points]
 
 
-def test_another_seed_gives_other_trials(digits, tmp_path):
-    first = run_study(digits(trials=4, **SMALL)).points
-    other = run_study(digits(trials=4, seed=1, name="other", **SMALL)).points
+def test_another_seed_gives_other_trials(small, tmp_path):
+    first = run_study(small(trials=4)).points
+    other = run_study(small(trials=4, seed=1, name="other")).points
     # Whatever the seed, a study begins with the ends of its space.
     assert [point.sample for point in other[:2]] == [point.sample for point in first[:2]]
     assert [point.sample["energy"] for point in first[:2]] == [0.7, 0.998]
     assert all(one.sample != two.sample for one, two in zip(other[2:], first[2:], strict=True))
 
 
-def test_the_same_seed_gives_the_same_trials_also_after_stops(digits, tmp_path):
-    unbroken = run_study(digits(trials=14, **SMALL))
+def test_the_same_seed_gives_the_same_trials_also_after_stops(small, tmp_path):
+    unbroken = run_study(small(trials=14))
     elsewhere = f"sqlite:///{tmp_path}/other.db"
     for trials in (5, 11, 14):
-        study = run_study(digits(trials=trials, **SMALL).model_copy(update={"storage": elsewhere}))
+        study = run_study(small(trials=trials).model_copy(update={"storage": elsewhere}))
         assert len(study.points) == trials
         assert read_study(elsewhere, "digits").config.trials == trials
     assert len(unbroken.points) == 14
@@ -41,22 +58,22 @@ def test_the_same_seed_gives_the_same_trials_also_after_stops(digits, tmp_path):
     assert [study.plan_of(trial) for trial in range(14)] == [unbroken.plan_of(trial) for trial in range(14)]
 
 
-def test_a_finished_study_does_nothing(digits):
-    run_study(digits(trials=3, **SMALL))
+def test_a_finished_study_does_nothing(small):
+    run_study(small(trials=3))
     told = []
-    study = run_study(digits(trials=2, **SMALL), report=told.append)
+    study = run_study(small(trials=2), report=told.append)
     assert len(study.points) == 3
     assert told == []
 
 
-def test_a_finished_study_says_that_there_is_nothing_to_do(cli, tmp_path):
-    arguments = ("run", "digits", "--trials", "2")
+def test_a_finished_study_says_that_there_is_nothing_to_do(cli, small, tmp_path):
+    arguments = ("run", write_study(small(), tmp_path), "--trials", "2")
     assert "nothing to do" not in cli(*arguments, cwd=tmp_path).stdout
     assert "2 trials finished, 2 wanted, so there is nothing to do" in cli(*arguments, cwd=tmp_path).stdout
 
 
-def test_a_trial_stores_its_sample_what_was_measured_and_its_plan(digits):
-    config = digits(trials=1)
+def test_a_trial_stores_its_sample_what_was_measured_and_its_plan(small):
+    config = small(trials=1)
     study = run_study(config)
     (trial,) = optuna.load_study(study_name="digits", storage=existing_storage(config.storage)).trials
     (point,) = study.points
@@ -71,16 +88,16 @@ def test_a_trial_stores_its_sample_what_was_measured_and_its_plan(digits):
     assert float((predicted == study.record.labels).mean()) == point["accuracy"]
 
 
-def test_a_study_over_budgets_meets_each_of_them(digits):
-    study = run_study(digits(trials=3, space={"budget": {"low": 2, "high": 6}}))
+def test_a_study_over_budgets_meets_each_of_them(small):
+    study = run_study(small(trials=3, space={"budget": {"low": 2, "high": 6}}))
     for point in study.points:
         asked = point.sample["budget"]
         assert asked <= study.dense["macs"] / point["macs"] <= 1.03 * asked
     assert len(study.points) == 3
 
 
-def test_the_record_holds_file_costs_fingerprint_and_versions(digits):
-    config = digits(trials=1)
+def test_the_record_holds_file_costs_fingerprint_and_versions(small):
+    config = small(trials=1)
     study = run_study(config)
     assert study.config == config
     assert study.dense["macs"] == study.record.dense.cost.macs_torch
@@ -91,26 +108,26 @@ def test_the_record_holds_file_costs_fingerprint_and_versions(digits):
     assert [direction.name for direction in opened.directions] == ["MINIMIZE", "MAXIMIZE"]
 
 
-def test_a_changed_study_file_is_refused_with_the_difference(digits):
-    run_study(digits(trials=1))
+def test_a_changed_study_file_is_refused_with_the_difference(small):
+    run_study(small(trials=1))
     with pytest.raises(StudyError, match=r"space\.energy\.low: 0\.7 -> 0\.6"):
-        run_study(digits(trials=2, space__energy={"low": 0.6, "high": 0.998}))
-    assert len(run_study(digits(trials=2, timeout=1000.0)).points) == 2
+        run_study(small(trials=2, space={**SMALL["space"], "energy": {"low": 0.6, "high": 0.998}}))
+    assert len(run_study(small(trials=2, timeout=1000.0)).points) == 2
 
 
-def test_another_dense_network_is_refused(digits, tmp_path):
+def test_another_dense_network_is_refused(small, tmp_path):
     from safetensors.torch import save_file
 
     from hscc_search.dense.networks import build_network
 
-    run_study(digits(trials=1))
+    run_study(small(trials=1))
     save_file(build_network("digits_cnn", 10, 16).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(StudyError, match="another dense network"):
-        run_study(digits(trials=2, model__checkpoint=tmp_path / "other.safetensors"))
+        run_study(small(trials=2, model__checkpoint=tmp_path / "other.safetensors"))
 
 
-def test_a_study_that_another_program_made_is_left_alone(digits):
-    config = digits(trials=1)
+def test_a_study_that_another_program_made_is_left_alone(small):
+    config = small(trials=1)
     study = optuna.create_study(study_name="digits", storage=open_storage(config.storage))
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
     with pytest.raises(StudyError, match="not made by hscc-search"):
@@ -118,16 +135,16 @@ def test_a_study_that_another_program_made_is_left_alone(digits):
     assert len(study.trials) == 1
 
 
-def test_the_timeout_starts_no_more_trials(digits):
-    assert len(run_study(digits(trials=1000, timeout=1.0)).points) < 1000
+def test_the_timeout_starts_no_more_trials(small):
+    assert len(run_study(small(trials=1000, timeout=1.0)).points) < 1000
 
 
-def test_trials_that_all_fail_end_the_study_with_the_reason(digits, monkeypatch):
+def test_trials_that_all_fail_end_the_study_with_the_reason(small, monkeypatch):
     def fail(prepared, setting):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(worker, "run_trial", fail)
-    config = digits(trials=3)
+    config = small(trials=3)
     with pytest.raises(HsccError, match="5 trials in a row failed, the last one because RuntimeError: out of memory"):
         run_study(config)
     study = read_study(config.storage, "digits")
@@ -138,26 +155,26 @@ def test_trials_that_all_fail_end_the_study_with_the_reason(digits, monkeypatch)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_loses_no_finished_trial_and_goes_on(digits, tmp_path, how):
-    config = digits(trials=40)
-    run_study(digits(trials=1))  # trained and created
-    process = command_line.start("run", "digits", "--storage", config.storage, "--trials", "40", cwd=tmp_path)
+def test_a_stopped_run_loses_no_finished_trial_and_goes_on(small, tmp_path, how):
+    config = small(trials=400)
+    run_study(small(trials=1))  # trained and created
+    process = command_line.start("run", write_study(config, tmp_path), "--storage", config.storage, cwd=tmp_path)
     while len(read_study(config.storage, "digits").points) < 4:
         assert process.returncode is None
-        time.sleep(0.2)
+        time.sleep(0.05)
     process.send_signal(how)
     _, stderr = process.communicate()
     if how == signal.SIGINT:
         assert process.returncode == 130
         assert "Traceback" not in stderr
     before = values(read_study(config.storage, "digits"))
-    assert 4 <= len(before) < 40
+    assert 4 <= len(before) < 400
     after = run_study(config.model_copy(update={"trials": len(before) + 3}))
     assert values(after)[: len(before)] == before
     assert len(after.points) == len(before) + 3
 
 
-def test_a_storage_that_goes_away_ends_the_run_in_one_line(digits, tmp_path, monkeypatch):
+def test_a_storage_that_goes_away_ends_the_run_in_one_line(small, tmp_path, monkeypatch):
     from hscc_search import storage
 
     run_trial = worker.run_trial
@@ -168,38 +185,36 @@ def test_a_storage_that_goes_away_ends_the_run_in_one_line(digits, tmp_path, mon
             path.write_bytes(b"no database any more " * 1000)
         return result
 
-    run_study(digits(trials=1))
+    run_study(small(trials=1))
     monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1)  # it would be waited for
     monkeypatch.setattr(worker, "run_trial", run_and_lose)
     with pytest.raises(StorageError, match="lost the storage"):
-        run_study(digits(trials=3))
+        run_study(small(trials=3))
 
 
-def test_studies_are_listed(digits):
-    config = digits(trials=2)
+def test_studies_are_listed(small):
+    config = small(trials=2)
     run_study(config)
     (row,) = list_studies(config.storage)
     assert (row.name, row.finished, row.wanted, row.failed, row.running) == ("digits", 2, 2, 0, 0)
     assert (row.waiting, row.workers, row.hypervolume) == (0, 0, read_study(config.storage, "digits").hypervolume)
 
 
-def test_ten_lines_of_python(digits):
+def test_ten_lines_of_python(small):
     import hscc_search as hscc
 
-    config = digits(trials=4)
+    config = small(trials=4)
     study = hscc.run_study(config)
     assert [point.trial for point in study.front]
     record = study.record
-    knee = hscc.select(hscc.parse_rule("knee"), study.points, study.objectives, record.labels, record.classes)
+    knee = hscc.select("knee", study.points, study.objectives, record.labels, record.classes)
     assert knee in study.points
 
 
-def test_a_grid_over_stages_is_searched_for_macro_f1_and_one_recall(digits):
+def test_a_grid_over_stages_is_searched_for_macro_f1_and_one_recall(small):
     """Two qualities and no cost, energies by stage on levels, and no more trials than the grid has."""
-    config = digits(
+    config = small(
         trials=50,
-        training__epochs=1,
-        compression__calibration_images=64,
         objectives=["macro_f1", "recall:3"],
         constraints=[{"metric": "megabytes", "at_most": 0.35}],
         sampler="grid",
@@ -230,11 +245,11 @@ def test_a_grid_over_stages_is_searched_for_macro_f1_and_one_recall(digits):
     assert run_study(config).points == study.points
 
 
-def test_a_recall_of_no_class_and_a_wrong_start_make_no_study(digits, tmp_path):
+def test_a_recall_of_no_class_and_a_wrong_start_make_no_study(small, tmp_path):
     for changes, said in (
         ({"objectives": ["flops", "recall:ten"]}, "there is no class 'ten'"),
         ({"start": [{"regions": 1, "clusters": 1, "energy": 0.1}]}, "energy 0.1 is not in the study's space"),
     ):
         with pytest.raises(ConfigError, match=said):
-            run_study(digits(trials=1, **changes))
+            run_study(small(trials=1, **changes))
     assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,11 @@
 import gc
 import hashlib
-import multiprocessing
 import os
 import time
 
 import pytest
 import torch
+from command_line import FORKS
 from geometry import SIDE, Residual, random_images, seeded, smooth_images
 from torch import nn
 
@@ -170,7 +170,8 @@ def test_folders_of_killed_processes_are_removed_after_a_day(cache):
     assert {folder.name for folder in cache.iterdir()} == {".running.x", ".young.x", cache_key(network, x, 64)}
 
 
-def race(start, results):
+def race(start, results, cache_folder):
+    os.environ["HSCC_CACHE"] = cache_folder
     network = seeded(lambda: DigitsCNN(5, SIDE))
     start.wait(300)
     weights = weights_of(calibrate(network, smooth_images(24), batch_size=4, keep=True))
@@ -178,9 +179,9 @@ def race(start, results):
 
 
 def test_processes_that_calibrate_at_once_get_the_same(cache):
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(3), context.Queue()
-    processes = [context.Process(target=race, args=(start, results)) for _ in range(3)]
+    start, results = FORKS.Barrier(3), FORKS.Queue()
+    arguments = (start, results, os.environ["HSCC_CACHE"])
+    processes = [FORKS.Process(target=race, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:

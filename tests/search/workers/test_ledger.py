@@ -6,6 +6,7 @@ import time
 
 import optuna
 import pytest
+from command_line import FORKS
 from optuna.trial import TrialState
 
 from hscc_search.config import StudyConfig
@@ -103,9 +104,13 @@ def claim_and_die(url, wanted):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def context_of(url):
+    """How to start processes: gRPC does not survive a fork of the process that uses it."""
+    return FORKS if url.startswith("grpc") else multiprocessing.get_context("fork")
+
+
 def in_process(target, url, *arguments):
-    context = multiprocessing.get_context("spawn" if url.startswith("grpc") else "fork")  # gRPC does not survive a fork
-    process = context.Process(target=target, args=(url, *arguments))
+    process = context_of(url).Process(target=target, args=(url, *arguments))
     process.start()
     return process
 
@@ -169,7 +174,7 @@ def choose_few(tried, count):
 
 def test_workers_that_claim_at_once_take_exactly_what_is_wanted(open_ledger, url):
     wanted = 20
-    context = multiprocessing.get_context("spawn" if url.startswith("grpc") else "fork")  # gRPC does not survive a fork
+    context = context_of(url)
     start = context.Barrier(4)
     crew = [context.Process(target=claim_many, args=(url, wanted, start)) for _ in range(4)]
     for process in crew:
