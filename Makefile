@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 STUDY := digits-study
+# One more than cores, at most 4: some tests wait for servers and for other processes.
+PROCESSES = $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 .PHONY: study test quick check benchmark benchmark-search benchmark-samplers clean
 
@@ -38,7 +40,7 @@ study: $(VENV)/.installed
 	@echo "next: $(BIN)/hscc-search dashboard --storage sqlite:///$(STUDY)/studies.db"
 
 test: $(VENV)/.installed-for-tests
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.installed-for-tests
 	$(BIN)/python -m pytest -m 'not slow' --durations=0 --numprocesses logical --maxprocesses 4 --dist loadfile

@@ -4,13 +4,20 @@ Those of the paper's zoo that neither torchvision nor timm has, and deep ones of
 block and each connection between blocks is there, but not as often, and wide layers are narrower.
 """
 
+# ruff: noqa: E402
 import itertools
 
 import torch
+
+from hscc_search.dense.torchvision_operators import make_importable
+
+make_importable()  # before timm, which imports torchvision
+
 from timm.layers import SqueezeExcite
 from timm.models import byobnet, nasnet, vovnet
 from timm.models.inception_resnet_v2 import InceptionResnetV2
 from timm.models.inception_v4 import InceptionV4
+from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 from torch.nn import functional
 from torchvision.models import DenseNet, convnext, vgg
@@ -170,6 +177,12 @@ def small_vgg16(classes):
     return nn.Sequential(vgg.make_layers(widths), nn.AdaptiveAvgPool2d(7), nn.Flatten(), *layers)
 
 
+def small_resnet18(classes):
+    """ResNet-18 with half the channels behind its stem."""
+    channels = (32, 64, 128, 256)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=classes, channels=channels, zero_init_last=False)
+
+
 def small_densenet121(classes):
     """DenseNet-121 with two or three layers in a block rather than up to 24."""
     return DenseNet(block_config=(2, 3, 2, 2), num_classes=classes)
@@ -220,11 +233,11 @@ class NewerMap(nn.Module):
 
 
 def small_nasnetalarge(classes):
-    """NASNet-A Large with a tenth of its channels, and each chain of six cells cut to the two that differ.
+    """NASNet-A Large with a fifth of its channels, and each chain of six cells cut to the two that differ.
 
     A first cell takes maps of two sizes and a second one maps of two widths; the four behind them are alike.
     """
-    network = nasnet.NASNetALarge(num_classes=classes, num_features=384, stem_size=12)
+    network = nasnet.NASNetALarge(num_classes=classes, num_features=768, stem_size=24)
     for chain in (range(2, 6), range(8, 12), range(14, 18)):
         for index in chain:
             setattr(network, f"cell_{index}", NewerMap())

@@ -47,6 +47,7 @@ def test_the_dashboard_changes_nothing(study, address, method):
     request = urllib.request.Request(f"{address}/api/studies/1", method=method, data=b"{}")
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request)
+    refused.value.close()
     assert refused.value.code == 405
     with urllib.request.urlopen(f"{address}/api/studies") as answer:
         assert len(json.load(answer)["study_summaries"]) == 1
@@ -55,6 +56,7 @@ def test_the_dashboard_changes_nothing(study, address, method):
 def test_an_unknown_study_is_not_found(address):
     with pytest.raises(urllib.error.HTTPError) as missing:
         urllib.request.urlopen(f"{address}/front/nothing")
+    missing.value.close()
     assert missing.value.code == 404
 
 

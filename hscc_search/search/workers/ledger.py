@@ -72,12 +72,12 @@ class Ledger:
         return sum(trial.state == TrialState.COMPLETE for trial in self.trials())
 
     @_patient
-    def claim(self, wanted: int, choose: Callable[[Sequence[Tried], int], Proposal | None]) -> FrozenTrial | None:
+    def claim(self, wanted: int, choose: Callable[[Sequence[Tried]], Proposal | None]) -> FrozenTrial | None:
         """Take a trial for this worker alone: one that lost its worker, or a new one.
 
         Args:
             wanted: number of finished trials to reach.
-            choose: proposes a sample, given what was tried and the number of trials; None where no sample is left.
+            choose: proposes a sample, given all samples so far; None where no sample is left.
 
         Returns:
             The trial; None where other workers have or have finished all wanted trials, or no sample is left.
@@ -91,7 +91,7 @@ class Ledger:
             if _count_not_failed(trials) >= wanted:
                 return None
             # Chosen without the lock, since a sampler may take seconds.
-            proposal = choose([_tried(trial) for trial in trials], len(trials))
+            proposal = choose([_tried(trial) for trial in trials])
             if proposal is None:
                 return None
             with self._lock():

@@ -69,12 +69,12 @@ def work(
             raise StudyError(f"{failed_in_a_row} trials in a row failed, the last one because {result}")
 
 
-def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried], int], Proposal | None]:
+def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried]], Proposal | None]:
     objectives = objectives_of(prepared.config)
 
-    def choose(tried: Sequence[Tried], count: int) -> Proposal | None:
+    def choose(tried: Sequence[Tried]) -> Proposal | None:
         # Seeded by the number of trials, so that an interrupted study draws the samples of an unbroken one.
-        return propose(ledger.space, objectives, tried, prepared.config.seed * 1_000_003 + count)
+        return propose(ledger.space, objectives, tried, prepared.config.seed * 1_000_003 + len(tried))
 
     return choose
 

@@ -31,7 +31,7 @@ def residual():
 
 @pytest.fixture(scope="module")
 def resnet18():
-    return calibrated(lambda: build_network("resnet18", 10, 64), image_size=64, images=8)
+    return calibrated(lambda: build_network("networks:small_resnet18", 10, 64), image_size=64, images=8)
 
 
 def check_budget(method, dense, budget, image_size=IMAGE_SIZE, closely=0.97):
