@@ -48,17 +48,33 @@ def open_storage(url: str) -> BaseStorage:
         if parsed.get_backend_name() == "grpc":
             return _proxy(parsed)
         if parsed.get_backend_name() == "sqlite":
-            connection = sqlite3.connect(str(parsed.database), timeout=BUSY_SECONDS)
-            try:
-                connection.execute("PRAGMA journal_mode=WAL")
-            finally:
-                connection.close()
+            _write_ahead(str(parsed.database))
         engine = create_engine(url, **options)
         try:
             with _locked(engine, _OPENING_LOCK):  # so that no other process makes the same tables now
                 return RDBStorage(url, engine_kwargs=options)
         finally:
             engine.dispose()
+
+
+def _is_locked(error: BaseException) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
+
+
+# SQLite refuses to change the mode beside another process at once, whatever the busy timeout.
+@retry(
+    retry=retry_if_exception(_is_locked),
+    wait=wait_random_exponential(multiplier=0.05, max=1),
+    stop=stop_after_delay(BUSY_SECONDS),
+    reraise=True,
+)
+def _write_ahead(database: str) -> None:
+    """Put an SQLite database into write-ahead mode."""
+    connection = sqlite3.connect(database, timeout=BUSY_SECONDS)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
 
 
 def find_storage(url: str) -> BaseStorage | None:
