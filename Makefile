@@ -43,7 +43,7 @@ test: $(VENV)/.installed-for-tests
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.installed-for-tests
-	$(BIN)/python -m pytest -m 'not slow' --durations=0 --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses logical --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed-for-tests
 	$(BIN)/ruff check .

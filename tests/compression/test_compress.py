@@ -116,6 +116,7 @@ def test_all_the_energy_in_few_channels_is_factored_exactly(thin, region_strateg
         assert max(len(ranks) for layer in factored for regions in layer.ranks for ranks in regions if ranks) > 1
 
 
+@pytest.mark.slow
 @every_region_strategy
 @every_cluster_strategy
 @pytest.mark.parametrize("which", ["residual", "on_maps"])
@@ -131,6 +132,7 @@ def test_planned_macs_are_those_that_both_counters_find_for_every_strategy(
     assert cost.macs * 1.8 <= calibration.macs
 
 
+@pytest.mark.slow
 @given(
     count=st.integers(1, 10),
     clusters=st.integers(1, 5),

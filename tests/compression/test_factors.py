@@ -290,6 +290,7 @@ def test_refining_never_raises_the_matching_loss(seed, count, channels, rank, lo
     assert matching_loss(dense, coordinates @ recombination.T + offset, low, high) <= start + 1e-9 * abs(start)
 
 
+@pytest.mark.slow
 @given(seed=seeds, channels=st.integers(1, 4), rank=st.integers(1, 3))
 @settings(max_examples=20, deadline=None)
 def test_refining_recovers_the_factors_behind_the_values_that_are_let_through(seed, channels, rank):

@@ -163,6 +163,7 @@ def test_spectra_of_many_layers_are_solved_exactly(seed, count, share, kind):
     assert loss_of(classes, chosen) == pytest.approx(by_tables(classes, limit), rel=1e-9)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), count=st.integers(20, 60), share=st.floats(0.01, 0.99), kind=kinds)
 @settings(max_examples=12, deadline=None)
 def test_a_large_choice_is_within_the_limit_no_worse_than_greedy_and_near_the_bound(seed, count, share, kind):
