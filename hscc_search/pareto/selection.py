@@ -85,7 +85,7 @@ def select(
         ConfigError: the text is not a rule.
         StudyError: no trial fits the rule.
     """
-    match parse_rule(rule) if isinstance(rule, str) else rule:
+    match rule if isinstance(rule, Rule) else parse_rule(str(rule)):
         case ByTrial(trial):
             return _numbered(trial, points, objectives)
         case Knee():

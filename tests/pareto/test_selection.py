@@ -18,8 +18,9 @@ CLOUD = make_points((100, 0.60), (300, 0.70), (200, 0.75), (400, 0.90), (1000, 0
 def test_a_rule_may_be_given_as_text():
     given = (CLOUD, PLANE, LABELS, ("a", "b"))
     assert select("trial:3", *given) == select(ByTrial(3), *given)
-    with pytest.raises(ConfigError, match="use knee, trial:N"):
-        select("garbage", *given)
+    for wrong in ("garbage", None, 3):
+        with pytest.raises(ConfigError, match="use knee, trial:N"):
+            select(wrong, *given)
 
 
 def choose(rule, cloud, objectives=PLANE):
