@@ -37,7 +37,7 @@ def build_module(folder: Path) -> Deployed:
     """
     architecture = read_architecture(folder)
     network = build_network(architecture.model, len(architecture.classes), architecture.image_size)
-    rebuild(network, architecture.form)
+    network = rebuild(network, architecture.form)
     module = Deployed(network, architecture.mean, architecture.std, architecture.image_size)
     load_weights(module, load_file(folder / WEIGHTS), f"{folder / WEIGHTS}")
     return module.eval()

@@ -1,5 +1,6 @@
 """The pass of the dense network over the calibration images, forwards and backwards."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,11 +8,13 @@ from torch import nn
 
 from hscc_search.compression.calibration.activation import activation_bounds
 from hscc_search.compression.calibration.batch_norm import fold_batch_norms
-from hscc_search.compression.calibration.eligible import examine_layers
-from hscc_search.compression.calibration.gather import LayerStatistics
+from hscc_search.compression.calibration.eligible import ExaminedLayer, examine_layers
+from hscc_search.compression.calibration.gather import LayerStatistics, map_size
 from hscc_search.compression.calibration.hooks import Inputs, hooked
+from hscc_search.compression.calibration.self_check import find_misfits
 from hscc_search.compression.calibration.store import StoredCalibration
 from hscc_search.errors import CompressionError
+from hscc_search.evaluation.counters import count_macs
 from hscc_search.progress import Progress, Report
 
 
@@ -37,20 +40,41 @@ def run_dense(
     network, folds = fold_batch_norms(network, images[:1])
     network.requires_grad_(False)  # only the gradients of the responses are needed
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
-    examined = examine_layers(network, layers, images[:1])
+    examined = _examine(network, layers, images)
     eligible = {name: layers[name] for name, layer in examined.items() if layer.reason is None}
     if not eligible:
-        raise CompressionError("the network has no convolution or fully connected layer that can be compressed")
+        reasons = "; ".join(f"{name}: {layer.reason}" for name, layer in list(examined.items())[:3]) or "it has none"
+        raise CompressionError(
+            f"the network has no convolution or fully connected layer that can be compressed ({reasons})"
+        )
     statistics = {
         name: LayerStatistics(name, layer, examined[name], len(images), folder / f"{number}.npy")
         for number, (name, layer) in enumerate(eligible.items())
     }
     _run_batches(network, images.split(batch_size), eligible, statistics, report)
-    bounds = activation_bounds(network, eligible, images[:1])
+    bounds = activation_bounds(network, eligible, images[:1].clone())
     network.requires_grad_(True)
     records = tuple(layer.record(bounds.get(name)) for name, layer in statistics.items())
     left_dense = {name: (layer.macs, layer.reason) for name, layer in examined.items() if layer.reason is not None}
-    return network, StoredCalibration(images, folds, records, left_dense)
+    return network, StoredCalibration(images, folds, records, left_dense, count_macs(network, images[:1])[""])
+
+
+def _examine(
+    network: nn.Module, layers: dict[str, nn.Conv2d | nn.Linear], images: torch.Tensor
+) -> dict[str, ExaminedLayer]:
+    """Examine each layer, and leave dense what the counter or the self-check finds fault with."""
+    examined = examine_layers(network, layers, images[:1])
+    counts = count_macs(network, images[:1])
+    for name, layer in examined.items():
+        counted = counts.get(name, 0) - sum(counts.get(inner, 0) for inner in layers if inner.startswith(f"{name}."))
+        if counted != layer.macs:
+            reason = layer.reason or f"it takes {counted:,} multiply-adds, and not {layer.macs:,}"
+            examined[name] = replace(layer, macs=counted, reason=reason)
+    eligible = {name: layers[name] for name, layer in examined.items() if layer.reason is None}
+    sizes = {name: map_size(layers[name], examined[name].output_shape) for name in eligible}
+    for name, reason in find_misfits(network, sizes, images).items():
+        examined[name] = replace(examined[name], reason=reason)
+    return examined
 
 
 def _check_weights(network: nn.Module) -> None:
@@ -80,19 +104,33 @@ def _run_batches(
 
     generator = torch.Generator().manual_seed(0)
     done, total = 0, sum(len(batch) for batch in batches)
-    with hooked(layers, after=gather):
-        for batch in batches:
-            _run_batch(network, batch, generator)
-            done += len(batch)
-            report(Progress("calibrating", done, total))
+    for batch in batches:
+        # Whoever calls may have switched gradients off.
+        with torch.enable_grad():
+            with hooked(layers, after=gather):
+                output = network(_with_gradient(batch))
+            _run_backwards(output, generator)
+        done += len(batch)
+        for layer in statistics.values():
+            if layer.seen != done:
+                raise CompressionError(f"layer {layer.name} is not called once for each image of a batch")
+        report(Progress("calibrating", done, total))
 
 
-def _run_batch(network: nn.Module, batch: torch.Tensor, generator: torch.Generator) -> None:
-    """Run a batch forwards, and the log-likelihood of classes drawn from the network's own prediction backwards."""
-    output = network(batch.detach().requires_grad_()).float()
+def _with_gradient(batch: torch.Tensor) -> torch.Tensor:
+    """A copy that has a gradient, and that a network may change in place."""
+    return batch.detach().clone().requires_grad_() + 0
+
+
+def _run_backwards(output: torch.Tensor, generator: torch.Generator) -> None:
+    """Run the log-likelihood of classes drawn from the network's own prediction backwards, if anything has a gradient.
+
+    The hooks are gone by now: a network with checkpoints runs forwards once more.
+    """
     # One row per decision: per image, or per position where a network returns maps.
-    scores = output.transpose(1, -1).flatten(0, -2).log_softmax(dim=1)
+    scores = output.float().transpose(1, -1).flatten(0, -2).log_softmax(dim=1)
     # Drawn on the CPU, so that all devices draw alike.
     shares = scores.detach().exp().nan_to_num(0, 0, 0) + 1e-12
     drawn = torch.multinomial(shares.cpu(), 1, generator=generator).to(scores.device)
-    scores.gather(1, drawn).sum().backward()
+    if output.requires_grad:
+        scores.gather(1, drawn).sum().backward()

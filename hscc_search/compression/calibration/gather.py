@@ -29,7 +29,7 @@ class LayerStatistics:
             file: path of the responses' file.
         """
         self.name, self.layer, self.macs, self.file = name, layer, examined.macs, file
-        channels, height, width = _map_shape(layer, examined.output_shape)
+        channels, (height, width) = len(layer.weight), map_size(layer, examined.output_shape)
         device = layer.weight.device
         self.lattice = choose_lattice(height, width)
         self.profiles = torch.zeros(channels, height, width, dtype=torch.float64, device=device)
@@ -43,8 +43,10 @@ class LayerStatistics:
         """Write the responses to the next images to the file, and add up activations.
 
         Raises:
-            CompressionError: a response is not finite.
+            CompressionError: a response is not finite, or there are more than images.
         """
+        if self.seen + len(output) > self.responses.shape[1]:
+            raise CompressionError(f"layer {self.name} is not called once for each image of a batch")
         maps = _maps(self.layer, output)
         self.profiles += maps.relu().sum(dim=0)
         responses = self._on_lattice(maps)
@@ -129,13 +131,18 @@ def _input_sums(layer: nn.Conv2d | nn.Linear, input_shape: torch.Size) -> _Input
 
 
 def _maps(layer: nn.Conv2d | nn.Linear, output: torch.Tensor) -> torch.Tensor:
-    """Responses as (images, Cout, height, width), whatever the order of the layer's output."""
+    """Responses as (images, Cout, height, width), whatever the order of the layer's output.
+
+    Tokens are the rows of a map of one column.
+    """
     if not isinstance(layer, nn.Linear):
         return output
+    if output.dim() == 3:
+        return output.movedim(-1, 1)[..., None]
     return output.movedim(-1, 1) if output.dim() == 4 else output[:, :, None, None]
 
 
-def _map_shape(layer: nn.Conv2d | nn.Linear, output_shape: torch.Size) -> tuple[int, int, int]:
-    """Cout, height and width of a layer's output maps."""
-    _, channels, height, width = _maps(layer, torch.empty(output_shape, device="meta")).shape
-    return channels, height, width
+def map_size(layer: nn.Conv2d | nn.Linear, output_shape: torch.Size) -> tuple[int, int]:
+    """Height and width of a layer's output maps."""
+    height, width = _maps(layer, torch.empty(output_shape, device="meta")).shape[2:]
+    return height, width

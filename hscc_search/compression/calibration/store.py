@@ -28,7 +28,7 @@ from hscc_search.compression.form import Fold
 
 # Part of the key, so that a calibration of another version is not found. Raise it whenever the format changes, or what
 # a calibration computes.
-_VERSION = 4
+_VERSION = 5
 
 _TREE, _STATISTICS, _IMAGES = "calibration.json", "statistics.npz", "images.npy"
 
@@ -47,6 +47,7 @@ class StoredCalibration:
     folds: tuple[Fold, ...]
     records: tuple[LayerRecord, ...]
     left_dense: dict[str, tuple[int, str]]
+    macs: int
 
 
 def cache_key(network: nn.Module, images: torch.Tensor, batch_size: int) -> str:
@@ -75,6 +76,7 @@ def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
         "folds": [asdict(fold) for fold in calibration.folds],
         "records": [_layer_stored(record) for record in calibration.records],
         "left_dense": calibration.left_dense,
+        "macs": calibration.macs,
         "sizes": {file.name: file.stat().st_size for file in folder.iterdir()},
     }
     (folder / _TREE).write_text(json.dumps(tree, indent=1))
@@ -107,6 +109,7 @@ def read_calibration(folder: Path, device: torch.device) -> StoredCalibration:
         folds=tuple(Fold(**fold) for fold in tree["folds"]),
         records=tuple(records),
         left_dense={name: (macs, reason) for name, (macs, reason) in tree["left_dense"].items()},
+        macs=tree["macs"],
     )
 
 
