@@ -28,7 +28,7 @@ FLOORS = (
 )
 # The same within the compressor, in the order of the method.
 STEPS = (
-    "form plan stand_ins",
+    "form inspection plan stand_ins",
     "layers",
     "calibration",
     "rebuild",

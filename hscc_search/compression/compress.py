@@ -58,19 +58,18 @@ def compress(calibration: Calibration, setting: Setting) -> Compressed:
     result = replaced_in_order(calibration.network, fits, calibration.images[::step])
     form = NetworkForm(calibration.folds, {name: design.form for name, design in designs.items()})
     plan = _plan(calibration, designs)
-    return Compressed(result, plan, form, calibration.macs_outside + sum(layer.macs for layer in plan))
+    return Compressed(result, plan, form, calibration.inspection.macs_outside + sum(layer.macs for layer in plan))
 
 
 def _plan(calibration: Calibration, designs: dict[str, LayerDesign]) -> tuple[LayerPlan, ...]:
     """Tell what became of every convolution and fully connected layer, in the order of :class:`Compressed`."""
     plan = []
     for record in calibration.records:
-        design = designs.get(record.name)
-        if design is None:
-            plan.append(LayerPlan(record.name, record.macs, record.macs, left_dense="tiny"))
-        else:
-            ranks, input_ranks = design.form.ranks, design.form.input_ranks
-            plan.append(LayerPlan(record.name, record.macs, design.macs, ranks, input_ranks))
-    for name, (macs, reason) in calibration.left_dense.items():
-        plan.append(LayerPlan(name, macs, macs, left_dense=reason))
+        design = designs[record.name]
+        plan.append(LayerPlan(record.name, record.macs, design.macs, design.form.ranks, design.form.input_ranks))
+    plan += [
+        LayerPlan(layer.name, layer.macs, layer.macs, left_dense=layer.left_dense)
+        for layer in calibration.inspection.layers
+        if layer.left_dense is not None
+    ]
     return tuple(plan)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,27 +140,30 @@ def measure_cost(network: nn.Module, image_size: int) -> CountedCost:
         }
         uncounted = {name.removeprefix("aten::"): count for name, count in analysis.unsupported_ops().items()}
         notes = []
-    own_torch, own_fvcore = _own(by_torch, by_torch), _own(by_fvcore, by_torch)
-    for name, macs in own_torch.items():
-        if macs != own_fvcore[name]:
-            counts = f"fvcore counts {own_fvcore[name]:,} MACs, torch {macs:,}: the larger is taken"
-            notes.append(f"{name or 'outside of all modules'}: {counts}")
+    parts_torch, parts_fvcore = _parts(network, by_torch, by_torch), _parts(network, by_fvcore, by_torch)
+    for name, macs in parts_torch.items():
+        if macs != parts_fvcore[name]:
+            notes.append(f"{name}: fvcore counts {parts_fvcore[name]:,} MACs, torch {macs:,}: the larger is taken")
     return CountedCost(
-        **cost_of(network, sum(max(macs, own_fvcore[name]) for name, macs in own_torch.items())).stored(),
+        **cost_of(network, sum(max(macs, parts_fvcore[name]) for name, macs in parts_torch.items())).stored(),
         macs_torch=by_torch[""],
         uncounted=uncounted,
         notes=tuple(notes),
     )
 
 
-def _own(counts: Mapping[str, int], called: Iterable[str]) -> dict[str, int]:
-    """The MACs of each module that is called, without those of the modules that are called inside of it."""
-    own = {name: counts.get(name, 0) for name in called}
-    for name in own:
-        outer = name
-        while outer:
-            outer = outer.rpartition(".")[0]
-            if outer in own:
-                own[outer] -= counts.get(name, 0)
-                break
-    return own
+def _parts(network: nn.Module, counts: Mapping[str, int], called: Mapping[str, int]) -> dict[str, int]:
+    """Divide the MACs of a network among its modules that have no modules inside and one name, and all else.
+
+    Args:
+        network: that was counted.
+        counts: MACs by the module's path.
+        called: has the paths of the modules that were called.
+    """
+    names = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
+    parts = {
+        name: counts.get(name, 0)
+        for name, module in network.named_modules()
+        if name and name in called and names[id(module)] == 1 and not list(module.children())
+    }
+    return {**parts, "outside of its layers": counts.get("", 0) - sum(parts.values())}

@@ -180,9 +180,8 @@ def _scopes(config: StudyConfig, calibration: "Calibration") -> dict[str, list[s
     """Name the stages or layers that are sampled separately, with the layers in each."""
     if config.space.per == "network":
         return {}
-    from hscc_search.compression.ranks.choice import compressible
 
-    records = compressible(calibration)
+    records = calibration.records
     if config.space.per == "layer":
         return {record.name: [record.name] for record in records}
     stages = itertools.groupby(records, key=lambda record: (record.lattice.height, record.lattice.width))

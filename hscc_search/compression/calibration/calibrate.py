@@ -15,6 +15,7 @@ from hscc_search.compression.calibration.dense_pass import run_dense
 from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.calibration.store import DAMAGE, cache_key, read_calibration, write_calibration
 from hscc_search.compression.form import Fold
+from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.stand_ins import copied
 from hscc_search.errors import CompressionError
 from hscc_search.files import (
@@ -47,8 +48,7 @@ class Calibration:
         folds: the folded batch norms.
         images: as the network takes them, float32 (images, 3, height, width).
         records: the layers that can be compressed, in execution order.
-        left_dense: every other convolution and fully connected layer: its multiply-adds per image, and the reason.
-        macs: multiply-adds per image of the whole network, counted while it ran.
+        inspection: of the network, layer by layer.
         folder: the folder of the responses where it is removed with this object, None where it stays in the cache.
     """
 
@@ -56,8 +56,7 @@ class Calibration:
     folds: tuple[Fold, ...]
     images: torch.Tensor
     records: tuple[LayerRecord, ...]
-    left_dense: dict[str, tuple[int, str]]
-    macs: int
+    inspection: Inspection
     folder: TemporaryFolder | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -77,10 +76,9 @@ class Calibration:
         return derived
 
     @property
-    def macs_outside(self) -> int:
-        """Multiply-adds per image outside of convolutions and fully connected layers, such as those of attention."""
-        inside = sum(record.macs for record in self.records) + sum(macs for macs, _ in self.left_dense.values())
-        return self.macs - inside
+    def macs(self) -> int:
+        """Multiply-adds per image of the whole dense network."""
+        return self.inspection.macs
 
 
 def calibrate(
@@ -113,7 +111,7 @@ def calibrate(
         return _from_cache(network, images, report, batch_size)
     folder = TemporaryFolder(prefix="hscc-calibration-")
     folded, made = run_dense(network, images, folder.path, report, batch_size)
-    return Calibration(folded, made.folds, images, made.records, made.left_dense, made.macs, folder)
+    return Calibration(folded, made.folds, images, made.records, made.inspection, folder)
 
 
 def _from_cache(network: nn.Module, images: torch.Tensor, report: Report, batch_size: int) -> Calibration:
@@ -154,7 +152,7 @@ def _read(folder: Path, network: nn.Module, device: torch.device) -> Calibration
     mark_used(folder)
     folded = copied(network).requires_grad_(True)
     absorb(folded, stored.folds)
-    return Calibration(folded, stored.folds, stored.images, stored.records, stored.left_dense, stored.macs)
+    return Calibration(folded, stored.folds, stored.images, stored.records, stored.inspection)
 
 
 def _remove_damaged(folder: Path, damage: Exception) -> None:

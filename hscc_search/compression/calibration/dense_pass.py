@@ -1,20 +1,20 @@
 """The pass of the dense network over the calibration images, forwards and backwards."""
 
-from dataclasses import replace
+import contextlib
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from hscc_search.compression.calibration.activation import activation_bounds
-from hscc_search.compression.calibration.batch_norm import fold_batch_norms
-from hscc_search.compression.calibration.eligible import ExaminedLayer, examine_layers
-from hscc_search.compression.calibration.gather import LayerStatistics, map_size
+from hscc_search.compression.calibration.examination import examine, inspection_of
+from hscc_search.compression.calibration.gather import LayerStatistics
 from hscc_search.compression.calibration.hooks import Inputs, hooked
-from hscc_search.compression.calibration.self_check import find_misfits
 from hscc_search.compression.calibration.store import StoredCalibration
 from hscc_search.errors import CompressionError
-from hscc_search.evaluation.counters import count_macs
 from hscc_search.progress import Progress, Report
 
 
@@ -36,53 +36,29 @@ def run_dense(
     Raises:
         CompressionError: a weight or a response is not finite, or nothing can be compressed.
     """
-    _check_weights(network)
-    network, folds = fold_batch_norms(network, images[:1])
-    network.requires_grad_(False)  # only the gradients of the responses are needed
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
-    examined = _examine(network, layers, images)
-    eligible = {name: layers[name] for name, layer in examined.items() if layer.reason is None}
+    examined = examine(network, images)
+    network = examined.network.requires_grad_(False)  # only the gradients of the responses are needed
+    eligible: dict[str, nn.Conv2d | nn.Linear] = {
+        name: network.get_submodule(name)  # type: ignore[misc]
+        for name, layer in examined.layers.items()
+        if layer.reason is None
+    }
     if not eligible:
-        reasons = "; ".join(f"{name}: {layer.reason}" for name, layer in list(examined.items())[:3]) or "it has none"
+        reasons = [f"{name}: {layer.reason}" for name, layer in examined.layers.items()]
         raise CompressionError(
-            f"the network has no convolution or fully connected layer that can be compressed ({reasons})"
+            "the network has no convolution or fully connected layer that can be compressed "
+            f"({'; '.join(reasons[:3]) or 'it has none'})"
         )
     statistics = {
-        name: LayerStatistics(name, layer, examined[name], len(images), folder / f"{number}.npy")
+        name: LayerStatistics(name, layer, examined.layers[name], len(images), folder / f"{number}.npy")
         for number, (name, layer) in enumerate(eligible.items())
     }
     _run_batches(network, images.split(batch_size), eligible, statistics, report)
     bounds = activation_bounds(network, eligible, images[:1].clone())
     network.requires_grad_(True)
     records = tuple(layer.record(bounds.get(name)) for name, layer in statistics.items())
-    left_dense = {name: (layer.macs, layer.reason) for name, layer in examined.items() if layer.reason is not None}
-    return network, StoredCalibration(images, folds, records, left_dense, count_macs(network, images[:1])[""])
-
-
-def _examine(
-    network: nn.Module, layers: dict[str, nn.Conv2d | nn.Linear], images: torch.Tensor
-) -> dict[str, ExaminedLayer]:
-    """Examine each layer, and leave dense what the counter or the self-check finds fault with."""
-    examined = examine_layers(network, layers, images[:1])
-    counts = count_macs(network, images[:1])
-    for name, layer in examined.items():
-        counted = counts.get(name, 0) - sum(counts.get(inner, 0) for inner in layers if inner.startswith(f"{name}."))
-        if counted != layer.macs:
-            reason = layer.reason or f"it takes {counted:,} multiply-adds, and not {layer.macs:,}"
-            examined[name] = replace(layer, macs=counted, reason=reason)
-    eligible = {name: layers[name] for name, layer in examined.items() if layer.reason is None}
-    sizes = {name: map_size(layers[name], examined[name].output_shape) for name in eligible}
-    for name, reason in find_misfits(network, sizes, images).items():
-        examined[name] = replace(examined[name], reason=reason)
-    return examined
-
-
-def _check_weights(network: nn.Module) -> None:
-    for name, value in network.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise CompressionError(
-                f"weights {name} of the dense network are not all finite: train it again or use another checkpoint"
-            )
+    inspection = inspection_of(examined, len(images))
+    return network, StoredCalibration(images, examined.folds, records, inspection)
 
 
 def _run_batches(
@@ -103,12 +79,13 @@ def _run_batches(
             output.register_hook(layer.add_gradient)
 
     generator = torch.Generator().manual_seed(0)
+    backwards = _backwards(network, batches[0][:2])
     done, total = 0, sum(len(batch) for batch in batches)
     for batch in batches:
         # Whoever calls may have switched gradients off.
-        with torch.enable_grad():
+        with torch.set_grad_enabled(backwards is not None), backwards or contextlib.nullcontext():
             with hooked(layers, after=gather):
-                output = network(_with_gradient(batch))
+                output = network(_copy(batch))
             _run_backwards(output, generator)
         done += len(batch)
         for layer in statistics.values():
@@ -117,9 +94,36 @@ def _run_batches(
         report(Progress("calibrating", done, total))
 
 
-def _with_gradient(batch: torch.Tensor) -> torch.Tensor:
-    """A copy that has a gradient, and that a network may change in place."""
-    return batch.detach().clone().requires_grad_() + 0
+def _backwards(network: nn.Module, images: torch.Tensor) -> AbstractContextManager[Any] | None:
+    """Find a context in which a pass backwards works, by trying it on a few images; None where none does.
+
+    What runs forwards need not run backwards: an operation in place may overwrite what a gradient is computed from.
+    torch then keeps a copy, which costs time, so that this is the second choice.
+    """
+    for context in (contextlib.nullcontext(), allow_mutation_on_saved_tensors()):
+        try:
+            with torch.enable_grad(), context:
+                _run_backwards(network(_copy(images)), torch.Generator())
+        except Exception:  # whatever a network or its own gradients raise
+            continue
+        return context if isinstance(context, contextlib.nullcontext) else _Mutable()
+    return None
+
+
+class _Mutable:
+    """A context of torch's that allows operations in place, and that can be entered again and again."""
+
+    def __enter__(self) -> None:
+        self._context = allow_mutation_on_saved_tensors()
+        self._context.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+
+def _copy(images: torch.Tensor) -> torch.Tensor:
+    """A copy that has a gradient where gradients are on, and that a network may change in place."""
+    return images.detach().clone().requires_grad_(torch.is_grad_enabled()) + 0
 
 
 def _run_backwards(output: torch.Tensor, generator: torch.Generator) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from hscc_search.compression.calibration.activation import Bounds
 from hscc_search.compression.calibration.eligible import ExaminedLayer
 from hscc_search.compression.calibration.lattice import choose_lattice, positions_first
+from hscc_search.compression.calibration.maps import map_size, maps_of
 from hscc_search.compression.calibration.record import InputStatistics, LayerRecord
 from hscc_search.errors import CompressionError
 
@@ -47,7 +48,7 @@ class LayerStatistics:
         """
         if self.seen + len(output) > self.responses.shape[1]:
             raise CompressionError(f"layer {self.name} is not called once for each image of a batch")
-        maps = _maps(self.layer, output)
+        maps = maps_of(self.layer, output)
         self.profiles += maps.relu().sum(dim=0)
         responses = self._on_lattice(maps)
         if not torch.isfinite(responses).all():
@@ -59,7 +60,7 @@ class LayerStatistics:
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
         """Add up the squared gradients of the responses."""
-        self.squares += self._on_lattice(_maps(self.layer, gradient)).square().sum(dim=1)
+        self.squares += self._on_lattice(maps_of(self.layer, gradient)).square().sum(dim=1)
 
     def add_input(self, x: torch.Tensor) -> None:
         """Add up products of input channels where the record has input statistics."""
@@ -128,21 +129,3 @@ def _input_sums(layer: nn.Conv2d | nn.Linear, input_shape: torch.Size) -> _Input
     if not isinstance(layer, nn.Conv2d) or layer.kernel_size == (1, 1) or input_shape[3] < 2:
         return None
     return _InputSums((input_shape[2], input_shape[3]), input_shape[1], layer.weight.device)
-
-
-def _maps(layer: nn.Conv2d | nn.Linear, output: torch.Tensor) -> torch.Tensor:
-    """Responses as (images, Cout, height, width), whatever the order of the layer's output.
-
-    Tokens are the rows of a map of one column.
-    """
-    if not isinstance(layer, nn.Linear):
-        return output
-    if output.dim() == 3:
-        return output.movedim(-1, 1)[..., None]
-    return output.movedim(-1, 1) if output.dim() == 4 else output[:, :, None, None]
-
-
-def map_size(layer: nn.Conv2d | nn.Linear, output_shape: torch.Size) -> tuple[int, int]:
-    """Height and width of a layer's output maps."""
-    height, width = _maps(layer, torch.empty(output_shape, device="meta")).shape[2:]
-    return height, width

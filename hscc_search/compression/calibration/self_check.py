@@ -8,6 +8,7 @@ do so stay dense.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,17 +31,27 @@ _LEAST_SPREAD = 1e-6
 Size = tuple[int, int]
 
 
+@dataclass(frozen=True)
+class SelfCheck:
+    """The outcome of the check.
+
+    Attributes:
+        misfits: the layers that cannot be replaced without changing what the network computes, with the reason.
+        error: largest difference of the answers with all other layers replaced, relative to how much answers vary.
+    """
+
+    misfits: Mapping[str, str]
+    error: float
+
+
 @torch.no_grad()
-def find_misfits(network: nn.Module, sizes: Mapping[str, Size], images: torch.Tensor) -> dict[str, str]:
-    """Find the layers that cannot be replaced without changing what the network computes.
+def check_replacing(network: nn.Module, sizes: Mapping[str, Size], images: torch.Tensor) -> SelfCheck:
+    """Check that layers can be replaced, with whole maps and with maps divided into regions.
 
     Args:
         network: in evaluation mode, with batch norms folded.
         sizes: height and width of the output map of each layer that is to be compressed.
         images: float32 (images, 3, height, width); a few of them are used.
-
-    Returns:
-        The reason of each such layer by its name.
 
     Raises:
         CompressionError: the network answers otherwise although each layer alone can be replaced.
@@ -52,21 +63,26 @@ def find_misfits(network: nn.Module, sizes: Mapping[str, Size], images: torch.Te
         misfits |= check.misfits([name for name in sizes if name not in misfits])
     fitting = [name for name in sizes if name not in misfits]
     for check in checks:
-        problem = check.problem(fitting)
+        problem = check.problem(fitting) if misfits else None
         if problem is not None:
             raise CompressionError(
                 f"with its layers up to {check.first_to_differ(fitting)} replaced at full rank, the network answers "
                 f"otherwise ({problem}), though it does not with each one alone: it cannot be compressed"
             )
-    return misfits
+    return SelfCheck(misfits, max(check.distance for check in checks))
 
 
 class _Check:
-    """The check of a network with whole maps, or with maps divided into regions."""
+    """The check of a network with whole maps, or with maps divided into regions.
+
+    Attributes:
+        distance: of the answers when layers were replaced last, relative to how much answers vary.
+    """
 
     def __init__(self, network: nn.Module, sizes: Mapping[str, Size], images: torch.Tensor, divided: bool) -> None:
         self.network, self.sizes, self.images, self.divided = network, sizes, images, divided
         self.expected = _answers(network, images)
+        self.distance = 0.0
 
     def misfits(self, names: list[str]) -> dict[str, str]:
         """The layers that alone change the answers, found by halving the list, since they are few."""
@@ -95,23 +111,21 @@ class _Check:
         except Exception as error:  # whatever a forward pass raises when a layer is not what it expects
             return one_line(error, with_type=True)
         first = [value[:1] for value in self.expected]
-        distance = max(_distance(answers, self.expected), _distance(of_one, first, self.expected))
-        if distance <= _SINGLE:
-            return None
-        return self._problem_in_double(replaced, distance)
+        self.distance = max(_distance(answers, self.expected), _distance(of_one, first, self.expected))
+        return None if self.distance <= _SINGLE else self._problem_in_double(replaced)
 
-    def _problem_in_double(self, replaced: nn.Module, single: float) -> str | None:
+    def _problem_in_double(self, replaced: nn.Module) -> str | None:
         """Tell rounding from a fault in double precision, if the network runs in it."""
         images = self.images.double()
         try:
             expected = _answers(copied(self.network).double(), images)
         except Exception:  # a forward pass that makes tensors in single precision
-            return None if single <= _SINGLE_ALONE else _difference(single)
+            return None if self.distance <= _SINGLE_ALONE else _difference(self.distance)
         try:
-            distance = _distance(_answers(copied(replaced).double(), images), expected)
+            self.distance = _distance(_answers(copied(replaced).double(), images), expected)
         except Exception as error:
             return one_line(error, with_type=True)
-        return None if distance <= _DOUBLE else _difference(distance)
+        return None if self.distance <= _DOUBLE else _difference(self.distance)
 
     def _form(self, name: str) -> LayerForm:
         layer: Any = self.network.get_submodule(name)

@@ -25,6 +25,7 @@ from torch import nn
 from hscc_search.compression.calibration.lattice import Lattice
 from hscc_search.compression.calibration.record import InputStatistics, LayerRecord
 from hscc_search.compression.form import Fold
+from hscc_search.compression.inspection import Inspection
 
 # Part of the key, so that a calibration of another version is not found. Raise it whenever the format changes, or what
 # a calibration computes.
@@ -46,8 +47,7 @@ class StoredCalibration:
     images: torch.Tensor
     folds: tuple[Fold, ...]
     records: tuple[LayerRecord, ...]
-    left_dense: dict[str, tuple[int, str]]
-    macs: int
+    inspection: Inspection
 
 
 def cache_key(network: nn.Module, images: torch.Tensor, batch_size: int) -> str:
@@ -75,8 +75,7 @@ def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
         "channels_last": channels_last,
         "folds": [asdict(fold) for fold in calibration.folds],
         "records": [_layer_stored(record) for record in calibration.records],
-        "left_dense": calibration.left_dense,
-        "macs": calibration.macs,
+        "inspection": calibration.inspection.stored(),
         "sizes": {file.name: file.stat().st_size for file in folder.iterdir()},
     }
     (folder / _TREE).write_text(json.dumps(tree, indent=1))
@@ -108,8 +107,7 @@ def read_calibration(folder: Path, device: torch.device) -> StoredCalibration:
         images=images.to(device),
         folds=tuple(Fold(**fold) for fold in tree["folds"]),
         records=tuple(records),
-        left_dense={name: (macs, reason) for name, (macs, reason) in tree["left_dense"].items()},
-        macs=tree["macs"],
+        inspection=Inspection.from_stored(tree["inspection"]),
     )
 
 

@@ -49,7 +49,7 @@ def test_a_calibration_read_back_gives_the_identical_network(cache, memory_forma
         assert torch.equal(calibration.images, x)
         assert calibration.images.is_contiguous(memory_format=memory_format)
         assert calibration.folds == passing.folds
-        assert calibration.left_dense == passing.left_dense
+        assert calibration.inspection == passing.inspection
         assert calibration.macs == passing.macs
         assert same(calibration.network.state_dict(), passing.network.state_dict())
         for ours, theirs in zip(calibration.records, passing.records, strict=True):
