@@ -84,6 +84,7 @@ SLOW = {
 }
 # Changes to the digits study after which trials take a moment.
 SMALL = {
+    "data__image_size": 8,
     "training__epochs": 2,
     "compression__calibration_images": 64,
     "space": {

@@ -17,7 +17,7 @@ from timm.layers import SqueezeExcite
 from timm.models import byobnet, nasnet, vovnet
 from timm.models.inception_resnet_v2 import InceptionResnetV2
 from timm.models.inception_v4 import InceptionV4
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 from torch.nn import functional
 from torchvision.models import DenseNet, convnext, vgg
@@ -181,6 +181,12 @@ def small_resnet18(classes):
     """ResNet-18 with half the channels behind its stem."""
     channels = (32, 64, 128, 256)
     return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=classes, channels=channels, zero_init_last=False)
+
+
+def small_resnet50(classes):
+    """ResNet-50 with half its channels, and two bottlenecks in a row in its last stage alone."""
+    channels = (32, 64, 128, 256)
+    return ResNet(Bottleneck, (1, 1, 1, 2), num_classes=classes, channels=channels, zero_init_last=False)
 
 
 def small_densenet121(classes):

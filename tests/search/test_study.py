@@ -121,7 +121,7 @@ def test_another_dense_network_is_refused(small, tmp_path):
     from hscc_search.dense.networks import build_network
 
     run_study(small(trials=1))
-    save_file(build_network("digits_cnn", 10, 16).state_dict(), tmp_path / "other.safetensors")
+    save_file(build_network("digits_cnn", 10, 8).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(StudyError, match="another dense network"):
         run_study(small(trials=2, model__checkpoint=tmp_path / "other.safetensors"))
 

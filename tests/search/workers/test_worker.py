@@ -48,7 +48,7 @@ def samples(trials):
 @pytest.mark.parametrize(("small", "workers"), [("sqlite", 4), ("postgresql", 8)], indirect=["small"])
 def test_many_workers_finish_exactly_what_is_asked(small, workers):
     config = small(
-        trials=24,
+        trials=16,
         space={
             "regions": {"low": 1, "high": 4},
             "clusters": {"low": 1, "high": 2},
@@ -58,9 +58,9 @@ def test_many_workers_finish_exactly_what_is_asked(small, workers):
     run_study(config.model_copy(update={"trials": 1}), "cpu")
     study = run_study(config, "cpu", workers=workers)
     trials = trials_of(config)
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 24
-    assert len(set(samples(trials))) == 24
-    assert len(study.points) == 24
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
+    assert len(set(samples(trials))) == 16
+    assert len(study.points) == 16
 
 
 def test_a_space_that_is_exhausted_ends_the_study(small):
@@ -134,16 +134,16 @@ def test_an_interrupted_worker_hands_its_trial_back(small, how):
 def test_a_crew_replaces_a_killed_worker_and_ends_together(small):
     config = small(trials=1)
     run_study(config, "cpu")
-    run_study(config.model_copy(update={"trials": 16, "timeout": 1e-6}), "cpu")
+    run_study(config.model_copy(update={"trials": 10, "timeout": 1e-6}), "cpu")
     process, study = start_worker(config, "--workers", "2"), stored(config)
     wait_for(lambda: any(at_work(trial) for trial in study.trials))
     victim = next(trial for trial in study.trials if at_work(trial))
     os.kill(int(victim.system_attrs["hscc:worker"].split(":")[1]), signal.SIGKILL)
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
-    assert "16 trials finished" in stdout
+    assert "10 trials finished" in stdout
     trials = trials_of(config)
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 10
     again = trials[victim.number]
     assert again.system_attrs["hscc:attempt"] <= 2
     assert again.params == victim.params
