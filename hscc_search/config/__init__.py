@@ -24,6 +24,7 @@ __all__ = [
     "ClusterStrategy",
     "CompressionConfig",
     "ConstraintConfig",
+    "CopyKind",
     "DataConfig",
     "EnergyRange",
     "FinetuningConfig",

@@ -28,7 +28,7 @@ class DataConfig(Section):
     )
     copies: CopyKind = Field(
         "near",
-        description="images that are copies of each other, which never stand in two parts: near for what shows the same "
+        description="images that are copies of each other and never stand in two parts: near for what shows the same "
         "in the same colours (re-encoded, resized, brighter or darker), shape for the same in whatever colours, exact "
         "for equal pixels, none for no copies at all",
     )

@@ -73,9 +73,7 @@ def check_folder(
             else:
                 unreadable.append(outcome)
             report(Progress("checking images", done, len(found.images)))
-    pairs = [
-        (images[first], images[second]) for first, second in copy_pairs([image.look for image in images], copies)
-    ]
+    pairs = [(images[first], images[second]) for first, second in copy_pairs([image.look for image in images], copies)]
     contrasts, paths = [image.contrast for image in images], [image.path for image in images]
     return FolderReport(
         classes=dict(sorted(Counter(class_name for _, class_name in found.images).items())),

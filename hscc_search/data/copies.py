@@ -23,8 +23,8 @@ NEAR_BITS = 12
 _ROWS_AT_ONCE = 4096
 _PAIRS_AT_ONCE = 16384
 
-# Colours are compared as means over 8 x 8 cells. On photographs JPEG at quality 40 changes no cell by more than 9 levels
-# of 255, and a brightening by 5 %, which clips, by 12; turning the hue by a quarter changes one by 42 or more.
+# Colours are compared as means over 8 x 8 cells. On photographs JPEG at quality 40 changes no cell by more than 9
+# levels of 255, and a brightening by 5 %, which clips, by 12; turning the hue by a quarter changes one by 42 or more.
 _CELLS = 8
 _NEAR_COLOURS = 16.0
 # Drawings are told apart by finer shades, since their shapes say little: a flat colour survives JPEG at quality 60 to
@@ -113,7 +113,8 @@ def copy_groups(looks: Sequence[Look]) -> dict[CopyKind, np.ndarray]:
     """Number the groups of copies: images that pairs of copies link, directly or by a chain.
 
     Returns:
-        For each kind of copies, see :func:`copy_pairs`: int64, shape (images,); images of one group have the same number.
+        For each kind of copies, see :func:`copy_pairs`: int64, shape (images,); images of one group have the same
+        number.
     """
     pairs = copy_pairs(looks, "shape")
     kinds: tuple[CopyKind, ...] = get_args(CopyKind)
@@ -134,7 +135,7 @@ def _of_kind(pairs: np.ndarray, looks: Sequence[Look], kind: CopyKind) -> np.nda
         return pairs[:0]
     if kind == "exact":
         pixels = np.array([look.pixels for look in looks])
-        return pairs[pixels[first] == pixels[second]]
+        return np.compress(pixels[first] == pixels[second], pairs, axis=0)
     cells, drawn = np.stack([look.cells for look in looks]), np.array([look.drawn for look in looks])
     kept = [pairs[:0]]
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
@@ -164,4 +165,5 @@ def _same_colours(first: np.ndarray, second: np.ndarray, drawn: np.ndarray) -> n
     weight = np.hypot(*one) + np.hypot(*two)
     weighted = (difference * weight).sum(axis=(1, 2)) / np.maximum(weight.sum(axis=(1, 2)), 1e-6)
     near = difference.max(axis=(1, 2)) <= _NEAR_COLOURS
-    return near & (~drawn | (weighted <= _NEAR_FLAT_COLOURS))  # type: ignore[no-any-return]
+    same: np.ndarray = near & (~drawn | (weighted <= _NEAR_FLAT_COLOURS))
+    return same

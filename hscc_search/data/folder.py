@@ -1,7 +1,7 @@
 """Find the images below a folder and their classes, and tell what is skipped.
 
-The classes are the folders of one level below the folder; images may lie deeper in them. That level is the first, or the
-second where the first says train, test or validation. Nothing that looks like an image is left out without an error.
+The classes are the folders of one level below the folder; images may lie deeper in them. That level is the first, or
+the second where the first says train, test or validation. Nothing that looks like an image is left out silently.
 """
 
 import os
@@ -12,13 +12,19 @@ from pathlib import Path
 
 from hscc_search.errors import DataError, printable
 
-_READ = ".bmp .dib .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
-# Formats of images that are not read: a class would lose them without a word.
-_NOT_READ = frozenset(
-    ".ai .apng .arw .avif .avifs .cr2 .cr3 .cur .czi .dcm .dds .dicom .dng .emf .eps .exr .fit .fits .gif .hdr .heic "
-    ".heif .ico .j2c .j2k .jp2 .jpf .jpx .jxl .mha .mpo .nd2 .nef .nii .nrrd .orf .pcx .pfm .psd .qoi .raf .raw .rw2 "
-    ".sgi .svg .svs .tga .wmf .xbm .xcf .xpm".split()
+# fmt: off
+_READ = (
+    ".bmp", ".dib", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp",
 )
+# Formats of images that are not read: a class would lose them without a word.
+_NOT_READ = (
+    ".ai", ".apng", ".arw", ".avif", ".avifs", ".cr2", ".cr3", ".cur", ".czi", ".dcm", ".dds", ".dicom", ".dng",
+    ".emf", ".eps", ".exr", ".fit", ".fits", ".gif", ".hdr", ".heic", ".heif", ".ico", ".j2c", ".j2k", ".jp2",
+    ".jpf", ".jpx", ".jxl", ".mha", ".mpo", ".nd2", ".nef", ".nii", ".nii.gz", ".nrrd", ".orf", ".pcx", ".pfm", ".psd",
+    ".qoi", ".raf", ".raw", ".rw2", ".sgi", ".svg", ".svs", ".tga", ".wmf", ".xbm", ".xcf", ".xpm",
+)
+# fmt: on
 # Beside names that begin with a dot: what systems and tools leave behind.
 _HIDDEN = frozenset(
     {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db"}
@@ -90,7 +96,7 @@ def find_images(folder: Path, class_level: int | None = None) -> Found:
     tree = _walk(folder)
     images = [path for path in tree.files if path.suffix.lower() in _READ]
     if not images:
-        formats = _counted(path.suffix.lower() for path in tree.files if path.suffix.lower() in _NOT_READ)
+        formats = _counted(path.suffix.lower() for path in tree.files if path.name.lower().endswith(_NOT_READ))
         found = f", only {formats} (read are {', '.join(_READ)})" if formats else ""
         raise DataError(
             f"no images below {folder}{found}: expected one folder per class with files such as .jpg or .png"
@@ -109,8 +115,8 @@ def find_images(folder: Path, class_level: int | None = None) -> Found:
 
 def listed(names: Iterable[object], most: int = _NAMED) -> str:
     """The first names, and how many more there are: ``a, b and 3 more``."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    texts = list(map(str, names))
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most:,} more" if len(texts) > most else "")
 
 
 def _walk(folder: Path) -> _Tree:
@@ -164,7 +170,9 @@ def _class_level(tree: _Tree, images: Sequence[tuple[str, ...]]) -> int:
         return 2
     if any(top not in flat for top in splits):
         others = listed(top for top in tops if top not in splits)
-        raise DataError(f"{tree.folder} holds {listed(splits)} beside {others}, so it is open which are classes: {say_it}")
+        raise DataError(
+            f"{tree.folder} holds {listed(splits)} beside {others}, so it is open which are classes: {say_it}"
+        )
     _refuse_two_levels(tree, inside, flat, say_it)
     return 1
 
@@ -183,7 +191,8 @@ def _refuse_two_levels(tree: _Tree, inside: Sequence[tuple[str, ...]], flat: set
     if len(owners) > 1 and shared:
         first, second = owners[shared[0]][:2]
         raise DataError(
-            f"below {tree.folder} the classes may be {first}, {second} or the folders in both, such as {shared[0]}: {say_it}"
+            f"below {tree.folder} the classes may be {first}, {second} or the folders in both, such as {shared[0]}: "
+            f"{say_it}"
         )
 
 
@@ -191,7 +200,9 @@ def _check_places(tree: _Tree, images: Sequence[Path], level: int) -> None:
     outside = [path for path in images if len(tree.parts(path)) <= level]
     if outside:
         more = f" (and {len(outside) - 1:,} more)" if len(outside) > 1 else ""
-        raise DataError(f"image {outside[0]}{more} lies outside of a class folder: move it to {outside[0].parent}/<class>/")
+        raise DataError(
+            f"image {outside[0]}{more} lies outside of a class folder: move it to {outside[0].parent}/<class>/"
+        )
 
 
 def _check_formats(tree: _Tree, images: Sequence[Path], level: int) -> tuple[Path, ...]:
@@ -206,7 +217,7 @@ def _check_formats(tree: _Tree, images: Sequence[Path], level: int) -> tuple[Pat
         if path.suffix.lower() in _READ:
             continue
         parts = tree.parts(path)
-        if len(parts) > level and (path.suffix.lower() in _NOT_READ or _begins_as_image(path)):
+        if len(parts) > level and (path.name.lower().endswith(_NOT_READ) or _begins_as_image(path)):
             lost[parts[level - 1]].append(path)
         else:
             others.append(path)
@@ -214,9 +225,10 @@ def _check_formats(tree: _Tree, images: Sequence[Path], level: int) -> tuple[Pat
             raise DataError(f"link {path} leads nowhere: mend or remove it")
     for name, paths in lost.items():
         count = len(paths) + sum(tree.parts(path)[level - 1] == name for path in images)
+        kinds = _counted(path.suffix for path in paths)
         raise DataError(
-            f"class {name!r} would lose {len(paths):,} of its {count:,} images, {_counted(path.suffix for path in paths)} "
-            f"such as {paths[0]}: convert, rename or remove them; read are {', '.join(_READ)}"
+            f"class {name!r} would lose {len(paths):,} of its {count:,} images because of their format, {kinds} such "
+            f"as {paths[0]}: convert, rename or remove them; read are {', '.join(_READ)}"
         )
     return tuple(others)
 
@@ -245,20 +257,18 @@ def _check_classes(tree: _Tree, images: Sequence[Path], level: int) -> None:
         own = tree.parts(path)
         if len(own) == level and own[:-1] in parents and own[-1] not in classes:
             why = "is a link to a folder that was read already" if path in tree.links else "holds no images"
-            raise DataError(
-                f"class folder {path} {why}: remove it, or add images to it; read are {', '.join(_READ)}"
-            )
+            raise DataError(f"class folder {path} {why}: remove it, or add images to it; read are {', '.join(_READ)}")
 
 
 def _skipped_line(tree: _Tree, skipped: Skipped) -> Iterable[str]:
     kinds = (
         ("hidden", skipped.hidden),
-        ("no images", skipped.others),
-        ("links to what was read already", skipped.links),
+        ("other than images", skipped.others),
+        ("linked twice", skipped.links),
     )
     words = [f"{len(paths):,} {kind} ({listed(map(tree.short, paths))})" for kind, paths in kinds if paths]
     if words:
-        yield f"skipped below {tree.folder}: {', '.join(words)}"
+        yield f"skipped files and folders below {tree.folder}: {', '.join(words)}"
 
 
 def _layout_lines(tree: _Tree, images: Sequence[Path], level: int) -> Iterable[str]:
@@ -266,7 +276,10 @@ def _layout_lines(tree: _Tree, images: Sequence[Path], level: int) -> Iterable[s
     parts = [tree.parts(path) for path in images]
     deeper = sorted({str(Path(*own[: level + 1])) for own in parts if len(own) > level + 1})
     if deeper:
-        yield f"the classes are the folders above {len(deeper):,} others, whose names count for nothing: {listed(deeper)}"
+        yield (
+            f"folders below the class folders: {len(deeper):,} ({listed(deeper)}); they are no classes, and the images "
+            "of one may come into several parts of a split"
+        )
     parents: dict[str, set[str]] = defaultdict(set)
     for own in parts:
         parents[own[level - 1]].add("/".join(own[: level - 1]))

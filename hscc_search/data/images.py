@@ -81,9 +81,10 @@ def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
     sources.sort(key=lambda source: (source.class_name, source.digest))
     classes = tuple(sorted({source.class_name for source in sources}))
     if len(classes) < 2:
+        deeper = (config.class_level or 1) + 1
         raise DataError(
             f"only one class, {classes[0]!r}, below {config.path}: a classifier needs two or more class folders; "
-            f"where they lie deeper, name the folder that holds them, or say data.class_level: {(config.class_level or 1) + 1}"
+            f"where they lie deeper, name the folder that holds them or say data.class_level: {deeper}"
         )
     listing = "\n".join(f"{source.class_name} {source.digest}" for source in sources)
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
@@ -125,7 +126,8 @@ def _folder_sources(folder: Path, class_level: int | None) -> tuple[list[_Source
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = list(pool.map(file_digest, [path for path, _ in found.images]))
     sources = [
-        _Source(class_name, digest, path, None) for (path, class_name), digest in zip(found.images, digests, strict=True)
+        _Source(class_name, digest, path, None)
+        for (path, class_name), digest in zip(found.images, digests, strict=True)
     ]
     return sources, found.notes
 

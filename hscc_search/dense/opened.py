@@ -79,8 +79,8 @@ def open_dense(
     parts = split(dataset, config.data.validation, config.data.test, config.data.split_seed)
     if labels is not None and not np.array_equal(labels, parts.validation.labels):
         raise StudyError(
-            f"study {config.name} was started on another split of these images (version 0.1.0 took images of equal shape "
-            "and other colours for copies): start a study of another name on them"
+            f"study {config.name} was started on another split of these images (version 0.1.0 took images of equal "
+            "shape and other colours for copies): start a study of another name on them"
         )
     network = _with_weights(config, dataset, parts, chosen_device, report)
     if weights not in (None, weights_digest(network)):

@@ -21,9 +21,10 @@ if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the 
     from hscc_search.search.catalogue import StudyStatus
     from hscc_search.search.stored_study import Study
 
-# A pipe has no width of its own, and 80 columns would cut the front's table.
-out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
-err_console = Console(stderr=True, emoji=False)
+# A pipe has no width of its own, and 80 columns would cut the front's table. Names of classes, files and layers are
+# shown as they are: "scan [left]" is no markup and ":eye:" no emoji.
+out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False, markup=False, highlight=False)
+err_console = Console(stderr=True, emoji=False, markup=False, highlight=False)
 # Largest number of rows for trials that cannot be told apart from the front.
 _MOST_CLOSE = 8
 # Seconds between two lines of progress in a log file.
@@ -37,11 +38,11 @@ def progress_bars() -> Iterator[Report]:
         yield _log_lines()
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     tasks: dict[str, TaskID] = {}
     with Bars(*columns, console=err_console) as bars:
