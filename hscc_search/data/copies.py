@@ -67,7 +67,8 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
 
 
 def _is_drawn(image: Image.Image) -> bool:
-    pixels = np.asarray(image.resize((_DRAWING_SIDE, _DRAWING_SIDE), Image.Resampling.NEAREST), np.int16)
+    side = (min(image.width, _DRAWING_SIDE), min(image.height, _DRAWING_SIDE))
+    pixels = np.asarray(image.resize(side, Image.Resampling.NEAREST), np.int16)
     coloured = np.ptp(pixels[:-1, :-1], axis=2) > _NEAR_COLOURS
     flat = (pixels[:-1, :-1] == pixels[1:, :-1]).all(axis=2) & (pixels[:-1, :-1] == pixels[:-1, 1:]).all(axis=2)
     return bool(coloured.any() and flat[coloured].mean() > 0.5)

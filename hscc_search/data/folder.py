@@ -109,7 +109,7 @@ def find_images(folder: Path, class_level: int | None = None) -> Found:
     return Found(
         images=tuple((path, tree.parts(path)[level - 1]) for path in images),
         skipped=skipped,
-        notes=(*_skipped_line(tree, skipped), *_layout_lines(tree, images, level)),
+        notes=tuple(map(printable, (*_skipped_line(tree, skipped), *_layout_lines(tree, images, level)))),
     )
 
 
@@ -160,20 +160,21 @@ def _class_level(tree: _Tree, images: Sequence[tuple[str, ...]]) -> int:
     tops = list(dict.fromkeys(parts[0] for parts in inside))
     splits = [top for top in tops if top.lower() in _SPLITS]
     flat = {parts[0] for parts in inside if len(parts) == 2}
-    say_it = "say data.class_level: 1 or 2 in the study file (--class-level for `data check`)"
+    say_it = "say data.class_level: 1{} in the study file (--class-level for `data check`)"
     if splits == tops and tops:
-        if flat == set(tops):
+        if all(len(parts) == 2 for parts in inside):
             raise DataError(
                 f"{listed(splits)} below {tree.folder} hold images and no class folders: "
-                f"sort them into class folders, or, if these are the classes, {say_it.replace(' or 2', '')}"
+                f"sort them into class folders, or, if these are the classes, {say_it.format('')}"
             )
         return 2
     if any(top not in flat for top in splits):
         others = listed(top for top in tops if top not in splits)
         raise DataError(
-            f"{tree.folder} holds {listed(splits)} beside {others}, so it is open which are classes: {say_it}"
+            f"{tree.folder} holds {listed(splits)} beside {others}, so it is open which are classes: sort all images "
+            f"into class folders, or, if all of these are the classes, {say_it.format('')}"
         )
-    _refuse_two_levels(tree, inside, flat, say_it)
+    _refuse_two_levels(tree, inside, flat, say_it.format(" or 2"))
     return 1
 
 

@@ -19,7 +19,7 @@ _NAMED = 5
 def notices(dataset: Dataset, parts: Parts) -> tuple[str, ...]:
     """Lines on a data set and its split: what was skipped, images that show nothing, classes too small to measure."""
     empty = empty_line(dataset.contrasts, dataset.names)
-    return tuple(map(printable, (*dataset.notes, *empty, *_small_classes(dataset, parts))))
+    return (*dataset.notes, *empty, *_small_classes(dataset, parts))
 
 
 def empty_line(contrasts: Sequence[int] | np.ndarray, names: Sequence[object]) -> tuple[str, ...]:
@@ -34,7 +34,7 @@ def empty_line(contrasts: Sequence[int] | np.ndarray, names: Sequence[object]) -
         return ()
     return (
         f"{len(empty):,} of {len(contrasts):,} images are nearly empty (one even shade, such as black or white), "
-        f"such as {names[empty[0]]}",
+        f"such as {printable(names[empty[0]])}",
     )
 
 
