@@ -55,7 +55,7 @@ def look_of(image: Image.Image) -> Look:
     size = f"{image.width} {image.height} ".encode()
     return Look(
         bits=perceptual_hash(image),
-        cells=np.asarray(image.resize((_CELLS, _CELLS), Image.Resampling.BOX), np.float32),
+        cells=np.asarray(image.resize((_CELLS, _CELLS), Image.Resampling.HAMMING), np.float32),
         drawn=_is_drawn(image),
         pixels=hashlib.sha256(size + image.tobytes()).hexdigest(),
     )

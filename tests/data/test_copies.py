@@ -118,6 +118,32 @@ def test_discs_of_equal_shape_are_told_apart_by_their_colour(side):
     assert len(set(groups["exact"])) == len(set(groups["none"])) == 40
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.resize((100, 100)),
+        lambda image: image.resize((300, 200)),
+        lambda image: as_jpeg(image, 75),
+        lambda image: as_jpeg(image.resize((200, 200)), 75),
+        lambda image: ImageEnhance.Brightness(image).enhance(0.7),
+    ],
+    ids=["smaller", "squeezed", "encoded", "resized and encoded", "darker"],
+)
+def test_a_changed_drawing_is_a_copy_and_another_shade_is_none(change):
+    drawn = []
+    for shade in (200, 215):
+        image = Image.new("RGB", (128, 128), (240, 240, 200))
+        pen = ImageDraw.Draw(image)
+        pen.rectangle((12, 25, 64, 102), fill=(20, 90, shade))
+        pen.polygon([(76, 25), (115, 64), (70, 115)], fill=(220, 120, 30))
+        drawn.append(image)
+    original, other = map(look_of, drawn)
+    assert original.drawn
+    assert len(copy_pairs([original, look_of(change(drawn[0]))], "near")) == 1
+    assert len(copy_pairs([original, other], "shape")) == 1
+    assert len(copy_pairs([original, other], "near")) == 0
+
+
 def turned_hue(image, degrees):
     hue, saturation, value = image.convert("HSV").split()
     return Image.merge("HSV", (hue.point(lambda level: (level + degrees * 256 // 360) % 256), saturation, value))

@@ -2,10 +2,10 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from hscc_search.config import DataConfig
-from hscc_search.data import check_folder, load_dataset
+from hscc_search.data import check_folder, load_dataset, split
 from hscc_search.errors import DataError, HsccError
 
 QUADRANTS = np.zeros((20, 30, 3), np.uint8)
@@ -126,3 +126,67 @@ def test_the_digits_need_no_folder():
     dataset = load_dataset(DataConfig(source="digits", image_size=16))
     assert dataset.images.shape == (1797, 3, 16, 16)
     assert dataset.classes == tuple("0123456789")
+
+
+def test_what_a_copy_is_is_judged_anew_from_the_same_cache(tmp_path):
+    shades = {"red": (200, 40, 40), "green": (40, 200, 40)}
+    for name, colour in shades.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index, side in enumerate((64, 64, 128)):
+            image = Image.new("RGB", (64, 64), "white")
+            ImageDraw.Draw(image).ellipse((16, 16, 48, 48), fill=colour)
+            image.resize((side, side)).save(tmp_path / "images" / name / f"{index}.png")
+    counts, decoded, judgements = {}, [], {}
+    for kind in ("near", "shape", "exact", "none"):
+        steps = []
+        dataset = load_dataset(DataConfig(path=tmp_path / "images", image_size=16, copies=kind), steps.append)
+        counts[kind], judgements[kind] = len(set(dataset.groups.tolist())), dataset.judgement
+        decoded.append(len(steps))
+    assert counts == {"near": 2, "shape": 1, "exact": 4, "none": 6}
+    assert decoded == [6, 0, 0, 0]
+    assert judgements["shape"] == ""
+    assert len(set(judgements.values())) == 4
+
+
+def test_sixty_red_and_sixty_green_discs_can_be_split(tmp_path):
+    generator = np.random.default_rng(0)
+    for name, colour in (("red", (200, 40, 40)), ("green", (40, 200, 40))):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(60):
+            image = Image.new("RGB", (64, 64), "white")
+            shade = tuple((np.array(colour) + generator.integers(-30, 31, 3)).tolist())
+            ImageDraw.Draw(image).ellipse((16, 16, 48, 48), fill=shade)
+            image.save(tmp_path / "images" / name / f"{index}.png")
+    data = DataConfig(path=tmp_path / "images", image_size=16)
+    assert len(split(load_dataset(data), 0.15, 0.15, 0).validation) >= 14
+    with pytest.raises(DataError, match=r"its 60 images are 1 groups of copies; .*data\.copies"):
+        split(load_dataset(data.model_copy(update={"copies": "shape"})), 0.15, 0.15, 0)
+    different = load_dataset(data.model_copy(update={"copies": "none"}))
+    assert len(set(different.groups.tolist())) == 120
+    assert len(split(different, 0.15, 0.15, 0).validation) == 18
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints/0-checkpoint.png", "__MACOSX/cat/._0.png", "cat/.DS_Store"])
+def test_what_is_hidden_changes_no_class_and_no_fingerprint(image_folder, hidden):
+    folder = image_folder({"cat": 3, "dog": 3})
+    before, _ = read(folder)
+    (folder / hidden).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "cat" / "0.png", folder / hidden)
+    after, _ = read(folder)
+    assert same(before, after)
+    assert (before.notes, len(after.notes)) == ((), 1)
+
+
+def test_the_class_level_belongs_to_a_study(image_folder):
+    folder = image_folder({"2024/cat": 3, "2024/dog": 2, "2025/cat": 4})
+    with pytest.raises(DataError, match=r"data\.class_level: 1 or 2"):
+        read(folder)
+    by_animal = load_dataset(DataConfig(path=folder, image_size=8, class_level=2))
+    assert (by_animal.classes, np.bincount(by_animal.labels).tolist()) == (("cat", "dog"), [7, 2])
+    by_year = load_dataset(DataConfig(path=folder, image_size=8, class_level=1))
+    assert (by_year.classes, np.bincount(by_year.labels).tolist()) == (("2024", "2025"), [5, 4])
+
+
+def test_a_folder_around_all_classes_is_one_class_and_refused_with_the_way_out(image_folder):
+    with pytest.raises(DataError, match=r"only one class, 'pets', .*data\.class_level: 2"):
+        read(image_folder({"pets/cat": 3, "pets/dog": 2}))
