@@ -32,10 +32,8 @@ def empty_line(contrasts: Sequence[int] | np.ndarray, names: Sequence[object]) -
     empty = np.flatnonzero(np.asarray(contrasts) <= EMPTY)
     if not len(empty):
         return ()
-    return (
-        f"{len(empty):,} of {len(contrasts):,} images are nearly empty (one even shade, such as black or white), "
-        f"such as {printable(names[empty[0]])}",
-    )
+    count, examples = f"{len(empty):,} of {len(contrasts):,}", listed(printable(names[index]) for index in empty)
+    return (f"nearly empty images, of one even shade such as black or white: {count} ({examples})",)
 
 
 def _small_classes(dataset: Dataset, parts: Parts) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from hscc_search.errors import printable
 from hscc_search.progress import Progress, Report
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the objects that are passed in
@@ -49,8 +50,9 @@ def progress_bars() -> Iterator[Report]:
 
         def report(progress: Progress) -> None:
             if progress.task not in tasks:
-                tasks[progress.task] = bars.add_task(progress.task, note="")
-            bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=progress.note)
+                tasks[progress.task] = bars.add_task(printable(progress.task), note="")
+            note = printable(progress.note)
+            bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=note)
 
         yield report
 
@@ -63,7 +65,7 @@ def _log_lines() -> Report:
         if time.monotonic() - last > _LOG_SECONDS:
             last = time.monotonic()
             note = f" ({progress.note})" if progress.note else ""
-            click.echo(f"{progress.task}: {progress.done}/{progress.total}{note}", err=True)
+            click.echo(printable(f"{progress.task}: {progress.done}/{progress.total}{note}"), err=True)
 
     return report
 

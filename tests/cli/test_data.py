@@ -112,7 +112,7 @@ def test_what_is_skipped_and_nearly_empty_is_told_and_listed(check, image_folder
     code, stdout, stderr = check(folder)
     assert (code, stderr) == (0, "")
     assert "1 hidden (cat/.ipynb_checkpoints)" in stdout
-    assert "1 of 5 images are nearly empty" in stdout
+    assert f"1 of 5 ({folder}/dog/white.png)" in stdout
     tree = json.loads(check(folder, "--format", "json")[1])
     assert tree["classes"] == {"cat": 2, "dog": 3}
     assert tree["skipped"] == {"hidden": [f"{folder}/cat/.ipynb_checkpoints"], "others": [], "links": []}
