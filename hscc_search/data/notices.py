@@ -32,7 +32,10 @@ def empty_line(contrasts: Sequence[int] | np.ndarray, names: Sequence[object]) -
     empty = np.flatnonzero(np.asarray(contrasts) <= EMPTY)
     if not len(empty):
         return ()
-    count, examples = f"{len(empty):,} of {len(contrasts):,}", listed(printable(names[index]) for index in empty)
+    count, examples = (
+        f"{len(empty):,} of {len(contrasts):,}",
+        listed(printable(names[index]) for index in empty.tolist()),
+    )
     return (f"nearly empty images, of one even shade such as black or white: {count} ({examples})",)
 
 

@@ -1,6 +1,5 @@
 """Plotly figures of a study, each in two steps: gather plain data, then draw it."""
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ def draw_front(info: FrontInfo) -> go.Figure:
     """Draw two metrics of all trials and the dense network, with bootstrap standard errors of the vertical one."""
     figure = go.Figure([*_trial_traces(info), *_front_traces(info), _dense_trace(info)])
     figure.update_layout(
-        **_layout(f"{info.study}: {_as_text(info.x)} against {_as_text(info.y)}"),
+        **_layout(f"{info.study}: {_plain(title(info.x))} against {_plain(title(info.y))}"),
         legend={"orientation": "h", "y": -0.2},
     )
     networks = (*info.members, *info.close, *info.dominated, *info.infeasible, info.dense)
@@ -266,14 +265,14 @@ def _metric_axis(metric: str, values: list[float]) -> dict[str, Any]:
     if metric in _COSTS:
         ticks = _log_ticks(values)
         texts = [f"{tick:g}" for tick in ticks]
-        name = f"{names.get(metric, _as_text(metric))}, logarithmic"
+        name = f"{names.get(metric, _plain(title(metric)))}, logarithmic"
         return {"title": name, "type": "log", "tickvals": ticks, "ticktext": texts}
-    return {"title": f"{_as_text(metric)}, validation part", "tickformat": ".3~p"}
+    return {"title": f"{_plain(title(metric))}, validation part", "tickformat": ".3~p"}
 
 
-def _as_text(metric: str) -> str:
-    """The name of a metric; Plotly takes some HTML for markup, which the name of a class may hold."""
-    return html.escape(title(metric))
+def _plain(name: str) -> str:
+    """A name that may hold the name of a class, with what Plotly would take for markup escaped."""
+    return name.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _hover(info: FrontInfo, point: Point) -> str:
@@ -282,7 +281,7 @@ def _hover(info: FrontInfo, point: Point) -> str:
         point.name,
         *(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in sample),
         *_hover_lines(info, point),
-        *(f"violates {html.escape(name)} by {size:.4g}" for name, size in point.violations.items() if size > 0),
+        *(f"violates {_plain(name)} by {size:.4g}" for name, size in point.violations.items() if size > 0),
         f"on the front with probability {info.probability[point.trial]:.2f}",
     ]
     return "<br>".join(lines)
@@ -293,7 +292,7 @@ def _hover_lines(info: FrontInfo, network: Measured) -> list[str]:
     fewer_flops = info.dense["flops"] / network["flops"]
     fewer_parameters = info.dense["parameters"] / network["parameters"]
     lines = [
-        *(f"{_as_text(name)} {network[name]:.4f} ± {error:.4f}" for name, error in network.errors.items()),
+        *(f"{_plain(title(name))} {network[name]:.4f} ± {error:.4f}" for name, error in network.errors.items()),
         f"{network['macs'] / 1e9:.4f} GMACs, {network['flops'] / 1e9:.4f} GFLOPs ({fewer_flops:.2f}x fewer)",
         f"{network['parameters']:,.0f} parameters ({fewer_parameters:.2f}x fewer)",
     ]
