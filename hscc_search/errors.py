@@ -15,9 +15,15 @@ The message is one line: what is wrong, where, and what would work. The command 
 with exit code 2.
 """
 
+import unicodedata
+
 
 class HsccError(Exception):
     """Base class of every error that hscc-search raises on purpose."""
+
+    def __str__(self) -> str:
+        # Names of files may hold line breaks, escapes of the terminal and bytes that are no UTF-8.
+        return printable(super().__str__())
 
 
 class ConfigError(HsccError):
@@ -57,3 +63,18 @@ def one_line(error: object, with_type: bool = False) -> str:
     """
     words = f"{type(error).__name__}: {error}" if with_type else str(error)
     return " ".join(words.split())[:500]
+
+
+def printable(text: object) -> str:
+    """A text in one line as any terminal shows it: control characters and bytes that are no UTF-8 become escapes."""
+    return "".join(_escaped(character) if _is_control(character) else character for character in str(text))
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a path that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

@@ -10,6 +10,7 @@ import command_line
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from hscc_search import storage
 from hscc_search.cli import main
@@ -121,6 +122,29 @@ def corrupt_image(folder, image_folder):
     path.write_bytes(path.read_bytes()[:200])
 
 
+def another_format(folder, image_folder):
+    write_study(folder)
+    image_folder({"cat": 4, "dog": 4})
+    image_folder({"bird": 2}, suffix="gif")
+
+
+def classes_of_two_levels(folder, image_folder):
+    write_study(folder)
+    image_folder({"2024/cat": 4, "2024/dog": 4, "2025/cat": 4})
+
+
+def copies_of_one_image(folder, image_folder):
+    write_study(folder)
+    image_folder({"cat": 8, "dog": 8})
+    for path in (folder / "images" / "dog").iterdir():
+        Image.new("RGB", (20, 20)).save(path)
+
+
+def unprintable_class(folder, image_folder):
+    write_study(folder)
+    image_folder({"cat": 4, "b\n\x1b[31m\udcff": 4})
+
+
 def wrong_source(folder, image_folder):
     (folder / "images").mkdir()
 
@@ -179,6 +203,10 @@ def nothing(folder, image_folder):
         (empty_folder, ["run", "own.yaml"], ["no images below"]),
         (one_class, ["run", "own.yaml"], ["only one class, 'cat'"]),
         (corrupt_image, ["run", "own.yaml"], ["2.jpg", "data check"]),
+        (another_format, ["run", "own.yaml"], ["class 'bird'", "2 .gif", "read are .bmp"]),
+        (classes_of_two_levels, ["run", "own.yaml"], ["2024, 2025", "data.class_level: 1 or 2"]),
+        (copies_of_one_image, ["run", "own.yaml"], ["'dog'", "8 images are 1 groups of copies", "data.copies"]),
+        (unprintable_class, ["run", "own.yaml"], [r"b\n\x1b[31m\xff", "rename"]),
         (other_architecture, ["run", "digits", "--checkpoint", "weights.pt"], ["weights.pt", "architecture"]),
         (dangerous_pickle, ["run", "digits", "--checkpoint", "weights.pt"], ["weights.pt", "state dict"]),
         (nothing, ["run", "digits", "--storage", "postgresql://localhost:1/x"], ["postgresql://localhost:1/x"]),

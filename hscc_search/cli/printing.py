@@ -1,7 +1,9 @@
 """Print results, as several commands do."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hscc_search.errors import printable
 from hscc_search.progress import Progress, Report
 from hscc_search.report.terminal import counting_lines, front_table, out_console
 
@@ -10,8 +12,16 @@ if TYPE_CHECKING:
 
 
 def say(line: str) -> None:
-    """Print one line as it is, however long."""
-    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print one line as it is, however long; control characters in the names of files are shown as escapes."""
+    out_console.print(printable(line), soft_wrap=True)
+
+
+def say_some(lines: Sequence[str], most: int = 8) -> None:
+    """Print the first lines of a list, each indented, and how many more there are."""
+    for line in lines[:most]:
+        say(f"  {line}")
+    if len(lines) > most:
+        say(f"  and {len(lines) - most:,} more")
 
 
 def show_front(study: "Study") -> None:

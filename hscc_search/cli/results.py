@@ -16,6 +16,7 @@ from hscc_search.cli.options import (
 )
 from hscc_search.cli.printing import quiet_optuna, say, show_front
 from hscc_search.config import StudyConfig
+from hscc_search.errors import printable
 from hscc_search.memory import uncollected
 from hscc_search.report.formats import front_csv, front_json
 from hscc_search.report.terminal import out_console, progress_bars
@@ -58,7 +59,7 @@ def front(study_name: str, storage: str, output_format: str, html: Path | None) 
 
         write_page(study, html)
         beside_data = output_format != "table"  # other programs read JSON or CSV, so nothing else is printed there
-        click.echo(f"page: {html}", err=beside_data)
+        click.echo(f"page: {printable(html)}", err=beside_data)
         command = f"hscc-search export {study_name}{naming_storage(storage)} --select knee --out {study_name}-knee"
         click.echo(f"next: {command}", err=beside_data)
 

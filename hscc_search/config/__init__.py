@@ -4,7 +4,7 @@
 ``section``), ``study`` puts them together, ``explain`` words an error, and ``reference`` writes ``REFERENCE.md``.
 """
 
-from hscc_search.config.dense import DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
+from hscc_search.config.dense import CopyKind, DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
 from hscc_search.config.metrics import ConstraintConfig, LatencyConfig
 from hscc_search.config.space import (
     BudgetRange,
@@ -24,6 +24,7 @@ __all__ = [
     "ClusterStrategy",
     "CompressionConfig",
     "ConstraintConfig",
+    "CopyKind",
     "DataConfig",
     "EnergyRange",
     "FinetuningConfig",

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from hscc_search.config.section import Section
 
+# What counts as a copy of an image: see ``copies`` below.
+CopyKind = Literal["near", "shape", "exact", "none"]
+
 
 class DataConfig(Section):
     """The images, their size, and their division into parts."""
@@ -16,6 +19,18 @@ class DataConfig(Section):
     )
     path: Path | None = Field(
         None, strict=False, description="folder with one folder of images per class; only source folder has one"
+    )
+    class_level: int | None = Field(
+        None,
+        ge=1,
+        description="level of the folders below path whose names are the classes; without it the first, or the second "
+        "where the first says train, test or validation",
+    )
+    copies: CopyKind = Field(
+        "near",
+        description="images that are copies of each other and never stand in two parts: near for what shows the same "
+        "in the same colours (re-encoded, resized, brighter or darker), shape for the same in whatever colours, exact "
+        "for equal pixels, none for no copies at all",
     )
     image_size: int = Field(224, ge=8, le=1024, description="side of the square images, in pixels")
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the images that the search measures on")
@@ -42,6 +57,8 @@ class DataConfig(Section):
             raise ValueError("source 'folder' needs a path here or --data DIR on the command line")
         if self.source == "digits" and self.path is not None:
             raise ValueError("source 'digits' takes no path: use source 'folder' for your own images")
+        if self.source == "digits" and self.class_level is not None:
+            raise ValueError("source 'digits' has no folders: leave class_level out")
         return self
 
 

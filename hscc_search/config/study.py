@@ -16,7 +16,8 @@ from hscc_search.errors import ConfigError
 
 # Fields that may change before a study goes on: how long it runs, how it chooses samples, and where its files lie. The
 # content of those files is compared by digests: the fingerprint of the data set and the digest of the dense network.
-_HARMLESS = ("trials", "timeout", "patience", "sampler", "start", "storage", "data.path", "model.checkpoint")
+_LOCATIONS = ("storage", "data.path", "data.class_level", "model.checkpoint")
+_HARMLESS = ("trials", "timeout", "patience", "sampler", "start", *_LOCATIONS)
 
 DEFAULT_STORAGE = "sqlite:///hscc-studies.db"
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
@@ -50,6 +51,7 @@ def open_dense(
     report: Report = silent,
     fingerprint: str | None = None,
     weights: str | None = None,
+    labels: np.ndarray | None = None,
 ) -> Opened:
     """Open the images and the dense network of a study, and train the network unless its weights are in the cache.
 
@@ -59,6 +61,7 @@ def open_dense(
         report: told of reading and training.
         fingerprint: of the images that the study was started on, None for a new study.
         weights: digest of the dense network that the study was started with, None for a new study.
+        labels: of the validation part that the study was started on, None for a new study.
 
     Raises:
         HsccError: the images or the network cannot be used, a metric names an unknown class, or the study was started
@@ -74,6 +77,11 @@ def open_dense(
         )
     config.check_classes(dataset.classes)
     parts = split(dataset, config.data.validation, config.data.test, config.data.split_seed)
+    if labels is not None and not np.array_equal(labels, parts.validation.labels):
+        raise StudyError(
+            f"study {config.name} was started on another split of these images (version 0.1.0 took images of equal "
+            "shape and other colours for copies): start a study of another name on them"
+        )
     network = _with_weights(config, dataset, parts, chosen_device, report)
     if weights not in (None, weights_digest(network)):
         raise StudyError(
@@ -133,9 +141,11 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset) -> Path:
         "model": config.model.model_dump(exclude={"checkpoint"}),
         "source": user_module_source(config.model.name),
         "training": config.training.model_dump(),
-        "data": config.data.model_dump(exclude={"path"}),
+        "data": config.data.model_dump(exclude={"path", "class_level", "copies"}),
         "fingerprint": dataset.fingerprint,
     }
+    if dataset.judgement:  # else the split is that of version 0.1.0, whose weights are still found
+        key["copies"] = dataset.judgement
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     name = config.model.name.replace(":", "-").replace("/", "-")
     return cache_folder("checkpoints") / f"{name}-{digest}.safetensors"

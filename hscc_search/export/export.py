@@ -81,7 +81,7 @@ def export(
     """
     _check_output(out)
     record = study.record
-    opened = open_dense(config, device, report, fingerprint=record.fingerprint, weights=record.dense.weights)
+    opened = open_dense(config, device, report, record.fingerprint, record.dense.weights, record.labels)
     result = _compress_again(opened, record, point, report)
     cost = _count(result, config.data.image_size)
     try:

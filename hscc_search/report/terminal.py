@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from hscc_search.errors import printable
 from hscc_search.progress import Progress, Report
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the objects that are passed in
@@ -21,9 +22,10 @@ if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the 
     from hscc_search.search.catalogue import StudyStatus
     from hscc_search.search.stored_study import Study
 
-# A pipe has no width of its own, and 80 columns would cut the front's table.
-out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
-err_console = Console(stderr=True, emoji=False)
+# A pipe has no width of its own, and 80 columns would cut the front's table. Names of classes, files and layers are
+# shown as they are: "scan [left]" is no markup and ":eye:" no emoji.
+out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False, markup=False, highlight=False)
+err_console = Console(stderr=True, emoji=False, markup=False, highlight=False)
 # Largest number of rows for trials that cannot be told apart from the front.
 _MOST_CLOSE = 8
 # Seconds between two lines of progress in a log file.
@@ -37,19 +39,20 @@ def progress_bars() -> Iterator[Report]:
         yield _log_lines()
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     tasks: dict[str, TaskID] = {}
     with Bars(*columns, console=err_console) as bars:
 
         def report(progress: Progress) -> None:
             if progress.task not in tasks:
-                tasks[progress.task] = bars.add_task(progress.task, note="")
-            bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=progress.note)
+                tasks[progress.task] = bars.add_task(printable(progress.task), note="")
+            note = printable(progress.note)
+            bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=note)
 
         yield report
 
@@ -62,7 +65,7 @@ def _log_lines() -> Report:
         if time.monotonic() - last > _LOG_SECONDS:
             last = time.monotonic()
             note = f" ({progress.note})" if progress.note else ""
-            click.echo(f"{progress.task}: {progress.done}/{progress.total}{note}", err=True)
+            click.echo(printable(f"{progress.task}: {progress.done}/{progress.total}{note}"), err=True)
 
     return report
 

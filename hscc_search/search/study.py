@@ -173,8 +173,8 @@ def join_study(
 
 def _prepare(config: StudyConfig, record: StudyRecord | None, device: str, report: Report) -> tuple[Prepared, Space]:
     """Prepare what the trials of a study share, and its space; images and network must be those of the record."""
-    started_with = {} if record is None else {"fingerprint": record.fingerprint, "weights": record.dense.weights}
-    opened = open_dense(config, device, report, **started_with)
+    started_with = () if record is None else (record.fingerprint, record.dense.weights, record.labels)
+    opened = open_dense(config, device, report, *started_with)
     prepared = prepare(opened, None if record is None else record.dense, report)
     space = space_of(config, prepared.calibration)
     for sample in config.start:

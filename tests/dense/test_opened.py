@@ -7,7 +7,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from hscc_search.data import load_dataset
+from hscc_search.data import load_dataset, split
 from hscc_search.dense.networks import DigitsCNN
 from hscc_search.dense.opened import build, checkpoint_path, open_dense
 from hscc_search.dense.weights import weights_digest
@@ -94,6 +94,14 @@ def test_weights_trained_on_other_images_are_stored_apart(study, dataset):
     assert checkpoint_path(study(), changed) != checkpoint_path(study(), dataset)
 
 
+def test_weights_trained_on_another_split_are_stored_apart(study, dataset):
+    """Copies decide on the split; those of version 0.1.0 are the ones that are judged by shape."""
+    assert dataset.judgement == ""
+    judged = dataclasses.replace(dataset, judgement="by colour")
+    assert checkpoint_path(study(), judged) != checkpoint_path(study(), dataset)
+    assert checkpoint_path(study(data__copies="exact"), dataset) == checkpoint_path(study(), dataset)
+
+
 def test_weights_of_a_changed_function_of_ones_own_are_stored_apart(study, dataset, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -124,6 +132,15 @@ def test_other_images_than_those_of_the_study_are_refused_before_training(study,
     with pytest.raises(StudyError, match="other images"):
         open_dense(study(), "cpu", fingerprint="another")
     assert not (own_cache / "checkpoints").exists()
+
+
+def test_another_split_than_that_of_the_study_is_refused_before_training(study, own_cache, dataset):
+    data = study().data
+    labels = split(dataset, data.validation, data.test, data.split_seed).validation.labels
+    with pytest.raises(StudyError, match=r"another split of these images .*another name"):
+        open_dense(study(), "cpu", labels=labels[::-1])
+    assert not (own_cache / "checkpoints").exists()
+    assert len(open_dense(study(training__epochs=1), "cpu", labels=labels).parts.validation) == len(labels)
 
 
 def test_another_dense_network_than_that_of_the_study_is_refused(study, dataset):

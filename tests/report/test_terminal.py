@@ -3,8 +3,11 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
-from hscc_search.report.terminal import counting_lines, front_table
+from hscc_search.progress import Progress
+from hscc_search.report import terminal
+from hscc_search.report.terminal import counting_lines, front_table, out_console, progress_bars
 
 
 def test_a_table_of_many_columns_fits_and_breaks_no_number(constrained):
@@ -33,3 +36,21 @@ def test_notes_on_the_counting_of_flops(study, counted, words):
     text = "".join(counting_lines(replace(study, record=record)))
     assert bool(text) == bool(words)
     assert all(part in text for part in words)
+
+
+def test_names_are_no_markup_and_no_emoji(capsys):
+    name = "scan [left] [/] [bold]x :eye: \\[y]"
+    table = Table(name, title=name, caption=name)
+    table.add_row(name)
+    out_console.print(table)
+    assert capsys.readouterr().out.count(name) == 4
+
+
+def test_a_progress_bar_shows_names_as_they_are(monkeypatch):
+    shown = Console(file=io.StringIO(), force_terminal=True, width=120, emoji=False, markup=False)
+    monkeypatch.setattr(terminal, "err_console", shown)
+    with progress_bars() as report:
+        report(Progress("exporting to [left]\n\x1b[31m\udcff", 1, 2, "writing [/] model"))
+    text = shown.file.getvalue()
+    assert r"exporting to [left]\n\x1b[31m\xff" in text
+    assert "writing [/] model" in text
