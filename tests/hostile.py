@@ -20,6 +20,7 @@ class Block(nn.Module):
     def __init__(self, width, **kwargs):
         super().__init__()
         self.layer = nn.Conv2d(width, width, **{"kernel_size": 3, "padding": 1, **kwargs})
+        nn.init.kaiming_normal_(self.layer.weight)  # answers that do not vanish behind many layers
 
     def forward(self, x):
         return self.layer(x).relu()
