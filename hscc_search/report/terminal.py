@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from hscc_search.progress import Progress, Report
+from hscc_search.progress import Notice, Progress, Report
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the objects that are passed in
     from hscc_search.comparison.summary import Estimate, Summary
@@ -47,6 +47,9 @@ def progress_bars() -> Iterator[Report]:
     with Bars(*columns, console=err_console) as bars:
 
         def report(progress: Progress) -> None:
+            if isinstance(progress, Notice):
+                err_console.print(progress.task, markup=False, highlight=False, soft_wrap=True)
+                return
             if progress.task not in tasks:
                 tasks[progress.task] = bars.add_task(progress.task, note="")
             bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=progress.note)
@@ -59,7 +62,9 @@ def _log_lines() -> Report:
 
     def report(progress: Progress) -> None:
         nonlocal last
-        if time.monotonic() - last > _LOG_SECONDS:
+        if isinstance(progress, Notice):
+            click.echo(progress.task, err=True)
+        elif time.monotonic() - last > _LOG_SECONDS:
             last = time.monotonic()
             note = f" ({progress.note})" if progress.note else ""
             click.echo(f"{progress.task}: {progress.done}/{progress.total}{note}", err=True)

@@ -1,5 +1,4 @@
 import dataclasses
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,8 +7,10 @@ import torch
 from filelock import FileLock
 
 from hscc_search.data import load_dataset
+from hscc_search.dense.cached import checkpoint_path
 from hscc_search.dense.networks import DigitsCNN
-from hscc_search.dense.opened import build, checkpoint_path, open_dense
+from hscc_search.dense.opened import open_dense
+from hscc_search.dense.start import build
 from hscc_search.dense.weights import weights_digest
 from hscc_search.errors import ConfigError, ModelError, StudyError
 
@@ -31,27 +32,31 @@ def test_images_split_and_network_belong_to_the_study(study, dataset):
     assert not opened.network.training
 
 
-def test_a_trained_network_is_taken_from_the_cache(study):
+def test_a_trained_network_is_taken_from_the_cache(study, told):
     config = study(training__epochs=1)
     first = open_dense(config, "cpu").network
-    epochs = []
-    again = open_dense(config, "cpu", epochs.append).network
-    assert epochs == []
+    opened = open_dense(config, "cpu", told)
+    again = opened.network
+    assert told.steps == []
+    assert told.lines == [
+        f"training: none: digits_cnn was trained before, and its weights are in {opened.weights_file}"
+    ]
     assert weights_digest(first) == weights_digest(again)
     assert not again.training
 
 
-def test_a_network_that_another_process_trains_is_waited_for(study, dataset):
-    config, reported = study(training__epochs=1), []
-    trained, path = open_dense(config, "cpu").network, checkpoint_path(config, dataset)
+def test_a_network_that_another_process_trains_is_waited_for(study, told):
+    config = study(training__epochs=1)
+    opened = open_dense(config, "cpu")
+    trained, path = opened.network, opened.weights_file
     aside = path.rename(path.with_suffix(".aside"))
     with ThreadPoolExecutor(1) as pool, FileLock(path.with_suffix(".lock")):
-        waiting = pool.submit(open_dense, config, "cpu", reported.append)
-        while not reported and not waiting.done():
+        waiting = pool.submit(open_dense, config, "cpu", told)
+        while not told.steps and not waiting.done():
             time.sleep(0.01)
         aside.rename(path)
     assert weights_digest(waiting.result().network) == weights_digest(trained)
-    assert [progress.note for progress in reported] == ["waiting for another process that trains it"]
+    assert [progress.note for progress in told.steps] == ["waiting for another process that trains it"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,7 @@ def test_a_network_that_another_process_trains_is_waited_for(study, dataset):
     ids=lambda change: next(iter(change)),
 )
 def test_weights_trained_otherwise_are_stored_apart(study, dataset, change):
-    assert checkpoint_path(study(**change), dataset) != checkpoint_path(study(), dataset)
+    assert checkpoint_path(study(**change), dataset, {}) != checkpoint_path(study(), dataset, {})
 
 
 @pytest.mark.parametrize(
@@ -86,36 +91,21 @@ def test_weights_trained_otherwise_are_stored_apart(study, dataset, change):
     ids=lambda change: next(iter(change)),
 )
 def test_what_does_not_train_the_network_shares_its_weights(study, dataset, change):
-    assert checkpoint_path(study(**change), dataset) == checkpoint_path(study(), dataset)
+    assert checkpoint_path(study(**change), dataset, {}) == checkpoint_path(study(), dataset, {})
 
 
 def test_weights_trained_on_other_images_are_stored_apart(study, dataset):
     changed = dataclasses.replace(dataset, fingerprint="another")
-    assert checkpoint_path(study(), changed) != checkpoint_path(study(), dataset)
+    assert checkpoint_path(study(), changed, {}) != checkpoint_path(study(), dataset, {})
 
 
-def test_weights_of_a_changed_function_of_ones_own_are_stored_apart(study, dataset, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def path_for(width):
-        monkeypatch.delitem(sys.modules, "own_changing", raising=False)
-        (tmp_path / "own_changing.py").write_text(
-            f"from torch import nn\n\n\ndef make(classes):\n    return nn.Linear({width}, classes)\n"
-        )
-        return checkpoint_path(study(model__name="own_changing:make"), dataset)
-
-    first = path_for(3)
-    assert path_for(400) != first
-    assert path_for(3) == first
-
-
-def test_a_checkpoint_replaces_training(study, own_cache, tmp_path):
+def test_a_checkpoint_replaces_training(study, own_cache, tmp_path, told):
     torch.manual_seed(3)
     own = DigitsCNN(10, 16)
     torch.save(own.state_dict(), tmp_path / "own.pt")
-    epochs = []
-    opened = open_dense(study(model__checkpoint=tmp_path / "own.pt"), "cpu", epochs.append)
-    assert epochs == []
+    opened = open_dense(study(model__checkpoint=tmp_path / "own.pt"), "cpu", told)
+    assert told.steps == []
+    assert told.lines == [f"training: none: the weights are those of checkpoint {tmp_path / 'own.pt'}"]
     assert weights_digest(opened.network) == weights_digest(own)
     assert not (own_cache / "checkpoints").exists()
 
