@@ -155,8 +155,8 @@ class _Walk:
         if _is_published(function.__module__) or id(function) in self._seen:
             return
         self._seen[id(function)] = (function, "")
-        if function.__code__.co_filename == "<string>":  # made by dataclass or namedtuple from attributes
-            return
+        if function.__name__.startswith("__") and function.__code__.co_filename == "<string>":
+            return  # made by dataclass or namedtuple from attributes
         cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
         name = _name_of(function)
         self._add(name, _text_of(function))
