@@ -69,10 +69,11 @@ def start_of(config: StudyConfig, classes: int, network: nn.Module, better_than_
     if training.when == "always":
         return Start(True, f"{epochs} from the weights of {name}, since training.when is always", repeatable)
     (other, state), (_, state_again) = (_constructed(config, classes, config.seed + added) for added in (1, 2))
-    drawn, count = _different(network, other)
+    drawn, kept = _compared(network, other)
     if drawn:
-        which = "" if drawn == count else f", of which {drawn} of {count} tensors are drawn anew"
-        return Start(True, f"{epochs} from random weights of {name}{which}", repeatable)
+        listed = f"{', '.join(kept[:2])}{' and more' if len(kept) > 2 else ''}"
+        given = f", except for {listed}, which come with it" if kept else ""
+        return Start(True, f"{epochs} from random weights of {name}{given}", repeatable)
     if not torch.equal(state, state_again):
         reason = f"{name} returns the same weights under different seeds, so they come with it"
     elif better_than_guessing():
@@ -93,13 +94,18 @@ def _constructed(config: StudyConfig, classes: int, seed: int) -> tuple[nn.Modul
         return network, torch.get_rng_state()
 
 
-def _different(one: nn.Module, other: nn.Module) -> tuple[int, int]:
-    """Count the tensors in which two networks differ, and all tensors."""
+def _compared(one: nn.Module, other: nn.Module) -> tuple[list[str], list[str]]:
+    """Name the tensors in which two networks differ, and the weights of layers in which they do not.
+
+    Vectors that are alike, such as the ones and zeros of batch norms, are in neither list.
+    """
     ours, theirs = one.state_dict(), other.state_dict()
-    same = [name for name in ours.keys() & theirs.keys() if ours[name].shape == theirs[name].shape]
-    equal = sum(torch.equal(ours[name].cpu(), theirs[name].cpu()) for name in same)
-    count = len(ours.keys() | theirs.keys())
-    return count - equal, count
+    same = {
+        name
+        for name in ours.keys() & theirs.keys()
+        if ours[name].shape == theirs[name].shape and torch.equal(ours[name].cpu(), theirs[name].cpu())
+    }
+    return sorted((ours.keys() | theirs.keys()) - same), sorted(name for name in same if ours[name].ndim > 1)
 
 
 @contextmanager

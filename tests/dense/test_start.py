@@ -99,9 +99,9 @@ def test_weights_that_come_with_a_network_are_kept_and_it_is_said(decide, functi
     ("function", "words"),
     [
         ("plain", "3 epochs from random weights of own_start:plain"),
-        ("new_head", "3 epochs from random weights of own_start:new_head, of which 2 of 4 tensors are drawn anew"),
-        ("by_numpy", "3 epochs from random weights of own_start:by_numpy, of which 1 of 4 tensors are drawn anew"),
-        ("by_random", "3 epochs from random weights of own_start:by_random, of which 1 of 4 tensors are drawn anew"),
+        ("new_head", "3 epochs from random weights of own_start:new_head, except for 2.weight, which come with it"),
+        ("by_numpy", "3 epochs from random weights of own_start:by_numpy, except for 2.weight, which come with it"),
+        ("by_random", "3 epochs from random weights of own_start:by_random, except for 2.weight, which come with it"),
     ],
 )
 def test_weights_that_are_drawn_are_trained_and_it_is_said(decide, function, words):
