@@ -108,8 +108,8 @@ def _with_weights(opened: Opened, report: Report, weights: str | None, before: M
     """Give the dense network its weights: from the checkpoint, as they come, from the cache, or trained now."""
     config, network = opened.config, opened.network
     if config.model.checkpoint is not None:
-        report(Notice(f"training: none: the weights are those of checkpoint {config.model.checkpoint}"))
         line = load_checkpoint(network, config.model.checkpoint)
+        report(Notice(f"training: none: the weights are those of checkpoint {config.model.checkpoint}"))
         if line is not None:
             report(Notice(line))
         from_checkpoint = {**opened.identity, START: "checkpoint"}
