@@ -4,15 +4,9 @@ Those of the paper's zoo that neither torchvision nor timm has, and deep ones of
 block and each connection between blocks is there, but not as often, and wide layers are narrower.
 """
 
-# ruff: noqa: E402
 import itertools
 
 import torch
-
-from hscc_search.dense.torchvision_operators import make_importable
-
-make_importable()  # before timm, which imports torchvision
-
 from timm.layers import SqueezeExcite
 from timm.models import byobnet, nasnet, vovnet
 from timm.models.inception_resnet_v2 import InceptionResnetV2

@@ -26,13 +26,13 @@ from hscc_search.report.terminal import progress_bars
 def train(study: str, data: Path | None, device: str) -> None:
     """Train the dense network of STUDY, a file or a name, and keep it in the cache.
 
-    `run` does this too where the network is not in the cache.
+    `run` does this too where the network is not in the cache. Weights that come with a network are kept as they are.
     """
     config = StudyConfig.from_file(study, data__path=absolute(data))
     if config.model.checkpoint is not None:
         say(f"study {config.name} names the checkpoint {config.model.checkpoint}: there is nothing to train")
         return
-    from hscc_search.dense.opened import checkpoint_path, open_dense
+    from hscc_search.dense.opened import open_dense
     from hscc_search.evaluation.predictions import predict
 
     with progress_bars() as report:
@@ -41,7 +41,8 @@ def train(study: str, data: Path | None, device: str) -> None:
     scores = predict(opened.network, validation, config.data, opened.device)
     accuracy = float((scores.argmax(axis=1) == validation.labels).mean())
     say(f"dense {config.model.name}: accuracy {accuracy:.4f} on {len(validation)} validation images")
-    say(f"checkpoint: {checkpoint_path(config, opened.dataset)}")
+    if opened.weights_file is not None:
+        say(f"checkpoint: {opened.weights_file}")
     say(f"next: hscc-search run {study}{f' --data {data}' if data else ''}")
 
 

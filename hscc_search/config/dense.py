@@ -79,7 +79,12 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """The training of the dense network: SGD with Nesterov momentum under a one-cycle schedule."""
 
-    epochs: int = Field(45, ge=1, description="passes over the train part")
+    epochs: int = Field(45, ge=0, description="passes over the train part; 0 takes the weights as they come")
+    when: Literal["auto", "always"] = Field(
+        "auto",
+        description="auto keeps the weights that the network of your own function comes with: those that it returns "
+        "under different seeds alike; always trains from there. A checkpoint is never trained further",
+    )
     batch_size: int = Field(64, ge=2, description="images per step, also when fine-tuning")
     learning_rate: float = Field(0.005, gt=0, description="highest learning rate of the schedule")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; 0 is plain SGD")

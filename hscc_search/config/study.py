@@ -111,6 +111,25 @@ class StudyConfig(Section):
         except ValidationError as error:
             raise ConfigError(f"{origin}: {explain(error, cls)}") from error
 
+    @classmethod
+    def from_stored(cls, tree: dict[str, Any], origin: str) -> "StudyConfig":
+        """Check a tree that :meth:`stored` gave, in this version or an earlier one.
+
+        0.1.0 had no ``training.when`` and always trained the network of a user's own function.
+
+        Raises:
+            ConfigError: as :meth:`from_tree`.
+        """
+        training = {"when": "always", **tree.get("training", {})}
+        return cls.from_tree({**tree, "training": training}, origin)
+
+    def as_started(self, before: "StudyConfig") -> "StudyConfig":
+        """The same study, with ``training.when`` as it was started where its file does not say it."""
+        if "when" in self.training.model_fields_set:
+            return self
+        training = self.training.model_copy(update={"when": before.training.when})
+        return self.model_copy(update={"training": training})
+
     def with_paths(self, data: Path | None, checkpoint: Path | None) -> "StudyConfig":
         """The same study with its images or its checkpoint under another path; None leaves a path as it is.
 

@@ -2,14 +2,15 @@
 
 import difflib
 import importlib
-import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
+from hscc_search.dense.checked import check_network
 from hscc_search.dense.torchvision_operators import make_importable
 from hscc_search.errors import ModelError, one_line
 
@@ -55,22 +56,27 @@ def build_network(name: str, classes: int, image_size: int, weights: str | None 
             layer then gives ``classes`` outputs.
 
     Raises:
-        ModelError: there is no such network, function or weights, it cannot be built, or it cannot take such images.
+        ModelError: there is no such network, function or weights, it cannot be built, it cannot take such images, or
+            :func:`hscc_search.dense.checked.check_network` refuses it.
     """
-    network = _build(name, classes, image_size, weights).eval()
-    try:
-        with torch.no_grad():
-            output = network(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:  # whatever a network raises
-        message = f"{name} cannot take images of {image_size} x {image_size} pixels: {one_line(error, with_type=True)}"
-        raise ModelError(message) from error
-    if not isinstance(output, torch.Tensor) or output.shape != (1, classes):
-        returned = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ModelError(f"{name} must return scores of shape (images, {classes}), not {returned} for one image")
+    network = construct(name, classes, image_size, weights).eval()
+    check_network(network, _different_images(image_size), name, classes)
     return network
 
 
-def _build(name: str, classes: int, image_size: int, weights: str | None) -> nn.Module:
+def _different_images(side: int) -> torch.Tensor:
+    """Two images of random content that have little in common: float32, shape (2, 3, side, side)."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = functional.interpolate(torch.randn(2, 3, 4, 4, generator=generator), size=side, mode="bilinear")
+    return coarse + 0.5 * torch.randn(2, 3, side, side, generator=generator)
+
+
+def construct(name: str, classes: int, image_size: int, weights: str | None = None) -> nn.Module:
+    """Construct a network as :func:`build_network` does, without running it on an image.
+
+    Raises:
+        ModelError: as :func:`build_network`.
+    """
     if weights is not None and (":" in name or name == "digits_cnn"):
         raise ModelError(f"model.weights is for torchvision and timm networks, not for {name}: use model.checkpoint")
     if name == "digits_cnn":
@@ -135,6 +141,7 @@ def _build_by_function(name: str, classes: int) -> nn.Module:
     if folder not in sys.path:
         sys.path.insert(0, folder)  # a console script does not search the working folder
     try:
+        make_importable()  # before code that may import torchvision, or timm, which does
         function = getattr(importlib.import_module(module_name), function_name)
         network = function(classes)
     except Exception as error:  # whatever the user's code raises
@@ -164,17 +171,6 @@ def _replace_last_layer(network: nn.Module, classes: int) -> None:
         setattr(parent, child, nn.Linear(last.in_features, classes))
     else:
         setattr(parent, child, nn.Conv2d(last.in_channels, classes, kernel_size=1))
-
-
-def user_module_source(name: str) -> str | None:
-    """Read the source text of the module that a name ``module:function`` refers to; None for other names.
-
-    It is part of the key of cached weights, which do not fit a network whose code has changed.
-    """
-    if ":" not in name:
-        return None
-    module_name, _, _ = name.partition(":")
-    return inspect.getsource(importlib.import_module(module_name))
 
 
 def kaiming_initialise(network: nn.Module) -> None:

@@ -1,21 +1,30 @@
 """Train the dense network, once: the user's cache folder holds finished weights and the state after each epoch."""
 
+import contextlib
+import hashlib
+import io
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import nn
 
 from hscc_search.config import StudyConfig
 from hscc_search.data import Parts
 from hscc_search.dense.epochs import Descent, label_loss, run_epoch, start_descent
+from hscc_search.dense.weights import save_weights
+from hscc_search.errors import ConfigError, ModelError, one_line
 from hscc_search.evaluation.predictions import predict
 from hscc_search.files import written_whole
-from hscc_search.progress import Progress, Report, silent
+from hscc_search.progress import Notice, Progress, Report, silent
 
 # Largest share of the time that goes into writing the state of an unfinished training.
 _WRITING_SHARE = 0.05
+# Bytes of the digest that ends the file of an unfinished training.
+_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def train(
@@ -29,41 +38,76 @@ def train(
     """Train on the train part and write the weights to ``path``, continuing after the last epoch that was written.
 
     The state is written after each epoch, or less often where that would take more than a twentieth of the time, as
-    on a GPU.
+    on a GPU. Where it is damaged, the training begins anew, which gives the same weights.
 
     Args:
-        network: changed in place and left in evaluation mode.
+        network: changed in place, left in evaluation mode.
         config: of the study.
         parts: train part to learn from, validation part to report on.
         path: of the safetensors file; the unfinished state lies beside it.
         device: where to train.
         report: told after each epoch.
+
+    Raises:
+        ModelError: the training diverged, or the weights cannot be written.
     """
     training = config.training
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    descent = start_descent(network, config, parts.train, training.learning_rate, training.epochs, device)
     unfinished = path.with_suffix(".unfinished")
-    finished_epochs = _restore(descent, unfinished, device) if unfinished.exists() else 0
+
+    def begin() -> Descent:
+        return start_descent(network, config, parts.train, training.learning_rate, training.epochs, device)
+
+    descent, finished_epochs = _resume(begin, unfinished, device, report)
     last_written, writing_seconds = time.monotonic(), 0.0
     for epoch in range(finished_epochs, training.epochs):
         loss = run_epoch(descent, epoch, label_loss(config))
+        if not math.isfinite(loss):
+            raise ModelError(f"the training diverged in epoch {epoch + 1} (loss {loss}): lower training.learning_rate")
         start = time.monotonic()
         if (start - last_written) * _WRITING_SHARE >= writing_seconds:
-            _write_state(descent, epoch + 1, unfinished)
+            # Without room for it the training goes on, and could not be continued.
+            with contextlib.suppress(OSError, RuntimeError, ConfigError):
+                _write_state(descent, epoch + 1, unfinished)
             last_written = time.monotonic()
             writing_seconds = last_written - start
         right = predict(network, parts.validation, config.data, device).argmax(1) == parts.validation.labels
         note = f"loss {loss:.3f}, validation accuracy {right.mean():.3f}"
         report(Progress("training the dense network", epoch + 1, training.epochs, note))
-    network.eval()
-    with written_whole(path) as temporary:
-        save_file({key: value.contiguous() for key, value in network.state_dict().items()}, temporary)
-    unfinished.unlink(missing_ok=True)
+    _write_weights(network.eval(), path)
+    with contextlib.suppress(OSError):
+        unfinished.unlink(missing_ok=True)
+
+
+def _resume(
+    begin: Callable[[], Descent], unfinished: Path, device: torch.device, report: Report
+) -> tuple[Descent, int]:
+    """Begin the training, or continue it where its state was written; also give the number of finished epochs."""
+    descent = begin()
+    if not unfinished.exists():
+        return descent, 0
+    initial = {name: value.clone() for name, value in descent.network.state_dict().items()}
+    try:
+        return descent, _restore(descent, unfinished, device)
+    except Exception as error:  # a damaged file makes the reader raise nearly anything
+        reason = one_line(error, with_type=True)
+        report(Notice(f"training: begins anew, since the unfinished one in {unfinished} is damaged ({reason})"))
+        descent.network.load_state_dict(initial)
+        return begin(), 0
 
 
 def _restore(descent: Descent, path: Path, device: torch.device) -> int:
-    """Read what :func:`_write_state` wrote, and return the number of finished epochs."""
-    state = torch.load(path, map_location=device, weights_only=True)
+    """Read what :func:`_write_state` wrote, and return the number of finished epochs.
+
+    Raises:
+        ValueError: the file is not what was written.
+        Exception: it was written by another version of torch, whatever that makes its readers raise.
+    """
+    content = path.read_bytes()
+    content, digest = content[:-_DIGEST_SIZE], content[-_DIGEST_SIZE:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("its content has changed since it was written")
+    state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     descent.network.load_state_dict(state["network"])
     descent.optimizer.load_state_dict(state["optimizer"])
     descent.schedule.load_state_dict(state["schedule"])
@@ -71,6 +115,7 @@ def _restore(descent: Descent, path: Path, device: torch.device) -> int:
 
 
 def _write_state(descent: Descent, epochs: int, path: Path) -> None:
+    """Write all that a training needs to go on, and a digest behind it."""
     state = {
         "network": descent.network.state_dict(),
         "optimizer": descent.optimizer.state_dict(),
@@ -79,3 +124,15 @@ def _write_state(descent: Descent, epochs: int, path: Path) -> None:
     }
     with written_whole(path) as temporary:
         torch.save(state, temporary)
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").digest()
+        with temporary.open("ab") as file:
+            file.write(digest)
+
+
+def _write_weights(network: nn.Module, path: Path) -> None:
+    try:
+        with written_whole(path) as temporary:
+            save_weights(network.state_dict(), temporary)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"cannot write the trained weights to {path} ({one_line(error)}): set HSCC_CACHE") from error

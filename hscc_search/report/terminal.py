@@ -15,7 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from hscc_search.errors import printable
-from hscc_search.progress import Progress, Report
+from hscc_search.progress import Notice, Progress, Report
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the objects that are passed in
     from hscc_search.comparison.summary import Estimate, Summary
@@ -49,6 +49,9 @@ def progress_bars() -> Iterator[Report]:
     with Bars(*columns, console=err_console) as bars:
 
         def report(progress: Progress) -> None:
+            if isinstance(progress, Notice):
+                err_console.print(progress.task, markup=False, highlight=False, soft_wrap=True)
+                return
             if progress.task not in tasks:
                 tasks[progress.task] = bars.add_task(printable(progress.task), note="")
             note = printable(progress.note)
@@ -62,7 +65,9 @@ def _log_lines() -> Report:
 
     def report(progress: Progress) -> None:
         nonlocal last
-        if time.monotonic() - last > _LOG_SECONDS:
+        if isinstance(progress, Notice):
+            click.echo(progress.task, err=True)
+        elif time.monotonic() - last > _LOG_SECONDS:
             last = time.monotonic()
             note = f" ({progress.note})" if progress.note else ""
             click.echo(printable(f"{progress.task}: {progress.done}/{progress.total}{note}"), err=True)

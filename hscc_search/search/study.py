@@ -113,6 +113,7 @@ def start_study(config: StudyConfig, device: str = "auto", report: Report = sile
     study = find_study(storage, config.name) if storage is not None else None
     record = read_record(study) if study is not None else None
     if record is not None:
+        config = config.as_started(record.config)
         differences = config.differences(record.config)
         if differences:
             raise StudyError(
@@ -173,8 +174,18 @@ def join_study(
 
 def _prepare(config: StudyConfig, record: StudyRecord | None, device: str, report: Report) -> tuple[Prepared, Space]:
     """Prepare what the trials of a study share, and its space; images and network must be those of the record."""
-    started_with = () if record is None else (record.fingerprint, record.dense.weights, record.labels)
-    opened = open_dense(config, device, report, *started_with)
+    if record is None:
+        opened = open_dense(config, device, report)
+    else:
+        opened = open_dense(
+            config,
+            device,
+            report,
+            fingerprint=record.fingerprint,
+            weights=record.dense.weights,
+            network=record.dense.network,
+            labels=record.labels,
+        )
     prepared = prepare(opened, None if record is None else record.dense, report)
     space = space_of(config, prepared.calibration)
     for sample in config.start:
@@ -193,6 +204,7 @@ def _create(prepared: Prepared, storage: BaseStorage) -> optuna.Study:
             measured=measure(opened, opened.network, prepared.dense_cost, prepared.dense_latency),
             cost=prepared.dense_cost,
             weights=weights_digest(opened.network),
+            network=opened.identity,
         ),
         versions=versions(),
     )

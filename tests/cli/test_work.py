@@ -39,3 +39,19 @@ def test_train_has_nothing_to_do_where_there_is_a_checkpoint(study_file):
     told = CliRunner().invoke(commands, ["train", str(study_file)], catch_exceptions=False).output
     assert "weights.pt: there is nothing to train" in told
     assert not (study_file.parent / "cache").exists()
+
+
+def test_train_keeps_the_weights_that_a_network_comes_with_and_says_so(study_file, monkeypatch):
+    (study_file.parent / "own_given.py").write_text(
+        "from torch import nn\n\n\ndef make(classes):\n    layer = nn.Linear(768, classes)\n"
+        "    nn.init.eye_(layer.weight), nn.init.zeros_(layer.bias)\n    return nn.Sequential(nn.Flatten(), layer)\n"
+    )
+    monkeypatch.syspath_prepend(study_file.parent)
+    tree = yaml.safe_load(study_file.read_text())
+    tree["model"]["name"] = "own_given:make"
+    study_file.write_text(yaml.safe_dump(tree))
+    done = CliRunner().invoke(commands, ["train", str(study_file), "--device", "cpu"], catch_exceptions=False)
+    assert done.stderr.startswith("training: none: own_given:make returns the same weights under different seeds")
+    accuracy_line, next_line = done.stdout.splitlines()
+    assert accuracy_line.startswith("dense own_given:make: accuracy 0.")
+    assert next_line.startswith("next: ")

@@ -367,3 +367,15 @@ def test_a_checkpoint_belongs_to_one_split(config, tmp_path):
     with pytest.raises(ConfigError, match="a checkpoint belongs to one split"):
         comparing.compare(own, [3.0], ["hscc"], [0, 1], 0, tmp_path / "out", "cpu")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_a_network_comes_with_belong_to_one_split(config, tmp_path, monkeypatch):
+    (tmp_path / "own_given.py").write_text(
+        "from torch import nn\n\n\ndef make(classes):\n    layer = nn.Linear(768, classes)\n"
+        "    nn.init.eye_(layer.weight), nn.init.zeros_(layer.bias)\n    return nn.Sequential(nn.Flatten(), layer)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = config.model_copy(update={"model": config.model.model_copy(update={"name": "own_given:make"})})
+    with pytest.raises(ConfigError, match=r"own_given:make comes with belong to one split: give one seed"):
+        comparing.compare(own, [3.0], ["hscc"], [0, 1], 0, tmp_path / "out", "cpu")
+    assert not list((tmp_path / "out" / "rows").iterdir())

@@ -172,9 +172,10 @@ def test_differences_name_key_old_and_new_value(study_file):
 
 @pytest.mark.parametrize("tree", STORED.values(), ids=STORED)
 def test_a_study_of_the_version_before_reads_as_what_it_is(tree):
-    config = StudyConfig.from_tree(tree, "storage")
+    config = StudyConfig.from_stored(tree, "storage")
     assert with_keys_of(tree, config.stored()) == tree
     assert (config.data.copies, config.data.class_level) == ("near", None)
+    assert config.training.when == "always"  # as 0.1.0 did
 
 
 def with_keys_of(before, tree):
@@ -189,7 +190,16 @@ def with_keys_of(before, tree):
 def test_the_shipped_studies_go_on_where_the_version_before_began_them(monkeypatch):
     monkeypatch.setenv("BRAIN_TUMOR_MRI", "/images")
     for name in ("digits", "brain_tumor_alexnet"):
-        assert StudyConfig.from_file(name).differences(StudyConfig.from_tree(STORED[name], "storage")) == []
+        before = StudyConfig.from_stored(STORED[name], "storage")
+        assert StudyConfig.from_file(name).as_started(before).differences(before) == []
+
+
+def test_what_trains_the_network_of_a_study_stays_unless_its_file_says_something_else(study_file):
+    before = StudyConfig.from_file(study_file(), training__when="always")
+    silent, said = StudyConfig.from_file(study_file()), StudyConfig.from_file(study_file({"training.when": "auto"}))
+    assert silent.as_started(before).training.when == "always"
+    assert silent.as_started(before).differences(before) == []
+    assert said.as_started(before).differences(before) == ["training.when: always -> auto"]
 
 
 def test_a_stored_study_reads_back_equal(study_file):

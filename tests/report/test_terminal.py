@@ -5,9 +5,24 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from hscc_search.progress import Progress
+from hscc_search.progress import Notice, Progress
 from hscc_search.report import terminal
 from hscc_search.report.terminal import counting_lines, front_table, out_console, progress_bars
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_notice_is_shown_at_once_and_as_it_is(monkeypatch, capsys, on_terminal):
+    line = f"training: none: [brackets] stay {'and long lines, too' * 9}"
+    shown = io.StringIO()
+    if on_terminal:
+        monkeypatch.setattr(
+            terminal, "err_console", Console(file=shown, force_terminal=True, width=80, color_system=None)
+        )
+    with progress_bars() as report:
+        report(Progress("reading", 1, 2))
+        report(Notice(line))
+    lines = (shown.getvalue() if on_terminal else capsys.readouterr().err).splitlines()
+    assert sum(shown_line.removeprefix("\x1b[2K") == line for shown_line in lines) == 1
 
 
 def test_a_table_of_many_columns_fits_and_breaks_no_number(constrained):
