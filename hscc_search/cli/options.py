@@ -1,10 +1,13 @@
 """Options that several commands share, and functions that read their values."""
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
-from hscc_search.config import DEFAULT_STORAGE
+from hscc_search.config import DEFAULT_STORAGE, StudyConfig
+from hscc_search.dense.names import check_network_name
 
 storage_option = click.option(
     "--storage",
@@ -15,10 +18,18 @@ storage_option = click.option(
     help="Database of the studies, as a SQLAlchemy URL.",
 )
 
+group_storage_option = click.option(
+    "--storage",
+    metavar="URL",
+    type=str,
+    default=lambda: click.get_current_context().find_object(str),
+    help="Database of the studies, where it is not named before the command.",
+)
+
 workers_option = click.option(
     "--workers",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1024),
     default=1,
     show_default=True,
     help="Number of processes of this machine that share the trials.",
@@ -68,6 +79,23 @@ def absolute(path: Path | None) -> Path | None:
     return path.absolute() if path is not None else None
 
 
+def read_config(study: str, **overrides: Any) -> StudyConfig:
+    """Read a study file, and check the name of its network before torch and all the rest is imported.
+
+    Raises:
+        ConfigError: as :meth:`StudyConfig.from_file`.
+        ModelError: there is no such network.
+    """
+    config = StudyConfig.from_file(study, **overrides)
+    check_network_name(config.model.name)
+    return config
+
+
+def command_line(*words: object) -> str:
+    """A command as it can be pasted into a shell."""
+    return shlex.join(map(str, words))
+
+
 def integers(option: str, text: str) -> list[int]:
     """Read an option such as ``0,1,2``."""
     try:
@@ -84,8 +112,8 @@ def decimals(option: str, text: str) -> list[float]:
         raise click.BadParameter(f"{text!r} must be numbers with commas between", param_hint=option) from error
 
 
-def naming_storage(storage: str) -> str:
-    """The option with which the next command finds the same storage; empty for the default storage."""
+def naming_storage(storage: str) -> tuple[str, ...]:
+    """The option with which the next command finds the same storage; nothing for the default storage."""
     from hscc_search.storage import without_password
 
-    return "" if storage == DEFAULT_STORAGE else f" --storage {without_password(storage)}"
+    return () if storage == DEFAULT_STORAGE else ("--storage", without_password(storage))

@@ -7,15 +7,16 @@ import click
 from hscc_search.cli.options import (
     absolute,
     checkpoint_option,
+    command_line,
     data_option,
     device_option,
     naming_storage,
+    read_config,
     storage_option,
     timeout_option,
     workers_option,
 )
 from hscc_search.cli.printing import Watch, quiet_optuna, say, show_front
-from hscc_search.config import StudyConfig
 from hscc_search.report.terminal import progress_bars
 
 
@@ -28,7 +29,7 @@ def train(study: str, data: Path | None, device: str) -> None:
 
     `run` does this too where the network is not in the cache.
     """
-    config = StudyConfig.from_file(study, data__path=absolute(data))
+    config = read_config(study, data__path=absolute(data))
     if config.model.checkpoint is not None:
         say(f"study {config.name} names the checkpoint {config.model.checkpoint}: there is nothing to train")
         return
@@ -42,7 +43,8 @@ def train(study: str, data: Path | None, device: str) -> None:
     accuracy = float((scores.argmax(axis=1) == validation.labels).mean())
     say(f"dense {config.model.name}: accuracy {accuracy:.4f} on {len(validation)} validation images")
     say(f"checkpoint: {checkpoint_path(config, opened.dataset)}")
-    say(f"next: hscc-search run {study}{f' --data {data}' if data else ''}")
+    option = ("--data", data) if data is not None else ()
+    say(f"next: {command_line('hscc-search', 'run', study, *option)}")
 
 
 @click.command()
@@ -75,7 +77,7 @@ def run(
     device: str,
 ) -> None:
     """Start STUDY, a file or a name, or continue it until it has all its trials."""
-    config = StudyConfig.from_file(
+    config = read_config(
         study,
         storage=storage,
         trials=trials,
@@ -95,7 +97,8 @@ def run(
         f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted{_nothing_to_do(watch)}; "
         f"stored in {without_password(config.storage)}"
     )
-    say(f"next: hscc-search front {config.name}{naming_storage(config.storage)} --html front.html")
+    storage_named = naming_storage(config.storage)
+    say(f"next: {command_line('hscc-search', 'front', config.name, *storage_named, '--html', 'front.html')}")
 
 
 @click.command()
