@@ -94,7 +94,7 @@ def run(
         result = run_study(config, device, watch, workers)
     show_front(result)
     say(
-        f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted{_nothing_to_do(watch)}; "
+        f"study {config.name}: {_how_far(len(result.points), config.trials, watch)}; "
         f"stored in {without_password(config.storage)}"
     )
     storage_named = naming_storage(config.storage)
@@ -128,8 +128,7 @@ def worker(
     with progress_bars() as report:
         watch = Watch(report)
         study = work_on(storage, study_name, absolute(data), absolute(checkpoint), device, watch, workers, timeout)
-    finished, wanted = len(study.points), study.config.trials
-    say(f"study {study_name}: {finished} trials finished, {wanted} wanted{_nothing_to_do(watch)}")
+    say(f"study {study_name}: {_how_far(len(study.points), study.config.trials, watch)}")
 
 
 @click.command()
@@ -146,5 +145,7 @@ def proxy(storage: str, host: str, port: int) -> None:
     serve_proxy(storage, host, port, lambda address: click.echo(f"proxy: {address} (Ctrl-C ends it)"))
 
 
-def _nothing_to_do(watch: Watch) -> str:
-    return ", so there is nothing to do" if watch.idle else ""
+def _how_far(finished: int, wanted: int, watch: Watch) -> str:
+    """Say how many trials a study has, and why it ended where that is fewer than it wants."""
+    reason = watch.note if finished < wanted else "so there is nothing to do" if watch.idle else ""
+    return f"{finished} trials finished, {wanted} wanted{', ' if reason else ''}{reason}"

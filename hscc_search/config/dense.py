@@ -75,8 +75,17 @@ class TrainingConfig(Section):
     flip: bool = Field(True, description="mirror half of the images left to right")
     affine: bool = Field(True, description="turn by up to 15 degrees, shift by up to 10 %, scale by 0.85 to 1.15")
     mixup: float = Field(
-        0.0, ge=0, le=1000, description="both parameters of the Beta distribution that mixes two images; 0 mixes none"
+        0.0,
+        ge=0,
+        le=1000,
+        description="both parameters of the Beta distribution that mixes two images, 0.001 or more; 0 mixes none",
     )
+
+    @model_validator(mode="after")
+    def _mixup_that_can_be_drawn(self) -> "TrainingConfig":
+        if 0 < self.mixup < 0.001:
+            raise ValueError(f"mixup {self.mixup:g} is neither 0 nor 0.001 or more")
+        return self
 
 
 class FinetuningConfig(Section):

@@ -101,6 +101,12 @@ class StudyConfig(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _images_fit_the_small_network(self) -> "StudyConfig":
+        if self.model.name == "digits_cnn" and self.data.image_size % 4:
+            raise ValueError(f"data.image_size: digits_cnn takes a multiple of 4, not {self.data.image_size}")
+        return self
+
     @classmethod
     def from_file(cls, study: str | Path, **overrides: Any) -> "StudyConfig":
         """Read a study file.

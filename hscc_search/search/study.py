@@ -18,7 +18,7 @@ from hscc_search.pareto.objectives import objectives_of
 from hscc_search.progress import Report, silent
 from hscc_search.search.propose import directions_of
 from hscc_search.search.record import DenseRecord, StudyRecord, versions
-from hscc_search.search.space import Space, space_of
+from hscc_search.search.space import Space, check_space, space_of
 from hscc_search.search.stored_study import (
     Study,
     find_study,
@@ -173,12 +173,12 @@ def join_study(
 
 def _prepare(config: StudyConfig, record: StudyRecord | None, device: str, report: Report) -> tuple[Prepared, Space]:
     """Prepare what the trials of a study share, and its space; images and network must be those of the record."""
+    check_space(config)
     started_with = {} if record is None else {"fingerprint": record.fingerprint, "weights": record.dense.weights}
     opened = open_dense(config, device, report, **started_with)
     prepared = prepare(opened, None if record is None else record.dense, report)
     space = space_of(config, prepared.calibration)
-    for sample in config.start:
-        space.checked(sample)
+    space.check()
     return prepared, space
 
 

@@ -18,11 +18,13 @@ from hscc_search.search.workers.ledger import Ledger
 _FAILURES_IN_A_ROW = 5
 # Seconds between two looks at what other workers have finished.
 LOOK_SECONDS = 0.3
+# Why a study ends whose space holds fewer samples than the study wants trials.
+NOTHING_LEFT = "nothing is left to try, since every sample of the space was tried"
 
 
 def work(
     ledger: Ledger, prepared: Prepared, report: Report = silent, keep_on: Callable[[], bool] = lambda: True
-) -> None:
+) -> str:
     """Work on a study until all its trials are finished, by this worker or by others.
 
     Ctrl-C hands the current trial back.
@@ -33,6 +35,10 @@ def work(
         report: told of each trial.
         keep_on: asked before each trial; False ends the work.
 
+    Returns:
+        Why the work ended before all trials were finished, which is reported as well; empty where they are finished
+        or nobody asks for more.
+
     Raises:
         StudyError: several trials of this worker in a row fail.
     """
@@ -40,20 +46,20 @@ def work(
     began = time.monotonic()
     failed_in_a_row = 0
 
-    def tell(note: str = "") -> None:
+    def tell(note: str = "") -> str:
         report(Progress("searching", ledger.finished, config.trials, note))
+        return note
 
     tell()
     while keep_on():
         if config.timeout is not None and time.monotonic() - began > config.timeout:
-            return
+            return tell("the time is over")
         if config.patience is not None and stagnant(ledger.as_it_stands().hypervolumes(), config.patience):
-            tell("the hypervolume no longer grows")
-            return
+            return tell("the hypervolume no longer grows")
         trial = ledger.claim(config.trials, _chooser(ledger, prepared))
         if trial is None:
             if all(claimed.state.is_finished() for claimed in ledger.trials()):
-                return
+                return "" if ledger.finished >= config.trials else tell(NOTHING_LEFT)
             time.sleep(LOOK_SECONDS)  # another worker may fail its trial or hand it back
             continue
         result = _measure_and_store(ledger, prepared, trial)
@@ -67,6 +73,7 @@ def work(
         tell(f"trial {trial.number} failed: {result}")
         if failed_in_a_row == _FAILURES_IN_A_ROW:
             raise StudyError(f"{failed_in_a_row} trials in a row failed, the last one because {result}")
+    return ""
 
 
 def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried]], Proposal | None]:
