@@ -67,6 +67,14 @@ def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path, creat
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + "/studies.db", "/".join(["x" * 200] * 30), "a\0b"])
+@pytest.mark.parametrize("create", [True, False])
+def test_a_path_that_no_file_can_have_is_refused(path, create, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message_of(f"sqlite:///{path}", create).startswith("cannot use storage sqlite:///")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_is_no_database(tmp_path):
     assert str(tmp_path) in message_of(f"sqlite:///{tmp_path}")
 

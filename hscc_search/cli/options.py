@@ -1,5 +1,6 @@
 """Options that several commands share, and functions that read their values."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import click
 
 from hscc_search.config import DEFAULT_STORAGE, StudyConfig
 from hscc_search.dense.names import check_network_name
+from hscc_search.errors import quoted
 
 storage_option = click.option(
     "--storage",
@@ -97,19 +99,35 @@ def command_line(*words: object) -> str:
 
 
 def integers(option: str, text: str) -> list[int]:
-    """Read an option such as ``0,1,2``."""
+    """Read an option of seeds such as ``0,1,2``.
+
+    Raises:
+        click.BadParameter: one is no whole number from 0 to 2**32 - 1.
+    """
     try:
-        return [int(number) for number in text.split(",")]
+        numbers = [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} must be whole numbers with commas between", param_hint=option) from error
+        raise click.BadParameter(
+            f"{quoted(text)} must be whole numbers with commas between", param_hint=option
+        ) from error
+    if not all(0 <= number < 2**32 for number in numbers):
+        raise click.BadParameter(f"{quoted(text)} must be 0 or more and below 2**32", param_hint=option)
+    return numbers
 
 
 def decimals(option: str, text: str) -> list[float]:
-    """Read an option such as ``3,4.5``."""
+    """Read an option such as ``3,4.5``.
+
+    Raises:
+        click.BadParameter: one is no number, or is not finite.
+    """
     try:
-        return [float(number) for number in text.split(",")]
+        numbers = [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} must be numbers with commas between", param_hint=option) from error
+        raise click.BadParameter(f"{quoted(text)} must be numbers with commas between", param_hint=option) from error
+    if not all(map(math.isfinite, numbers)):
+        raise click.BadParameter(f"{quoted(text)} must be finite numbers", param_hint=option)
+    return numbers
 
 
 def naming_storage(storage: str) -> tuple[str, ...]:

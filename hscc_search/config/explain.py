@@ -26,7 +26,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{key}: missing: it has no default"
     if first["type"] == "value_error":  # raised by a section's own check, whose message names the value
-        return f"{key}: {message}"
+        return f"{key}: {message}" if first["loc"] else message
     if first["type"] == "invalid_key":
         return f"{quoted(first['input'])} is not allowed as a key: keys are texts"
     if first["type"] == "model_type":

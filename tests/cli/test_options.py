@@ -27,6 +27,19 @@ def test_whole_numbers_have_no_fraction():
         integers("--seeds", "0.5")
 
 
+@pytest.mark.parametrize("text", ["nan", "3,inf", "1e400"])
+def test_numbers_are_finite(text):
+    with pytest.raises(click.BadParameter, match="finite"):
+        decimals("--some", text)
+
+
+@pytest.mark.parametrize("text", ["-1", "0,4294967296", "1" + "0" * 4000])
+def test_seeds_are_those_of_a_study_file(text):
+    with pytest.raises(click.BadParameter, match="below"):
+        integers("--some", text)
+    assert integers("--some", "4294967295") == [2**32 - 1]
+
+
 def test_a_next_command_names_a_storage_that_is_not_the_default_and_no_password():
     assert naming_storage(DEFAULT_STORAGE) == ()
     assert naming_storage("sqlite:///my.db") == ("--storage", "sqlite:///my.db")

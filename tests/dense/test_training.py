@@ -7,6 +7,7 @@ from hscc_search.data import load_dataset
 from hscc_search.dense.opened import build, checkpoint_path, open_dense
 from hscc_search.dense.training import train
 from hscc_search.dense.weights import weights_digest
+from hscc_search.errors import ModelError
 from hscc_search.evaluation.predictions import predict
 
 CPU = torch.device("cpu")
@@ -64,6 +65,15 @@ def test_training_teaches_the_digits_and_reports_on_each_epoch(plain_study):
     assert accuracy > 0.7
     assert [(step.done, step.total) for step in steps] == [(epoch, 6) for epoch in range(1, 7)]
     assert f"validation accuracy {accuracy:.3f}" in steps[-1].note
+
+
+@pytest.mark.parametrize("change", [{"training__learning_rate": 100.0}, {"data__std": [0.0001] * 3}])
+def test_a_training_that_diverges_ends_with_its_epoch(study, change):
+    epochs = []
+    config = study(training__epochs=40, **change)
+    with pytest.raises(ModelError, match=r"the network diverged in epoch \d \(loss (nan|inf)\): lower the learning"):
+        open_dense(config, "cpu", lambda progress: epochs.append(progress.done))
+    assert len(epochs) < 9
 
 
 def test_a_part_that_is_smaller_than_a_batch_trains_too(study, tmp_path):
