@@ -254,6 +254,11 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
 def _check_sqlite_file(url: URL) -> None:
     if not url.database or url.database == ":memory:":
         raise StorageError("storage sqlite:// without a file forgets everything: use sqlite:///studies.db")
-    folder = Path(url.database).parent
+    if url.database.startswith("file:"):
+        raise StorageError(f"storage {without_password(str(url))} is an URI within an URL: use sqlite:///studies.db")
+    path = Path(url.database)
+    if path.exists() and not path.is_file():
+        raise StorageError(f"cannot use storage {without_password(str(url))}: {path.absolute()} is no file")
+    folder = path.parent
     if not folder.is_dir():
         raise StorageError(f"cannot use storage {without_password(str(url))}: there is no folder {folder.absolute()}")

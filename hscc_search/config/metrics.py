@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from hscc_search.config.section import Section
+from hscc_search.errors import quoted
 
 COSTS = ("flops", "macs", "parameters", "megabytes", "latency")
 METRICS = (*COSTS, "accuracy", "macro_f1")
@@ -14,7 +15,7 @@ METRICS = (*COSTS, "accuracy", "macro_f1")
 def _check_metric(name: str) -> str:
     if name in METRICS or re.fullmatch(r"recall:.+", name):
         return name
-    raise ValueError(f"there is no metric {name!r}: use {', '.join(METRICS)} or recall:CLASS")
+    raise ValueError(f"there is no metric {quoted(name)}: use {', '.join(METRICS)} or recall:CLASS")
 
 
 Metric = Annotated[str, AfterValidator(_check_metric)]

@@ -13,7 +13,7 @@ from hscc_search.config.section import Section
 from hscc_search.config.space import CompressionConfig, SpaceConfig
 from hscc_search.config.study_file import find_study_file, read_study_file
 from hscc_search.config.yaml_file import shown
-from hscc_search.errors import ConfigError
+from hscc_search.errors import ConfigError, quoted, shortened
 
 # Fields that may change before a study goes on: how long it runs, how it chooses samples, and where its files lie. The
 # content of those files is compared by digests: the fingerprint of the data set and the digest of the dense network.
@@ -157,7 +157,10 @@ class StudyConfig(Section):
         for name in (*self.objectives, *(bound.metric for bound in self.constraints)):
             metric, _, wanted = name.partition(":")
             if metric == "recall" and wanted not in classes:
-                raise ConfigError(f"study {self.name}: {name}: there is no class {wanted!r}: use {', '.join(classes)}")
+                raise ConfigError(
+                    f"study {self.name}: {shortened(name)}: there is no class {quoted(wanted)}: "
+                    f"use {shortened(', '.join(classes), 500)}"
+                )
 
     def finetuned(self, epochs: int) -> "StudyConfig":
         """The same study with another number of epochs of fine-tuning."""

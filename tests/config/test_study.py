@@ -242,6 +242,13 @@ def test_a_recall_of_no_class_is_refused_with_the_classes(study_file, changes):
     config.check_classes(("seven", "eight"))
 
 
+def test_a_recall_of_an_endless_class_among_many_is_refused_in_a_short_line(study_file):
+    config = StudyConfig.from_file(study_file({"objectives": ["flops", "recall:" + "x" * 4000]}))
+    with pytest.raises(ConfigError, match=r"there is no class 'x+\.\.\.x+': use class 0, class 1, ") as refused:
+        config.check_classes([f"class {number}" for number in range(9999)])
+    assert len(str(refused.value)) < 1000
+
+
 def test_a_class_may_have_a_colon_in_its_name(study_file):
     config = StudyConfig.from_file(study_file({"objectives": ["flops", "recall:grade:2"]}))
     config.check_classes(("grade:1", "grade:2"))
