@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from hscc_search.errors import StorageError, one_line
+from hscc_search.errors import StorageError, one_line, quoted
 
 # Seconds to wait for another writer's lock (SQLite), and for a server to answer (PostgreSQL, proxy).
 BUSY_SECONDS = 60
@@ -225,14 +225,17 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
-        raise StorageError(f"storage {url!r} is not a database URL: use for instance sqlite:///studies.db") from error
+        raise StorageError(
+            f"storage {quoted(url)} is not a database URL: use for instance sqlite:///studies.db"
+        ) from error
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": BUSY_SECONDS}
-        _check_sqlite_file(parsed)
     elif parsed.get_backend_name() == "postgresql":
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     try:
+        if parsed.get_backend_name() == "sqlite":
+            _check_sqlite_file(parsed)
         if parsed.get_backend_name() != "grpc":
             create_engine(url, **options).dispose()  # does not connect, but checks the URL's options
         yield parsed, options
@@ -242,14 +245,20 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
         cause = error.__cause__ or error if isinstance(error, StorageInternalError) else error
         cause = cause.orig or cause if isinstance(cause, DBAPIError) else cause
         raise StorageError(f"cannot use storage {without_password(url)}: {one_line(cause)}") from error
-    # Tables of another Optuna version raise RuntimeError, options of the wrong type the others.
-    except (RuntimeError, ValueError, TypeError) as error:
+    # Tables of another Optuna version raise RuntimeError, a path that no file can have OSError, options of the wrong
+    # type the others.
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
         raise StorageError(f"cannot use storage {without_password(url)}: {one_line(error)}") from error
 
 
 def _check_sqlite_file(url: URL) -> None:
     if not url.database or url.database == ":memory:":
         raise StorageError("storage sqlite:// without a file forgets everything: use sqlite:///studies.db")
-    folder = Path(url.database).parent
+    if url.database.startswith("file:"):
+        raise StorageError(f"storage {without_password(str(url))} is an URI within an URL: use sqlite:///studies.db")
+    path = Path(url.database)
+    if path.exists() and not path.is_file():
+        raise StorageError(f"cannot use storage {without_password(str(url))}: {path.absolute()} is no file")
+    folder = path.parent
     if not folder.is_dir():
         raise StorageError(f"cannot use storage {without_password(str(url))}: there is no folder {folder.absolute()}")

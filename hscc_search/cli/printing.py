@@ -42,17 +42,19 @@ def quiet_optuna() -> None:
 
 
 class Watch:
-    """A report that passes progress on and remembers whether there was any.
+    """A report that passes progress on and remembers whether there was any, and the last of it.
 
     Attributes:
         idle: whether nothing has been reported yet.
+        note: the last one, which says why a study ended before it had all its trials.
     """
 
     def __init__(self, report: Report) -> None:
         self.idle = True
+        self.note = ""
         self._report = report
 
     def __call__(self, progress: Progress) -> None:
         """Pass one step on."""
-        self.idle = False
+        self.idle, self.note = False, progress.note
         self._report(progress)

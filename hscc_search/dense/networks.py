@@ -1,6 +1,5 @@
 """Build a network by the name that a study file gives it."""
 
-import difflib
 import importlib
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from hscc_search.dense.checked import check_network
+from hscc_search.dense.names import unknown_network
 from hscc_search.dense.torchvision_operators import make_importable
 from hscc_search.errors import ModelError, one_line
 
@@ -96,7 +96,7 @@ def construct(name: str, classes: int, image_size: int, weights: str | None = No
     timm_names = timm.list_models()
     if name.removeprefix("timm/") in timm_names:
         return _build_timm(name.removeprefix("timm/"), classes, image_size, weights)
-    raise _unknown_name(name, torchvision_names, timm_names)
+    raise unknown_network(name, torchvision_names, timm_names)
 
 
 def _build_torchvision(name: str, classes: int, weights: str | None) -> nn.Module:
@@ -149,17 +149,6 @@ def _build_by_function(name: str, classes: int) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
     return network
-
-
-def _unknown_name(name: str, torchvision_names: list[str], timm_names: list[str]) -> ModelError:
-    close_names = difflib.get_close_matches(name, torchvision_names)
-    for timm_name in difflib.get_close_matches(name.removeprefix("timm/"), timm_names):
-        close_names.append(f"timm/{timm_name}" if timm_name in torchvision_names else timm_name)
-    suggestion = f"did you mean {' or '.join(close_names)}? Else " if close_names else ""
-    return ModelError(
-        f"no network named {name!r} in torchvision or timm: {suggestion}"
-        "give digits_cnn, a classifier such as alexnet, or your own module:function"
-    )
 
 
 def _replace_last_layer(network: nn.Module, classes: int) -> None:

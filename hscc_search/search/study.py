@@ -18,7 +18,7 @@ from hscc_search.pareto.objectives import objectives_of
 from hscc_search.progress import Report, silent
 from hscc_search.search.propose import directions_of
 from hscc_search.search.record import DenseRecord, StudyRecord, versions
-from hscc_search.search.space import Space, space_of
+from hscc_search.search.space import Space, check_space, space_of
 from hscc_search.search.stored_study import (
     Study,
     find_study,
@@ -174,6 +174,7 @@ def join_study(
 
 def _prepare(config: StudyConfig, record: StudyRecord | None, device: str, report: Report) -> tuple[Prepared, Space]:
     """Prepare what the trials of a study share, and its space; images and network must be those of the record."""
+    check_space(config)
     if record is None:
         opened = open_dense(config, device, report)
     else:
@@ -188,8 +189,7 @@ def _prepare(config: StudyConfig, record: StudyRecord | None, device: str, repor
         )
     prepared = prepare(opened, None if record is None else record.dense, report)
     space = space_of(config, prepared.calibration)
-    for sample in config.start:
-        space.checked(sample)
+    space.check()
     return prepared, space
 
 

@@ -74,6 +74,15 @@ def test_training_teaches_the_digits_and_reports_on_each_epoch(plain_study, told
     assert f"validation accuracy {accuracy:.3f}" in told.steps[-1].note
 
 
+@pytest.mark.parametrize("change", [{"training__learning_rate": 100.0}, {"data__std": [0.0001] * 3}])
+def test_a_training_that_diverges_ends_with_its_epoch(study, change):
+    epochs = []
+    config = study(training__epochs=40, **change)
+    with pytest.raises(ModelError, match=r"the network diverged in epoch \d \(loss (nan|inf)\): lower the learning"):
+        open_dense(config, "cpu", lambda progress: epochs.append(progress.done))
+    assert len(epochs) < 9
+
+
 def test_a_part_that_is_smaller_than_a_batch_trains_too(study, tmp_path):
     opened = open_dense(study(training__epochs=1), "cpu")
     few = dataclasses.replace(opened.parts, train=opened.parts.train.subset(20, 0))

@@ -33,7 +33,7 @@ Join = Callable[[], tuple[Ledger, Prepared] | None]
 
 @dataclass(frozen=True)
 class _Member:
-    """A process of the crew, and the connection on which it sends the error that ended it."""
+    """A process of the crew, and the connection on which it sends the error or the reason that ended it."""
 
     process: BaseProcess
     messages: Connection
@@ -59,6 +59,7 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
     finished, deaths = ledger.finished, 0
     report(Progress("searching", finished, wanted))
     crew = [_start(context, join, threads) for _ in range(count)]
+    reason = ""
     try:
         while crew:
             time.sleep(LOOK_SECONDS)
@@ -69,12 +70,15 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
             for member in [member for member in crew if not member.process.is_alive()]:
                 crew.remove(member)
                 if member.process.exitcode == 0:
+                    reason = _reason(member) or reason
                     continue
                 deaths += 1
                 _raise_cause(member, deaths)
                 crew.append(_start(context, join, threads))
     finally:
         _dismiss([member.process for member in crew])
+    if reason:
+        report(Progress("searching", ledger.finished, wanted, reason))
 
 
 def _start(context: SpawnContext | ForkServerContext, join: Join, threads: int) -> _Member:
@@ -83,6 +87,13 @@ def _start(context: SpawnContext | ForkServerContext, join: Join, threads: int) 
     process.start()
     sending.close()
     return _Member(process, receiving)
+
+
+def _reason(member: _Member) -> str:
+    """Why a member ended before all trials were finished; empty where they are, or where it was stopped."""
+    with contextlib.suppress(EOFError):
+        return str(member.messages.recv())
+    return ""
 
 
 def _raise_cause(member: _Member, deaths: int) -> None:
@@ -131,7 +142,7 @@ def _join_and_work(join: Join, threads: int, messages: Connection) -> None:
         ready = patiently(join)()
         if ready is not None:
             ledger, prepared = ready
-            work(ledger, prepared, keep_on=parent.is_alive)  # an orphan has to end by itself
+            messages.send(work(ledger, prepared, keep_on=parent.is_alive))  # an orphan has to end by itself
     except HsccError as error:
         messages.send(str(error))
         raise SystemExit(2) from error

@@ -70,8 +70,13 @@ def test_a_space_that_is_exhausted_ends_the_study(small):
         "energy": {"low": 0.7, "high": 0.99, "levels": 3},
     }
     config = small(trials=50, space=space, sampler="grid")
-    assert len(run_study(config, "cpu").points) == 6
-    assert len(run_study(config, "cpu").points) == 6
+    for workers in (2, 1):  # the second finds nothing to do
+        steps = []
+        assert len(run_study(config, "cpu", steps.append, workers).points) == 6
+        assert (steps[-1].done, steps[-1].total) == (6, 50)
+        assert steps[-1].note == "nothing is left to try, since every sample of the space was tried"
+    stdout, _ = start_worker(config).communicate()
+    assert stdout == f"study digits: 6 trials finished, 50 wanted, {steps[-1].note}\n"
 
 
 def test_several_workers_give_trials_with_the_values_that_one_gives(small):
@@ -173,7 +178,9 @@ def test_patience_ends_a_study_whose_hypervolume_no_longer_grows(small):
         "clusters": {"low": 1, "high": 1},
         "energy": {"low": 0.7, "high": 0.998},
     }
-    study = run_study(small(trials=300, patience=6, space=space), "cpu")
+    steps = []
+    study = run_study(small(trials=300, patience=6, space=space), "cpu", steps.append)
+    assert steps[-1].note == "the hypervolume no longer grows"
     assert 6 < len(study.points) < 300
     grown = study.hypervolumes()
     assert grown[-1] < grown[-7] * 1.001
