@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StudyError
@@ -61,6 +62,8 @@ class StudyRecord:
         labels: class of each validation image, uint16.
         dense: the dense network.
         versions: of Python and of the packages that the study was created with, by name.
+        inspection: of the dense network, layer by layer; None in a study of version 0.1.0.
+        notices: what the user was warned of when the study was created, one line each.
     """
 
     config: StudyConfig
@@ -69,6 +72,8 @@ class StudyRecord:
     labels: np.ndarray = field(compare=False, repr=False)
     dense: DenseRecord
     versions: dict[str, str]
+    inspection: Inspection | None = None
+    notices: tuple[str, ...] = ()
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -86,6 +91,8 @@ class StudyRecord:
                 "weights": self.dense.weights,
                 "network": dict(self.dense.network),
             },
+            "inspection": None if self.inspection is None else self.inspection.stored(),
+            "notices": list(self.notices),
         }
 
     @classmethod
@@ -117,6 +124,8 @@ class StudyRecord:
                 dense.get("network", {}),
             ),
             versions=tree["versions"],
+            inspection=Inspection.from_stored(tree["inspection"]) if tree.get("inspection") else None,
+            notices=tuple(tree.get("notices", ())),
         )
 
 
