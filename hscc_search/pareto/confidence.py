@@ -47,8 +47,7 @@ def confidence(
     """Estimate by a paired bootstrap over the validation images (Efron 1979) how surely trials are on the front.
 
     All trials are measured on the same draws, so that their common errors cancel. Metrics that depend on images are
-    computed for each draw; costs stay the same, and feasible trials stay feasible. One trial dominates another in a
-    draw when its values there are at least as good in every objective and better in one.
+    computed for each draw; costs stay the same, and feasible trials stay feasible.
 
     The observed values differ by more than the true ones do, since noise has been added, and the plain bootstrap adds
     it a second time around values that are too far apart. So each draw's noise is widened by :func:`widening`.
@@ -82,13 +81,17 @@ def confidence(
     for group, on_front in zip(groups, (tally.on_front / len(counts)).tolist(), strict=True):
         probability[group[0].trial] = on_front
     close = frozenset(point.trial for row in tally.close for point in groups[row])
-    # Ties go to the best by the first objective, then to the first trial.
-    row = max(range(len(groups)), key=lambda row: (tally.is_knee[row], -values[row, 0], -groups[row][0].trial))
-    knee = groups[row][0]
+    knee = _knee(groups, values, tally)
     smaller = [point for point in feasible if most_parameters is None or point["parameters"] <= most_parameters]
     if smaller and knee not in smaller:
         return Confidence(probability, close, confidence(smaller, objectives, labels, classes, seed, draws).knee)
     return Confidence(probability, close, knee.trial)
+
+
+def _knee(groups: Sequence[Sequence[Point]], values: np.ndarray, tally: "_Tally") -> Point:
+    """The knee of most draws; ties go to the best by the first objective, then to the first trial."""
+    row = max(range(len(groups)), key=lambda row: (tally.is_knee[row], -values[row, 0], -groups[row][0].trial))
+    return groups[row][0]
 
 
 def _group_equal(points: Sequence[Point], objectives: Sequence[Objective]) -> tuple[list[list[Point]], np.ndarray]:

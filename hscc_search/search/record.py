@@ -119,7 +119,7 @@ class StudyRecord:
             labels=np.frombuffer(_unpacked(tree["labels"]), "<u2"),
             dense=DenseRecord(
                 Measured(dense["metrics"], dense["errors"], _unpacked(dense["predictions"])),
-                CountedCost(**dense["cost"]),
+                CountedCost.from_stored(dense["cost"]),
                 dense["weights"],
                 dense.get("network", {}),
             ),
