@@ -4,6 +4,8 @@
 
     HsccError
     ├── ConfigError        a study file or an option is wrong
+    │   └── UnwritableError    a file or a folder cannot be written
+    ├── DiskFullError      there is no room for what is to be written
     ├── DataError          images cannot be used
     ├── ModelError         a network cannot be built, or a checkpoint does not fit it
     ├── CompressionError   a network or a setting cannot be compressed
@@ -12,7 +14,7 @@
     └── ExportError        a folder cannot be written or read back
 
 The message is one line: what is wrong, where, and what would work. The command line prints it and leaves
-with exit code 2.
+with exit code 2. What a user should know of, though the work goes on, is a :class:`HsccWarning`: one line, too.
 """
 
 
@@ -22,6 +24,14 @@ class HsccError(Exception):
 
 class ConfigError(HsccError):
     """A study file or an option is wrong."""
+
+
+class UnwritableError(ConfigError):
+    """A file or a folder cannot be written."""
+
+
+class DiskFullError(HsccError):
+    """There is no room for what is to be written."""
 
 
 class DataError(HsccError):
@@ -46,6 +56,10 @@ class StudyError(HsccError):
 
 class ExportError(HsccError):
     """A folder cannot be written or read back."""
+
+
+class HsccWarning(UserWarning):
+    """Something that a user should know of, though the work goes on."""
 
 
 def one_line(error: object, with_type: bool = False) -> str:

@@ -9,13 +9,14 @@ A comparison that was stopped can continue: a network that has a file is not mea
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hscc_search.comparison.record import Asked, ComparedNetwork, ComparisonRecord
 from hscc_search.errors import ConfigError
-from hscc_search.files import written_whole
+from hscc_search.files import check_new_folder, written_whole
 
 
 def claim(folder: Path, record: ComparisonRecord) -> None:
@@ -27,6 +28,8 @@ def claim(folder: Path, record: ComparisonRecord) -> None:
     Raises:
         ConfigError: the folder holds something else, is damaged, or cannot be written to.
     """
+    if not os.path.lexists(folder):
+        check_new_folder(folder)
     path = folder / "comparison.json"
     if path.exists():
         before = _read_record(path)

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import warnings
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,10 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from hscc_search.cache import DamagedError, cache_folder, entry_written, use_entry
 from hscc_search.config import DataConfig
 from hscc_search.data.copies import copy_groups, perceptual_hash
-from hscc_search.errors import DataError, one_line
-from hscc_search.files import cache_folder, folder_written_whole, sha256
+from hscc_search.errors import DataError, HsccWarning, UnwritableError, one_line
+from hscc_search.files import sha256
 from hscc_search.progress import Progress, Report, silent
 
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -73,25 +76,42 @@ def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
         )
     listing = "\n".join(f"{source.class_name} {source.digest}" for source in sources)
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
-    folder = cache_folder("pixels") / f"{fingerprint[:32]}-{config.image_size}-v{_PIXEL_VERSION}"
-    if not folder.exists():
-        images, groups = _decode(sources, config.image_size, report)
-        try:
-            with folder_written_whole(folder) as temporary:
-                np.save(temporary / "images.npy", images)
-                np.save(temporary / "groups.npy", groups)
-        except OSError:
-            # Expected where another process has finished the same folder first; else the folder is missing.
-            if not folder.exists():
-                raise
+    entry = cache_folder("pixels") / f"{fingerprint[:32]}-{config.image_size}-v{_PIXEL_VERSION}"
+    images, groups = _read_pixels(entry) or _decode_and_keep(entry, sources, config.image_size, report)
     labels = np.array([classes.index(source.class_name) for source in sources], np.int64)
     return Dataset(
-        images=np.load(folder / "images.npy", mmap_mode="r"),
+        images=images,
         labels=labels,
         classes=classes,
-        groups=np.load(folder / "groups.npy"),
+        groups=groups,
         fingerprint=fingerprint,
     )
+
+
+def _read_pixels(entry: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read images and groups from an entry of the cache; None without an entry, or with a damaged one."""
+    try:
+        use = use_entry(entry)
+    except DamagedError:
+        return None
+    images = np.load(entry / "images.npy", mmap_mode="r")
+    weakref.finalize(images, use.end)
+    return images, np.load(entry / "groups.npy")
+
+
+def _decode_and_keep(
+    entry: Path, sources: Sequence[_Source], image_size: int, report: Report
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode images into an entry of the cache, or into memory where the cache cannot be written to."""
+    images, groups = _decode(sources, image_size, report)
+    try:
+        with entry_written(entry) as temporary:
+            np.save(temporary / "images.npy", images)
+            np.save(temporary / "groups.npy", groups)
+    except UnwritableError as error:
+        warnings.warn(f"{one_line(error)}: the images are decoded each time again", HsccWarning, stacklevel=3)
+        return images, groups
+    return _read_pixels(entry) or (images, groups)  # those of the entry take no memory
 
 
 def _folder_sources(folder: Path) -> list[_Source]:

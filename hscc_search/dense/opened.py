@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,14 +12,15 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
+from hscc_search.cache import TRAINING_LOCK, cache_folder
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
 from hscc_search.dense.device import choose_device
 from hscc_search.dense.networks import build_network, kaiming_initialise, user_module_source
 from hscc_search.dense.training import train
-from hscc_search.dense.weights import load_weights, read_checkpoint, weights_digest
-from hscc_search.errors import StudyError
-from hscc_search.files import cache_folder
+from hscc_search.dense.weights import load_weights, read_checkpoint, read_trained, weights_digest
+from hscc_search.errors import HsccWarning, ModelError, StudyError, UnwritableError, one_line
+from hscc_search.files import check_writable
 from hscc_search.progress import Progress, Report, silent
 
 # Part of the cache key: raise it when the same configuration would train to other weights.
@@ -93,25 +95,45 @@ def _with_weights(
         load_weights(network, state, f"checkpoint {config.model.checkpoint}")
     else:
         path = checkpoint_path(config, dataset)
-        if not path.exists():
-            with _exclusively(path, Progress("training the dense network", 0, config.training.epochs), report):
-                if not path.exists():
-                    train(network, config, parts, path, device, report)
-        load_weights(network, read_checkpoint(path), f"checkpoint {path}")
+        if not _load_trained(network, path):
+            with _exclusively(path, Progress("training the dense network", 0, config.training.epochs), report) as kept:
+                if not (kept and _load_trained(network, path)):
+                    train(network, config, parts, path if kept else None, device, report)
     return network.to(device).eval()
 
 
+def _load_trained(network: nn.Module, path: Path) -> bool:
+    """Load weights from the cache; False where there are none, or not those that were written for this network."""
+    state = read_trained(path)
+    if state is None:
+        return False
+    try:
+        load_weights(network, state, f"checkpoint {path}")
+    except ModelError:
+        return False
+    return True
+
+
 @contextmanager
-def _exclusively(path: Path, progress: Progress, report: Report) -> Iterator[None]:
-    """Hold the lock of a file while it is made; where another process holds the lock, report that and wait."""
-    lock = FileLock(path.with_suffix(".lock"))
+def _exclusively(path: Path, progress: Progress, report: Report) -> Iterator[bool]:
+    """Hold the lock of a file while it is made; where another process holds the lock, report that and wait.
+
+    Yields whether the file can be written at all; where it cannot, that is told and nothing is locked.
+    """
+    try:
+        check_writable(path.parent, path)
+    except UnwritableError as error:
+        warnings.warn(f"{one_line(error)}: the network is trained each time again", HsccWarning, stacklevel=5)
+        yield False
+        return
+    lock = FileLock(path.with_suffix(TRAINING_LOCK))
     try:
         acquired = lock.acquire(blocking=False)
     except Timeout:
         report(replace(progress, note="waiting for another process that trains it"))
         acquired = lock.acquire()
     with acquired:
-        yield
+        yield True
 
 
 def build(config: StudyConfig, classes: int) -> nn.Module:

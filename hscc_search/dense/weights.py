@@ -2,13 +2,19 @@
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hscc_search.errors import ModelError, one_line
+from hscc_search.files import written_whole
+
+# Name of the digest in the metadata of trained weights.
+_DIGEST = "weights"
 
 
 def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
@@ -68,10 +74,41 @@ def load_weights(network: nn.Module, state: dict[str, torch.Tensor], origin: str
     network.load_state_dict(state)
 
 
+def write_trained(network: nn.Module, path: Path) -> None:
+    """Write the weights of a network with their digest, for :func:`read_trained`.
+
+    Raises:
+        UnwritableError: ``path`` cannot be written.
+        DiskFullError: there is no room.
+    """
+    state = network.state_dict()
+    with written_whole(path) as temporary:
+        save_file({key: value.contiguous() for key, value in state.items()}, temporary, {_DIGEST: state_digest(state)})
+
+
+def read_trained(path: Path) -> dict[str, torch.Tensor] | None:
+    """Read what :func:`write_trained` wrote; None where there is no such file, or a damaged one.
+
+    Weights of version 0.1.0 have no digest, and are taken as they are.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, ValueError):
+        return None
+    return state if metadata is None or metadata.get(_DIGEST) == state_digest(state) else None
+
+
 def weights_digest(network: nn.Module) -> str:
     """SHA-256 over names, types and values of all weights and buffers, in hexadecimal."""
+    return state_digest(network.state_dict())
+
+
+def state_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """As :func:`weights_digest`, for tensors by name."""
     digest = hashlib.sha256()
-    for key, value in sorted(network.state_dict().items()):
+    for key, value in sorted(state.items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

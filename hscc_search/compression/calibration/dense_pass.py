@@ -8,10 +8,11 @@ from torch import nn
 from hscc_search.compression.calibration.activation import activation_bounds
 from hscc_search.compression.calibration.batch_norm import fold_batch_norms
 from hscc_search.compression.calibration.eligible import examine_layers
-from hscc_search.compression.calibration.gather import LayerStatistics
+from hscc_search.compression.calibration.gather import LayerStatistics, response_bytes
 from hscc_search.compression.calibration.hooks import Inputs, hooked
 from hscc_search.compression.calibration.store import StoredCalibration
 from hscc_search.errors import CompressionError
+from hscc_search.files import check_room
 from hscc_search.progress import Progress, Report
 
 
@@ -32,6 +33,7 @@ def run_dense(
 
     Raises:
         CompressionError: a weight or a response is not finite, or nothing can be compressed.
+        DiskFullError: there is no room for the responses.
     """
     _check_weights(network)
     network, folds = fold_batch_norms(network, images[:1])
@@ -41,6 +43,8 @@ def run_dense(
     eligible = {name: layers[name] for name, layer in examined.items() if layer.reason is None}
     if not eligible:
         raise CompressionError("the network has no convolution or fully connected layer that can be compressed")
+    needed = sum(response_bytes(layer, examined[name], len(images)) for name, layer in eligible.items())
+    check_room(folder, needed, f"the responses of {len(eligible)} layers to {len(images)} images")
     statistics = {
         name: LayerStatistics(name, layer, examined[name], len(images), folder / f"{number}.npy")
         for number, (name, layer) in enumerate(eligible.items())
