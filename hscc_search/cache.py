@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import time
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import platformdirs
 
-from hscc_search.errors import ConfigError, UnwritableError
+from hscc_search.errors import ConfigError, HsccWarning, UnwritableError
 from hscc_search.files import readable_for_all
 from hscc_search.temporary import lock_file, remove_abandoned, temporary_beside
 
@@ -101,9 +102,19 @@ def cache_folder(kind: str) -> Path:
     except OSError as error:
         if error.errno not in (EACCES, EPERM, EROFS):
             raise ConfigError(
-                f"cannot use {folder} as cache ({error.strerror}): set HSCC_CACHE to a folder with room"
+                f"cannot use {folder} as cache ({error.strerror}): set HSCC_CACHE to another folder"
             ) from error
     return folder
+
+
+def warn_unwritable() -> None:
+    """Warn, once in a process, that the cache cannot be written to, and what that means."""
+    warnings.warn(
+        f"the cache {cache_root()} cannot be written to: images are decoded, networks trained and calibrations made "
+        "each time again; HSCC_CACHE names another folder",
+        HsccWarning,
+        stacklevel=1,
+    )
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,11 +82,12 @@ def check_new_folder(path: Path) -> None:
     Raises:
         UnwritableError: its name is too long, or the nearest folder that exists is a file or cannot be written to.
     """
+    whole = path.absolute()
+    nearest = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
     try:
-        nearest = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
-        path.stat()
-    except FileNotFoundError:
-        pass
+        for name in whole.relative_to(nearest).parts:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                (nearest / name).stat()
     except OSError as error:  # as for a name that is too long
         raise UnwritableError(f"cannot write to {path} ({error.strerror}): name another folder") from error
     if not nearest.is_dir():

@@ -52,10 +52,8 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         raise UnwritableError(f"cannot write to {path} ({error.strerror}): name another place") from error
     try:
         yield temporary
-    except HsccError:
-        raise
     except Exception as error:
-        if not _is_full(error, path.parent):
+        if isinstance(error, DiskFullError) or not _is_full(error, path.parent):
             raise
         megabytes = (_size(temporary) + shutil.disk_usage(path.parent).free) / 1e6
         raise DiskFullError(
@@ -224,6 +222,8 @@ def _is_full(error: BaseException, folder: Path) -> bool:
         if (isinstance(cause, OSError) and cause.errno in FULL) or os.strerror(errno.ENOSPC) in str(cause):
             return True
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, HsccError):
+        return False
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(_PROBE))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from hscc_search.cache import cache_folder
 from hscc_search.cli.options import (
     absolute,
     checkpoint_option,
@@ -16,6 +17,7 @@ from hscc_search.cli.options import (
 )
 from hscc_search.cli.printing import Watch, quiet_optuna, say, show_front
 from hscc_search.config import StudyConfig
+from hscc_search.files import check_writable
 from hscc_search.report.terminal import progress_bars
 
 
@@ -32,6 +34,7 @@ def train(study: str, data: Path | None, device: str) -> None:
     if config.model.checkpoint is not None:
         say(f"study {config.name} names the checkpoint {config.model.checkpoint}: there is nothing to train")
         return
+    check_writable(cache_folder("checkpoints"), cache_folder("checkpoints"))
     from hscc_search.dense.opened import checkpoint_path, open_dense
     from hscc_search.evaluation.predictions import predict
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import warnings
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from hscc_search.cache import DamagedError, cache_folder, entry_written, use_entry
+from hscc_search.cache import DamagedError, cache_folder, entry_written, use_entry, warn_unwritable
 from hscc_search.config import DataConfig
 from hscc_search.data.copies import copy_groups, perceptual_hash
-from hscc_search.errors import DataError, HsccWarning, UnwritableError, one_line
-from hscc_search.files import sha256
+from hscc_search.errors import DataError, UnwritableError, one_line
+from hscc_search.files import check_room, sha256
 from hscc_search.progress import Progress, Report, silent
 
 _EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -103,14 +102,15 @@ def _decode_and_keep(
     entry: Path, sources: Sequence[_Source], image_size: int, report: Report
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decode images into an entry of the cache, or into memory where the cache cannot be written to."""
-    images, groups = _decode(sources, image_size, report)
     try:
         with entry_written(entry) as temporary:
+            check_room(temporary, len(sources) * 3 * image_size**2, f"{len(sources)} decoded images")
+            images, groups = _decode(sources, image_size, report)
             np.save(temporary / "images.npy", images)
             np.save(temporary / "groups.npy", groups)
-    except UnwritableError as error:
-        warnings.warn(f"{one_line(error)}: the images are decoded each time again", HsccWarning, stacklevel=3)
-        return images, groups
+    except UnwritableError:
+        warn_unwritable()
+        return _decode(sources, image_size, report)
     return _read_pixels(entry) or (images, groups)  # those of the entry take no memory
 
 

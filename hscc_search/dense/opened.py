@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,14 +11,14 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
-from hscc_search.cache import TRAINING_LOCK, cache_folder
+from hscc_search.cache import TRAINING_LOCK, cache_folder, warn_unwritable
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
 from hscc_search.dense.device import choose_device
 from hscc_search.dense.networks import build_network, kaiming_initialise, user_module_source
 from hscc_search.dense.training import train
 from hscc_search.dense.weights import load_weights, read_checkpoint, read_trained, weights_digest
-from hscc_search.errors import HsccWarning, ModelError, StudyError, UnwritableError, one_line
+from hscc_search.errors import ModelError, StudyError, UnwritableError
 from hscc_search.files import check_writable
 from hscc_search.progress import Progress, Report, silent
 
@@ -122,8 +121,8 @@ def _exclusively(path: Path, progress: Progress, report: Report) -> Iterator[boo
     """
     try:
         check_writable(path.parent, path)
-    except UnwritableError as error:
-        warnings.warn(f"{one_line(error)}: the network is trained each time again", HsccWarning, stacklevel=5)
+    except UnwritableError:
+        warn_unwritable()
         yield False
         return
     lock = FileLock(path.with_suffix(TRAINING_LOCK))

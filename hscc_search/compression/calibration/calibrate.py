@@ -1,7 +1,6 @@
 """Calibration: what one pass of the dense network over calibration images tells of its layers."""
 
 import copy
-import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,13 +9,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from hscc_search.cache import DamagedError, Use, cache_folder, entry_written, tidy, use_entry
+from hscc_search.cache import DamagedError, Use, cache_folder, entry_written, tidy, use_entry, warn_unwritable
 from hscc_search.compression.calibration.batch_norm import absorb
 from hscc_search.compression.calibration.dense_pass import run_dense
 from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.calibration.store import cache_key, read_calibration, write_calibration
 from hscc_search.compression.form import Fold
-from hscc_search.errors import CompressionError, HsccWarning, UnwritableError, one_line
+from hscc_search.errors import CompressionError, UnwritableError
 from hscc_search.progress import Report, silent
 from hscc_search.temporary import TemporaryFolder
 
@@ -117,8 +116,8 @@ def _from_cache(network: nn.Module, images: torch.Tensor, report: Report, batch_
     tidy(cache, _UNUSED_SECONDS)
     try:
         _make(entry, network, images, report, batch_size)
-    except UnwritableError as error:
-        warnings.warn(f"{one_line(error)}: each process calibrates for itself", HsccWarning, stacklevel=3)
+    except UnwritableError:
+        warn_unwritable()
         return calibrate(network, images, report, batch_size)
     calibration = _read(entry, network, images.device)
     if calibration is None:
