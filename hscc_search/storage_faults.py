@@ -81,7 +81,8 @@ def damaged(storage: str, words: str) -> StorageError:
     saved = path.with_name(f"{path.stem}-saved.db")
     command = f"sqlite3 {shlex.quote(str(path))} .recover | sqlite3 {shlex.quote(str(saved))}"
     return StorageError(
-        f"storage {storage} is damaged ({words}): `{command}` saves what is left, for --storage sqlite:///{saved}"
+        f"storage {storage} is damaged ({words}): `{command}` saves what is left, for "
+        f"--storage {shlex.quote(f'sqlite:///{saved}')}"
     )
 
 

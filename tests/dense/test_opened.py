@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 from hscc_search.data import load_dataset
 from hscc_search.dense.networks import DigitsCNN
 from hscc_search.dense.opened import build, checkpoint_path, open_dense
 from hscc_search.dense.weights import weights_digest
-from hscc_search.errors import ConfigError, ModelError, StudyError
+from hscc_search.errors import ConfigError, HsccWarning, ModelError, StudyError
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,51 @@ def test_a_trained_network_is_taken_from_the_cache(study):
     assert epochs == []
     assert weights_digest(first) == weights_digest(again)
     assert not again.training
+
+
+def flip(path):
+    damaged = bytearray(path.read_bytes())
+    damaged[-9] ^= 16
+    path.write_bytes(damaged)
+
+
+def replace_by_a_plain_one(path):
+    save_file(DigitsCNN(3, 16).state_dict(), path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [flip, replace_by_a_plain_one],
+    ids=["a bit", "another network"],
+)
+def test_weights_in_the_cache_that_are_not_what_was_written_are_trained_again(study, dataset, spoil):
+    config = study(training__epochs=1)
+    first = open_dense(config, "cpu").network
+    spoil(checkpoint_path(config, dataset))
+    epochs = []
+    again = open_dense(config, "cpu", epochs.append).network
+    assert len(epochs) == 1
+    assert weights_digest(again) == weights_digest(first)
+    assert weights_digest(open_dense(config, "cpu", epochs.append).network) == weights_digest(first)
+    assert len(epochs) == 1
+
+
+def test_weights_of_a_version_without_digests_are_taken_as_they_are(study, dataset):
+    config = study(training__epochs=1)
+    first, path = open_dense(config, "cpu").network, checkpoint_path(config, dataset)
+    save_file(load_file(path), path)
+    epochs = []
+    assert weights_digest(open_dense(config, "cpu", epochs.append).network) == weights_digest(first)
+    assert epochs == []
+
+
+def test_with_a_cache_that_cannot_be_written_to_the_network_is_the_same(study, small_disk, monkeypatch):
+    config = study(training__epochs=1)
+    expected = open_dense(config, "cpu").network
+    monkeypatch.setenv("HSCC_CACHE", str(small_disk(100, "ro")))
+    with pytest.warns(HsccWarning, match="networks trained"):
+        network = open_dense(config, "cpu").network
+    assert weights_digest(network) == weights_digest(expected)
 
 
 def test_a_network_that_another_process_trains_is_waited_for(study, dataset):

@@ -7,6 +7,7 @@ from hscc_search.data import load_dataset
 from hscc_search.dense.opened import build, checkpoint_path, open_dense
 from hscc_search.dense.training import train
 from hscc_search.dense.weights import weights_digest
+from hscc_search.errors import DiskFullError
 from hscc_search.evaluation.predictions import predict
 
 CPU = torch.device("cpu")
@@ -72,3 +73,36 @@ def test_a_part_that_is_smaller_than_a_batch_trains_too(study, tmp_path):
     untrained, network = build(opened.config, 10), build(opened.config, 10)
     train(network, opened.config, few, tmp_path / "weights.safetensors", CPU)
     assert weights_digest(network) != weights_digest(untrained)
+
+
+def damage(path):
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("spoil", [damage, cut_off])
+def test_an_unfinished_training_that_was_damaged_begins_again(study, spoil):
+    config = study(training__epochs=2)
+    path = checkpoint_path(config, load_dataset(config.data))
+    with pytest.raises(PowerCutError):
+        open_dense(config, "cpu", cut_after(1, PowerCutError()))
+    spoil(path.with_suffix(".unfinished"))
+    epochs = []
+    resumed = open_dense(config, "cpu", lambda progress: epochs.append(progress.done))
+    assert epochs == [1, 2]
+    assert weights_digest(open_dense(config, "cpu").network) == weights_digest(resumed.network)
+
+
+def test_a_training_whose_state_finds_no_room_ends_in_one_line_and_goes_on_later(study, small_disk, monkeypatch):
+    config, disk = study(training__epochs=1), small_disk(3000)
+    monkeypatch.setenv("HSCC_CACHE", str(disk))
+    with pytest.raises(DiskFullError, match=rf"no room for .*\.unfinished: .* free in {disk}"):
+        open_dense(config, "cpu")
+    assert [path.suffix for path in (disk / "checkpoints").iterdir()] == [".lock"]
+    small_disk(40_000, "remount")
+    assert checkpoint_path(config, open_dense(config, "cpu").dataset).exists()

@@ -9,7 +9,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hscc_search.dense.networks import DigitsCNN
-from hscc_search.dense.weights import load_weights, read_checkpoint, weights_digest
+from hscc_search.dense.weights import (
+    load_weights,
+    read_checkpoint,
+    read_trained,
+    state_digest,
+    weights_digest,
+    write_trained,
+)
 from hscc_search.errors import ModelError
 
 
@@ -147,3 +154,25 @@ def test_the_digest_depends_on_every_value_type_shape_and_name(change):
         else:
             changed[0].weight = nn.Parameter(changed[0].weight.reshape(3, 4, 3, 3))
     assert weights_digest(network) != weights_digest(changed)
+
+
+def test_trained_weights_come_back_and_each_flipped_bit_is_noticed(tmp_path):
+    network, path, chance = (
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)),
+        tmp_path / "net.safetensors",
+        random.Random(0),
+    )
+    write_trained(network, path)
+    whole = path.read_bytes()
+    assert state_digest(read_trained(path)) == weights_digest(network)
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        state = read_trained(path)
+        assert state is None or state_digest(state) == weights_digest(network)  # another blank says the same
+    for length in range(0, len(whole), 50):
+        path.write_bytes(whole[:length])
+        assert read_trained(path) is None
+    path.unlink()
+    assert read_trained(path) is None
