@@ -17,6 +17,7 @@ from hscc_search.cli.options import (
 )
 from hscc_search.cli.printing import Watch, quiet_optuna, say, show_front
 from hscc_search.config import StudyConfig
+from hscc_search.errors import UnwritableError
 from hscc_search.files import check_writable
 from hscc_search.report.terminal import progress_bars
 
@@ -34,7 +35,11 @@ def train(study: str, data: Path | None, device: str) -> None:
     if config.model.checkpoint is not None:
         say(f"study {config.name} names the checkpoint {config.model.checkpoint}: there is nothing to train")
         return
-    check_writable(cache_folder("checkpoints"), cache_folder("checkpoints"))
+    folder = cache_folder("checkpoints")
+    try:
+        check_writable(folder, folder)
+    except UnwritableError as error:
+        raise UnwritableError(f"{folder} cannot be written to: set HSCC_CACHE to another folder") from error
     from hscc_search.dense.opened import checkpoint_path, open_dense
     from hscc_search.evaluation.predictions import predict
 

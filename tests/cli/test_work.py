@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from hscc_search.cli import commands
 from hscc_search.config import find_study_file
+from hscc_search.errors import UnwritableError
 
 
 @pytest.fixture
@@ -39,3 +40,10 @@ def test_train_has_nothing_to_do_where_there_is_a_checkpoint(study_file):
     told = CliRunner().invoke(commands, ["train", str(study_file)], catch_exceptions=False).output
     assert "weights.pt: there is nothing to train" in told
     assert not (study_file.parent / "cache").exists()
+
+
+def test_weights_that_could_not_be_kept_are_not_trained(small_disk, monkeypatch):
+    monkeypatch.setenv("HSCC_CACHE", str(small_disk(100, "ro")))
+    ended = CliRunner().invoke(commands, ["train", "digits"])
+    assert isinstance(ended.exception, UnwritableError)
+    assert "cannot be written to: set HSCC_CACHE to another folder" in str(ended.exception)
