@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,11 +21,13 @@ def listed(folder):
 
 
 def write_again_and_again(folder):
+    shutil.rmtree(folder / "model", ignore_errors=True)
     while True:
         with folder_written_whole(folder / "model") as temporary:
             for number in range(20):
                 (temporary / f"{number}").write_bytes(bytes(10_000))
-        (folder / "model").rename(folder / f"model-{time.monotonic_ns()}")
+                time.sleep(0.001)
+        shutil.rmtree(folder / "model")
         with written_whole(folder / "page") as temporary:
             temporary.write_bytes(bytes(100_000))
 
@@ -32,6 +35,8 @@ def write_again_and_again(folder):
 def killed_while_writing(folder, seconds):
     process = FORK.Process(target=write_again_and_again, args=(folder,))
     process.start()
+    while not any(path.name[0] == "." for path in folder.iterdir()):
+        time.sleep(0.001)
     time.sleep(seconds)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -40,15 +45,15 @@ def killed_while_writing(folder, seconds):
 def test_what_a_killed_process_left_is_removed_by_the_next_at_the_same_place(tmp_path):
     chance, left = random.Random(0), 0
     for _ in range(15):
-        killed_while_writing(tmp_path, chance.uniform(0.02, 0.06))
-        for path in tmp_path.glob("model-*"):
-            assert sum(file.stat().st_size for file in path.iterdir()) == 200_000
+        killed_while_writing(tmp_path, chance.uniform(0, 0.03))
+        if (tmp_path / "page").exists():
+            assert (tmp_path / "page").stat().st_size == 100_000
         left += any(name[0] == "." for name in listed(tmp_path))
         for name in ("model", "page"):
             with temporary_beside(tmp_path / name):
                 pass
         assert [name for name in listed(tmp_path) if name[0] == "."] == []
-    assert left > 5, "the processes were never killed while they wrote"
+    assert left > 2, "the processes were never killed while they wrote"
 
 
 def test_what_a_living_process_writes_stays(tmp_path):
