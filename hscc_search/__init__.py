@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hscc_search.compression.calibration.calibrate import Calibration as Calibration
     from hscc_search.compression.calibration.calibrate import calibrate as calibrate
+    from hscc_search.compression.calibration.examination import inspect as inspect
     from hscc_search.compression.compress import Compressed as Compressed
     from hscc_search.compression.compress import compress as compress
+    from hscc_search.compression.inspection import Inspection as Inspection
     from hscc_search.compression.plan import LayerPlan as LayerPlan
     from hscc_search.compression.setting import Setting as Setting
     from hscc_search.config import StudyConfig as StudyConfig
@@ -43,6 +45,7 @@ _MODULES = {
     "Calibration": "hscc_search.compression.calibration.calibrate",
     "Compressed": "hscc_search.compression.compress",
     "HsccError": "hscc_search.errors",
+    "Inspection": "hscc_search.compression.inspection",
     "LayerPlan": "hscc_search.compression.plan",
     "Measured": "hscc_search.pareto.points",
     "Point": "hscc_search.pareto.points",
@@ -51,6 +54,7 @@ _MODULES = {
     "StudyConfig": "hscc_search.config",
     "calibrate": "hscc_search.compression.calibration.calibrate",
     "compress": "hscc_search.compression.compress",
+    "inspect": "hscc_search.compression.calibration.examination",
     "knee": "hscc_search.pareto.front",
     "load": "hscc_search.export.loading",
     "load_dense": "hscc_search.search.trial",

@@ -14,12 +14,30 @@
     └── ExportError        a folder cannot be written or read back
 
 The message is one line: what is wrong, where, and what would work. The command line prints it and leaves
-with exit code 2. What a user should know of, though the work goes on, is a :class:`HsccWarning`: one line, too.
+with exit code 2. What a message quotes may be of any length and hold any characters: ``HsccError`` keeps the line one
+line, and ``quoted`` and ``shortened`` keep its parts in proportion. What a user should know of, though the work goes
+on, is a :class:`HsccWarning`: one line, too.
 """
+
+import reprlib
+import unicodedata
+
+# Characters of a message: a screen holds 2,000, and the command line puts words around it.
+_LONGEST_MESSAGE = 1900
+# Characters of the text of another error within a message, and of a value.
+_LONGEST_ERROR, _LONGEST_VALUE = 500, 120
 
 
 class HsccError(Exception):
-    """Base class of every error that hscc-search raises on purpose."""
+    """Base class of every error that hscc-search raises on purpose.
+
+    Its text is the message in one line of at most 1,900 characters: line breaks and other characters that a terminal
+    would act on are written as escapes, and a longer message loses its middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        # Names of files may hold line breaks, escapes of the terminal and bytes that are no UTF-8.
+        super().__init__(shortened(printable(message), _LONGEST_MESSAGE))
 
 
 class ConfigError(HsccError):
@@ -70,4 +88,40 @@ def one_line(error: object, with_type: bool = False) -> str:
         with_type: whether the name of the error's class comes first, for errors whose text may be empty or say little.
     """
     words = f"{type(error).__name__}: {error}" if with_type else str(error)
-    return " ".join(words.split())[:500]
+    return printable(" ".join(words.split()))[:_LONGEST_ERROR]
+
+
+def quoted(value: object) -> str:
+    """A value as Python writes it, with dots for what is too long for a message."""
+    try:
+        return shortened(_QUOTE.repr(value), _LONGEST_VALUE)
+    except ValueError:  # Python writes no whole numbers of more than 4,300 digits
+        return "a number of more than 4300 digits"
+
+
+def shortened(text: str, longest: int = _LONGEST_VALUE) -> str:
+    """A text of at most ``longest`` characters: where it has more, the middle gives way to dots."""
+    if len(text) <= longest:
+        return text
+    kept = longest - 5
+    return f"{text[: kept - kept // 3]} ... {text[len(text) - kept // 3 :]}"
+
+
+def printable(text: object) -> str:
+    """A text in one line as any terminal shows it: control characters and bytes that are no UTF-8 become escapes."""
+    return "".join(_escaped(character) if _is_control(character) else character for character in str(text))
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a path that is no UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+_QUOTE = reprlib.Repr()
+_QUOTE.maxlevel = 3
+_QUOTE.maxstring = _QUOTE.maxother = _QUOTE.maxlong = _LONGEST_VALUE

@@ -1,4 +1,4 @@
-"""Progress of long work, reported to a callback and not printed, and libraries kept from printing."""
+"""Progress of long work and notices, reported to a callback and not printed, and libraries kept from printing."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -21,6 +21,13 @@ class Progress:
     done: int
     total: int
     note: str = ""
+
+
+class Notice(Progress):
+    """A line to be shown as it is, such as what is about to happen: a task of one step, which is done."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(line, 1, 1)
 
 
 Report = Callable[[Progress], None]

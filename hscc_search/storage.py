@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from hscc_search.errors import StorageError, one_line
+from hscc_search.errors import StorageError, one_line, quoted
 from hscc_search.storage_faults import explained, may_pass
 
 # Seconds to wait for another writer's lock (SQLite), and for a server to answer (PostgreSQL, proxy).
@@ -221,21 +221,24 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError) as error:
-        raise StorageError(f"storage {url!r} is not a database URL: use for instance sqlite:///studies.db") from error
+        raise StorageError(
+            f"storage {quoted(url)} is not a database URL: use for instance sqlite:///studies.db"
+        ) from error
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.get_backend_name() == "sqlite":
         options["connect_args"] = {"timeout": BUSY_SECONDS}
-        _check_sqlite_file(parsed)
     elif parsed.get_backend_name() == "postgresql":
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     try:
+        if parsed.get_backend_name() == "sqlite":
+            _check_sqlite_file(parsed)
         if parsed.get_backend_name() != "grpc":
             create_engine(url, **options).dispose()  # does not connect, but checks the URL's options
         yield parsed, options
     except (NoSuchModuleError, ImportError) as error:
         raise StorageError(f"no driver for storage {without_password(url)}: {one_line(error)}") from error
     # Tables of another Optuna version raise RuntimeError, options of the wrong type ValueError or TypeError, tables
-    # without their rows AssertionError, and a lock file beside the database OSError.
+    # without their rows AssertionError, and a lock file beside the database or a path that no file can have OSError.
     except (
         DBAPIError,
         StorageInternalError,
@@ -252,11 +255,17 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
 def _check_sqlite_file(url: URL) -> None:
     if not url.database or url.database == ":memory:":
         raise StorageError("storage sqlite:// without a file forgets everything: use sqlite:///studies.db")
-    folder = Path(url.database).parent
+    name = without_password(str(url))
+    if url.database.startswith("file:"):
+        raise StorageError(f"storage {name} is an URI within an URL: use sqlite:///studies.db")
+    path = Path(url.database)
     try:
-        Path(url.database).stat()
+        path.stat()
     except FileNotFoundError:
-        if not folder.is_dir():
-            raise StorageError(f"cannot use storage {url}: there is no folder {folder.absolute()}") from None
+        if not path.parent.is_dir():
+            raise StorageError(f"cannot use storage {name}: there is no folder {path.parent.absolute()}") from None
     except OSError as error:  # a name that is too long, or below a file
-        raise StorageError(f"cannot use storage {url}: {error.strerror}: name another file") from error
+        raise StorageError(f"cannot use storage {name}: {error.strerror}: name another file") from error
+    else:
+        if not path.is_file():
+            raise StorageError(f"cannot use storage {name}: {path.absolute()} is no file")

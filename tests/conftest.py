@@ -52,6 +52,7 @@ SLOW = {
     "compression/test_conformance.py",
     "compression/test_rebuild.py",
     "dense/test_fine_tuning.py",
+    "dense/test_names.py",
     "dense/test_opened.py",
     "dense/test_training.py",
     "export/test_card.py",
@@ -74,6 +75,7 @@ SLOW = {
     "search/test_study.py",
     "search/workers/test_ledger.py",
     "search/workers/test_worker.py",
+    "test_any_study_file.py",
     "test_bad_input.py",
     "test_before.py",
     "test_cache.py",
@@ -88,6 +90,7 @@ SLOW = {
 }
 # Changes to the digits study after which trials take a moment.
 SMALL = {
+    "data__image_size": 8,
     "training__epochs": 2,
     "compression__calibration_images": 64,
     "space": {

@@ -33,9 +33,8 @@ def every_block(designs):
 
 def macs_of(calibration, designs):
     """Multiply-adds per image of the whole network."""
-    tiny = sum(record.macs for record in calibration.records if record.name not in designs)
-    left_dense = sum(macs for macs, _ in calibration.left_dense.values())
-    return sum(design.macs for design in designs.values()) + tiny + left_dense
+    left_dense = sum(layer.macs for layer in calibration.inspection.layers if layer.left_dense)
+    return sum(design.macs for design in designs.values()) + left_dense + calibration.inspection.macs_outside
 
 
 def parameters_of(network):

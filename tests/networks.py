@@ -4,20 +4,14 @@ Those of the paper's zoo that neither torchvision nor timm has, and deep ones of
 block and each connection between blocks is there, but not as often, and wide layers are narrower.
 """
 
-# ruff: noqa: E402
 import itertools
 
 import torch
-
-from hscc_search.dense.torchvision_operators import make_importable
-
-make_importable()  # before timm, which imports torchvision
-
 from timm.layers import SqueezeExcite
 from timm.models import byobnet, nasnet, vovnet
 from timm.models.inception_resnet_v2 import InceptionResnetV2
 from timm.models.inception_v4 import InceptionV4
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 from torch.nn import functional
 from torchvision.models import DenseNet, convnext, vgg
@@ -181,6 +175,12 @@ def small_resnet18(classes):
     """ResNet-18 with half the channels behind its stem."""
     channels = (32, 64, 128, 256)
     return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=classes, channels=channels, zero_init_last=False)
+
+
+def small_resnet50(classes):
+    """ResNet-50 with half its channels, and two bottlenecks in a row in its last stage alone."""
+    channels = (32, 64, 128, 256)
+    return ResNet(Bottleneck, (1, 1, 1, 2), num_classes=classes, channels=channels, zero_init_last=False)
 
 
 def small_densenet121(classes):

@@ -1,8 +1,10 @@
 import csv
 import json
+import os
 import pickle
 import signal
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import command_line
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from hscc_search import storage
 from hscc_search.cli import main
@@ -65,7 +68,8 @@ def refused(finished, tmp_path, monkeypatch, capfd):
         assert stored(finished / "studies.db") == stored_before
         assert "Traceback" not in stderr
         assert report or stdout == ""
-        lines = stderr.splitlines()
+        # Where the network is sound and something else is not, it has been said that nothing needs training.
+        lines = [line for line in stderr.splitlines() if not line.startswith("training: none: ")]
         assert lines[-1].startswith("error: ")
         assert len(lines) == 1, f"more than the error:\n{stderr}"
         return lines[0]
@@ -121,6 +125,29 @@ def corrupt_image(folder, image_folder):
     path.write_bytes(path.read_bytes()[:200])
 
 
+def another_format(folder, image_folder):
+    write_study(folder)
+    image_folder({"cat": 4, "dog": 4})
+    image_folder({"bird": 2}, suffix="gif")
+
+
+def classes_of_two_levels(folder, image_folder):
+    write_study(folder)
+    image_folder({"2024/cat": 4, "2024/dog": 4, "2025/cat": 4})
+
+
+def copies_of_one_image(folder, image_folder):
+    write_study(folder)
+    image_folder({"cat": 8, "dog": 8})
+    for path in (folder / "images" / "dog").iterdir():
+        Image.new("RGB", (20, 20)).save(path)
+
+
+def unprintable_class(folder, image_folder):
+    write_study(folder)
+    image_folder({"cat": 4, "b\n\x1b[31m\udcff": 4})
+
+
 def wrong_source(folder, image_folder):
     (folder / "images").mkdir()
 
@@ -161,6 +188,19 @@ def start_outside(folder, image_folder):
     (folder / "own.yaml").write_text(yaml.safe_dump(tree))
 
 
+def endless_grid(folder, image_folder):
+    levels = {"energy": {"low": 0.5, "high": 0.9, "levels": 1000}, "regions": {"low": 1, "high": 1000}}
+    write_study(folder, sampler="grid", space=levels)
+
+
+def mistyped_network(folder, image_folder):
+    write_study(folder, model={"name": "resnt18"})
+
+
+def pipe(folder, image_folder):
+    os.mkfifo(folder / "own.yaml")
+
+
 def nothing(folder, image_folder):
     pass
 
@@ -179,6 +219,10 @@ def nothing(folder, image_folder):
         (empty_folder, ["run", "own.yaml"], ["no images below"]),
         (one_class, ["run", "own.yaml"], ["only one class, 'cat'"]),
         (corrupt_image, ["run", "own.yaml"], ["2.jpg", "data check"]),
+        (another_format, ["run", "own.yaml"], ["class 'bird'", "2 .gif", "read are .bmp"]),
+        (classes_of_two_levels, ["run", "own.yaml"], ["2024, 2025", "data.class_level: 1 or 2"]),
+        (copies_of_one_image, ["run", "own.yaml"], ["'dog'", "8 images are 1 groups of copies", "data.copies"]),
+        (unprintable_class, ["run", "own.yaml"], [r"b\n\x1b[31m\xff", "rename"]),
         (other_architecture, ["run", "digits", "--checkpoint", "weights.pt"], ["weights.pt", "architecture"]),
         (dangerous_pickle, ["run", "digits", "--checkpoint", "weights.pt"], ["weights.pt", "state dict"]),
         (nothing, ["run", "digits", "--storage", "postgresql://localhost:1/x"], ["postgresql://localhost:1/x"]),
@@ -209,8 +253,20 @@ def nothing(folder, image_folder):
         (grid_without_levels, ["run", "own.yaml"], ["sampler grid", "space.energy"]),
         (recall_of_no_class, ["run", "own.yaml"], ["recall:bird", "cat, dog"]),
         (start_outside, ["run", "own.yaml"], ["start", "energy 0.1"]),
+        (endless_grid, ["run", "own.yaml"], ["sampler grid", "more than 100,000 samples"]),
+        (mistyped_network, ["run", "own.yaml"], ["'resnt18'", "did you mean resnet18"]),
+        (mistyped_network, ["train", "own.yaml"], ["'resnt18'", "did you mean resnet18"]),
+        (pipe, ["run", "own.yaml"], ["own.yaml", "a pipe or a device"]),
+        (nothing, ["run", "."], ["which is a folder"]),
+        (nothing, ["run", "x" * 5000], ["no study file xxx", "digits"]),
+        (nothing, ["run", "two\nlines"], ["two\\nlines"]),
+        (nothing, ["compare", "digits", "--out", "new", "--budgets", "3,nan"], ["--budgets", "'3,nan'"]),
+        (nothing, ["compare", "digits", "--out", "new", "--seeds", str(2**40)], ["--seeds", str(2**40), "below 2**32"]),
+        (nothing, ["run", "digits", "--workers", str(10**9)], ["--workers", "1024"]),
+        (nothing, ["run", "digits", "--trials", str(10**12)], ["trials", "1000000"]),
+        (nothing, ["run", "digits", "--timeout", "nan"], ["timeout", "finite"]),
     ],
-    ids=lambda value: value.__name__ if callable(value) else " ".join(value) if isinstance(value, list) else None,
+    ids=lambda value: value.__name__ if callable(value) else " ".join(value)[:60] if isinstance(value, list) else None,
 )
 def test_bad_input_is_refused_in_one_line_and_leaves_nothing(refused, tmp_path, image_folder, prepare, arguments, said):
     prepare(tmp_path, image_folder)
@@ -249,9 +305,29 @@ def test_bad_input_leaves_a_finished_study_as_it_is(refused, finished, tmp_path,
     (tmp_path / "existing" / "precious").touch()
     (tmp_path / "file").touch()
     storage = ["--storage", f"sqlite:///{finished}/studies.db"]
-    before = 1 if arguments[0] == "studies" else len(arguments)  # an option of the group stands before its command
-    line = refused(*arguments[:before], *storage, *arguments[before:])
+    line = refused(*arguments, *storage)
     assert [words for words in said if words not in line] == []
+    if arguments[0] == "studies":  # whose option may stand before the command, too
+        assert refused(arguments[0], *storage, *arguments[1:]) == line
+
+
+def test_a_mistyped_network_is_answered_before_torch_is_imported(tmp_path):
+    write_study(tmp_path, model={"name": "resnet81"}, data={"source": "digits"})
+    for command in (["run", "own.yaml"], ["train", "own.yaml"], ["compare", "own.yaml", "--out", "new"]):
+        code = (
+            f"import sys; sys.argv[1:] = {command!r}\n"
+            "from hscc_search.cli import main\n"
+            "try: main()\n"
+            "finally: print(sorted({'torch', 'torchvision', 'timm', 'optuna', 'scipy'} & sys.modules.keys()))"
+        )
+        before = os.times()
+        ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        after = os.times()
+        assert after.children_user + after.children_system - before.children_user - before.children_system < 2
+        assert (ended.returncode, ended.stdout) == (2, "[]\n")
+        assert ended.stderr.startswith(
+            "error: no network named 'resnet81' in torchvision or timm: did you mean resnet18"
+        )
 
 
 def test_a_process_that_is_refused_ends_with_2(cli, tmp_path):
@@ -269,7 +345,7 @@ def test_a_worker_of_a_finished_study_says_that_it_is_finished(cli, finished, tm
 def test_studies_are_listed_copied_and_removed(cli, finished, tmp_path):
     storage = f"sqlite:///{finished}/studies.db"
     own = f"sqlite:///{tmp_path}/own.db"
-    told = cli("studies", "--storage", storage, "copy", "digits", "mine", "--to", own, cwd=tmp_path).stdout
+    told = cli("studies", "copy", "digits", "mine", "--storage", storage, "--to", own, cwd=tmp_path).stdout
     assert "2 trials" in told
     listing = json.loads(cli("studies", "--storage", own, "--format", "json", cwd=tmp_path).stdout)
     (status,) = listing
@@ -286,7 +362,10 @@ def test_studies_are_listed_copied_and_removed(cli, finished, tmp_path):
         assert "Traceback" not in stderr
         assert "2 finished trials" in stdout + stderr
         assert stored(tmp_path / "own.db") == before
-    assert "removed: study mine" in cli("studies", "--storage", own, "rm", "mine", "--yes", cwd=tmp_path).stdout
+    # The nearest of several counts: the option before the one of the group, and that before the environment.
+    named = ("studies", "--storage", storage, "rm", "mine", "--yes", "--storage", own)
+    assert "removed: study mine" in cli(*named, cwd=tmp_path, env={"HSCC_STORAGE": storage}).stdout
+    assert json.loads(cli("studies", "--storage", storage, "--format", "json", cwd=tmp_path).stdout) != []
     assert json.loads(cli("studies", "--storage", own, "--format", "json", cwd=tmp_path).stdout) == []
 
 

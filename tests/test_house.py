@@ -30,7 +30,7 @@ FLOORS = (
 )
 # The same within the compressor, in the order of the method.
 STEPS = (
-    "form plan",
+    "form inspection plan stand_ins",
     "layers",
     "calibration",
     "rebuild",
@@ -44,7 +44,7 @@ STEPS = (
 )
 LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # Test files of a folder that test several of its modules together.
-OF_SEVERAL_MODULES = ("test_conformance", "test_imports", "test_landscape", "test_peers")
+OF_SEVERAL_MODULES = ("test_conformance", "test_hostile", "test_imports", "test_landscape", "test_peers")
 
 
 def modules():

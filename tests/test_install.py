@@ -41,10 +41,11 @@ def test_all_that_is_imported_is_asked_for():
 def test_an_installed_package_runs_from_any_folder(tmp_path):
     """As a user installs it from what is published: a new environment, pip install, another folder."""
     environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python, command = environment / "bin" / "python", environment / "bin" / "hscc-search"
     (packages,) = environment.glob("lib/python*/site-packages")
-    # What it needs is taken from where the tests run: to install torch again takes longer than all the rest.
+    # pip and what the package needs are taken from where the tests run: to install torch again takes longer than all
+    # the rest.
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
     before = set(packages.iterdir())
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--ignore-installed"]

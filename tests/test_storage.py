@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import sqlite3
 
 import optuna
@@ -65,6 +66,29 @@ def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path, creat
     assert "not a database" in message_of(f"sqlite:///{path}", create)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + "/studies.db", "/".join(["x" * 200] * 30), "a\0b"])
+@pytest.mark.parametrize("create", [True, False])
+def test_a_path_that_no_file_can_have_is_refused(path, create, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"sqlite:///{path[:9]}".partition("\0")[0] in message_of(f"sqlite:///{path}", create)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_device_or_a_pipe_is_no_database(tmp_path, create):
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/null", tmp_path / "pipe"):
+        assert f"{path} is no file" in message_of(f"sqlite:///{path}", create)
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_database_in_memory_is_refused_however_it_is_written(tmp_path, monkeypatch, create):
+    monkeypatch.chdir(tmp_path)
+    for url in ("sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"):
+        assert "use sqlite:///studies.db" in message_of(url, create)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_no_database(tmp_path):

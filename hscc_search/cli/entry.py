@@ -11,7 +11,7 @@ from hscc_search.cli.data import data
 from hscc_search.cli.results import compare, export, front
 from hscc_search.cli.storages import dashboard, studies
 from hscc_search.cli.work import proxy, run, train, worker
-from hscc_search.errors import HsccError, HsccWarning, one_line
+from hscc_search.errors import HsccError, HsccWarning, one_line, printable
 from hscc_search.memory import keep_freed_memory
 from hscc_search.report.terminal import err_console
 from hscc_search.temporary import FULL
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _warn(message: str) -> None:
-    err_console.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    err_console.print(printable(f"warning: {message}"), style="yellow", soft_wrap=True)
 
 
 def _refuse(message: str) -> None:
@@ -67,7 +67,7 @@ def _refuse(message: str) -> None:
 
 
 def _end(line: str, code: int) -> None:
-    err_console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    err_console.print(printable(line), style="red", soft_wrap=True)
     sys.exit(code)
 
 

@@ -1,10 +1,15 @@
 """Options that several commands share, and functions that read their values."""
 
+import math
+import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 
-from hscc_search.config import DEFAULT_STORAGE
+from hscc_search.config import DEFAULT_STORAGE, StudyConfig
+from hscc_search.dense.names import check_network_name
+from hscc_search.errors import quoted
 
 storage_option = click.option(
     "--storage",
@@ -15,10 +20,18 @@ storage_option = click.option(
     help="Database of the studies, as a SQLAlchemy URL.",
 )
 
+group_storage_option = click.option(
+    "--storage",
+    metavar="URL",
+    type=str,
+    default=lambda: click.get_current_context().find_object(str),
+    help="Database of the studies, where it is not named before the command.",
+)
+
 workers_option = click.option(
     "--workers",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=1024),
     default=1,
     show_default=True,
     help="Number of processes of this machine that share the trials.",
@@ -68,24 +81,57 @@ def absolute(path: Path | None) -> Path | None:
     return path.absolute() if path is not None else None
 
 
+def read_config(study: str, **overrides: Any) -> StudyConfig:
+    """Read a study file, and check the name of its network before torch and all the rest is imported.
+
+    Raises:
+        ConfigError: as :meth:`StudyConfig.from_file`.
+        ModelError: there is no such network.
+    """
+    config = StudyConfig.from_file(study, **overrides)
+    check_network_name(config.model.name)
+    return config
+
+
+def command_line(*words: object) -> str:
+    """A command as it can be pasted into a shell."""
+    return shlex.join(map(str, words))
+
+
 def integers(option: str, text: str) -> list[int]:
-    """Read an option such as ``0,1,2``."""
+    """Read an option of seeds such as ``0,1,2``.
+
+    Raises:
+        click.BadParameter: one is no whole number from 0 to 2**32 - 1.
+    """
     try:
-        return [int(number) for number in text.split(",")]
+        numbers = [int(number) for number in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} must be whole numbers with commas between", param_hint=option) from error
+        raise click.BadParameter(
+            f"{quoted(text)} must be whole numbers with commas between", param_hint=option
+        ) from error
+    if not all(0 <= number < 2**32 for number in numbers):
+        raise click.BadParameter(f"{quoted(text)} must be 0 or more and below 2**32", param_hint=option)
+    return numbers
 
 
 def decimals(option: str, text: str) -> list[float]:
-    """Read an option such as ``3,4.5``."""
+    """Read an option such as ``3,4.5``.
+
+    Raises:
+        click.BadParameter: one is no number, or is not finite.
+    """
     try:
-        return [float(number) for number in text.split(",")]
+        numbers = [float(number) for number in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} must be numbers with commas between", param_hint=option) from error
+        raise click.BadParameter(f"{quoted(text)} must be numbers with commas between", param_hint=option) from error
+    if not all(map(math.isfinite, numbers)):
+        raise click.BadParameter(f"{quoted(text)} must be finite numbers", param_hint=option)
+    return numbers
 
 
-def naming_storage(storage: str) -> str:
-    """The option with which the next command finds the same storage; empty for the default storage."""
+def naming_storage(storage: str) -> tuple[str, ...]:
+    """The option with which the next command finds the same storage; nothing for the default storage."""
     from hscc_search.storage import without_password
 
-    return "" if storage == DEFAULT_STORAGE else f" --storage {without_password(storage)}"
+    return () if storage == DEFAULT_STORAGE else ("--storage", without_password(storage))

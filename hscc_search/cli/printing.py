@@ -1,7 +1,9 @@
 """Print results, as several commands do."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hscc_search.errors import printable
 from hscc_search.progress import Progress, Report
 from hscc_search.report.terminal import counting_lines, front_table, out_console
 
@@ -10,8 +12,16 @@ if TYPE_CHECKING:
 
 
 def say(line: str) -> None:
-    """Print one line as it is, however long."""
-    out_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print one line as it is, however long; control characters in the names of files are shown as escapes."""
+    out_console.print(printable(line), soft_wrap=True)
+
+
+def say_some(lines: Sequence[str], most: int = 8) -> None:
+    """Print the first lines of a list, each indented, and how many more there are."""
+    for line in lines[:most]:
+        say(f"  {line}")
+    if len(lines) > most:
+        say(f"  and {len(lines) - most:,} more")
 
 
 def show_front(study: "Study") -> None:
@@ -32,17 +42,19 @@ def quiet_optuna() -> None:
 
 
 class Watch:
-    """A report that passes progress on and remembers whether there was any.
+    """A report that passes progress on and remembers whether there was any, and the last of it.
 
     Attributes:
         idle: whether nothing has been reported yet.
+        note: the last one, which says why a study ended before it had all its trials.
     """
 
     def __init__(self, report: Report) -> None:
         self.idle = True
+        self.note = ""
         self._report = report
 
     def __call__(self, progress: Progress) -> None:
         """Pass one step on."""
-        self.idle = False
+        self.idle, self.note = False, progress.note
         self._report(progress)

@@ -7,16 +7,17 @@ import click
 from hscc_search.cli.options import (
     absolute,
     checkpoint_option,
+    command_line,
     data_option,
     decimals,
     device_option,
     integers,
     naming_storage,
+    read_config,
     storage_option,
 )
 from hscc_search.cli.printing import quiet_optuna, say, show_front
-from hscc_search.config import StudyConfig
-from hscc_search.errors import UnwritableError
+from hscc_search.errors import UnwritableError, printable
 from hscc_search.files import checked_output
 from hscc_search.memory import uncollected
 from hscc_search.report.formats import front_csv, front_json
@@ -63,9 +64,9 @@ def front(study_name: str, storage: str, output_format: str, html: Path | None) 
 
         write_page(study, html)
         beside_data = output_format != "table"  # other programs read JSON or CSV, so nothing else is printed there
-        click.echo(f"page: {html}", err=beside_data)
-        command = f"hscc-search export {study_name}{naming_storage(storage)} --select knee --out {study_name}-knee"
-        click.echo(f"next: {command}", err=beside_data)
+        click.echo(f"page: {printable(html)}", err=beside_data)
+        options = (*naming_storage(storage), "--select", "knee", "--out", f"{study_name}-knee")
+        click.echo(f"next: {command_line('hscc-search', 'export', study_name, *options)}", err=beside_data)
 
 
 @click.command()
@@ -165,7 +166,7 @@ def compare(
     device: str,
 ) -> None:
     """Measure HSCC and its peers at the same FLOPs on the network and images of STUDY, a file or a name."""
-    config = StudyConfig.from_file(study, data__path=absolute(data))
+    config = read_config(study, data__path=absolute(data))
     ratios, split_seeds = decimals("--budgets", budgets), integers("--seeds", seeds)
     from hscc_search.comparison.measure import compare as compare_methods
     from hscc_search.comparison.methods import METHODS

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import click
 
-from hscc_search.cli.options import storage_option, table_or_json_option
+from hscc_search.cli.options import group_storage_option, storage_option, table_or_json_option
 from hscc_search.cli.printing import quiet_optuna, say
 from hscc_search.report.terminal import out_console, studies_table
 
@@ -32,8 +32,8 @@ def studies(context: click.Context, storage: str, output_format: str) -> None:
 @studies.command()
 @click.argument("study_name")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
-@click.pass_obj
-def rm(storage: str, study_name: str, yes: bool) -> None:
+@group_storage_option
+def rm(study_name: str, yes: bool, storage: str) -> None:
     """Remove STUDY_NAME and all its trials."""
     from hscc_search.search.catalogue import list_studies, remove_study
 
@@ -50,8 +50,8 @@ def rm(storage: str, study_name: str, yes: bool) -> None:
 @click.argument("study_name")
 @click.argument("new_name")
 @click.option("--to", metavar="URL", help="Database of the copy, in place of the same one.")
-@click.pass_obj
-def copy(storage: str, study_name: str, new_name: str, to: str | None) -> None:
+@group_storage_option
+def copy(study_name: str, new_name: str, to: str | None, storage: str) -> None:
     """Copy STUDY_NAME with its finished and failed trials as NEW_NAME."""
     from hscc_search.search.catalogue import copy_study
 

@@ -4,21 +4,19 @@ from pathlib import Path
 
 import click
 
-from hscc_search.cache import cache_folder
 from hscc_search.cli.options import (
     absolute,
     checkpoint_option,
+    command_line,
     data_option,
     device_option,
     naming_storage,
+    read_config,
     storage_option,
     timeout_option,
     workers_option,
 )
 from hscc_search.cli.printing import Watch, quiet_optuna, say, show_front
-from hscc_search.config import StudyConfig
-from hscc_search.errors import UnwritableError
-from hscc_search.files import check_writable
 from hscc_search.report.terminal import progress_bars
 
 
@@ -29,28 +27,25 @@ from hscc_search.report.terminal import progress_bars
 def train(study: str, data: Path | None, device: str) -> None:
     """Train the dense network of STUDY, a file or a name, and keep it in the cache.
 
-    `run` does this too where the network is not in the cache.
+    `run` does this too where the network is not in the cache. Weights that come with a network are kept as they are.
     """
-    config = StudyConfig.from_file(study, data__path=absolute(data))
+    config = read_config(study, data__path=absolute(data))
     if config.model.checkpoint is not None:
         say(f"study {config.name} names the checkpoint {config.model.checkpoint}: there is nothing to train")
         return
-    folder = cache_folder("checkpoints")
-    try:
-        check_writable(folder, folder)
-    except UnwritableError as error:
-        raise UnwritableError(f"{folder} cannot be written to: set HSCC_CACHE to another folder") from error
-    from hscc_search.dense.opened import checkpoint_path, open_dense
+    from hscc_search.dense.opened import open_dense
     from hscc_search.evaluation.predictions import predict
 
     with progress_bars() as report:
-        opened = open_dense(config, device, report)
+        opened = open_dense(config, device, report, keep=True)
     validation = opened.parts.validation
     scores = predict(opened.network, validation, config.data, opened.device)
     accuracy = float((scores.argmax(axis=1) == validation.labels).mean())
     say(f"dense {config.model.name}: accuracy {accuracy:.4f} on {len(validation)} validation images")
-    say(f"checkpoint: {checkpoint_path(config, opened.dataset)}")
-    say(f"next: hscc-search run {study}{f' --data {data}' if data else ''}")
+    if opened.weights_file is not None:
+        say(f"checkpoint: {opened.weights_file}")
+    option = ("--data", data) if data is not None else ()
+    say(f"next: {command_line('hscc-search', 'run', study, *option)}")
 
 
 @click.command()
@@ -83,7 +78,7 @@ def run(
     device: str,
 ) -> None:
     """Start STUDY, a file or a name, or continue it until it has all its trials."""
-    config = StudyConfig.from_file(
+    config = read_config(
         study,
         storage=storage,
         trials=trials,
@@ -100,10 +95,11 @@ def run(
         result = run_study(config, device, watch, workers)
     show_front(result)
     say(
-        f"study {config.name}: {len(result.points)} trials finished, {config.trials} wanted{_nothing_to_do(watch)}; "
+        f"study {config.name}: {_how_far(len(result.points), config.trials, watch)}; "
         f"stored in {without_password(config.storage)}"
     )
-    say(f"next: hscc-search front {config.name}{naming_storage(config.storage)} --html front.html")
+    storage_named = naming_storage(config.storage)
+    say(f"next: {command_line('hscc-search', 'front', config.name, *storage_named, '--html', 'front.html')}")
 
 
 @click.command()
@@ -133,8 +129,7 @@ def worker(
     with progress_bars() as report:
         watch = Watch(report)
         study = work_on(storage, study_name, absolute(data), absolute(checkpoint), device, watch, workers, timeout)
-    finished, wanted = len(study.points), study.config.trials
-    say(f"study {study_name}: {finished} trials finished, {wanted} wanted{_nothing_to_do(watch)}")
+    say(f"study {study_name}: {_how_far(len(study.points), study.config.trials, watch)}")
 
 
 @click.command()
@@ -151,5 +146,7 @@ def proxy(storage: str, host: str, port: int) -> None:
     serve_proxy(storage, host, port, lambda address: click.echo(f"proxy: {address} (Ctrl-C ends it)"))
 
 
-def _nothing_to_do(watch: Watch) -> str:
-    return ", so there is nothing to do" if watch.idle else ""
+def _how_far(finished: int, wanted: int, watch: Watch) -> str:
+    """Say how many trials a study has, and why it ended where that is fewer than it wants."""
+    reason = watch.note if finished < wanted else "so there is nothing to do" if watch.idle else ""
+    return f"{finished} trials finished, {wanted} wanted{', ' if reason else ''}{reason}"

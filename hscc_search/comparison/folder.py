@@ -11,19 +11,24 @@ A comparison that was stopped can continue: a network that has a file is not mea
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hscc_search.comparison.record import Asked, ComparedNetwork, ComparisonRecord
+from hscc_search.config import StudyConfig
 from hscc_search.errors import ConfigError
 from hscc_search.files import check_new_folder, written_whole
 
 
-def claim(folder: Path, record: ComparisonRecord) -> None:
+def claim(folder: Path, record: ComparisonRecord) -> StudyConfig:
     """Make the folder of a comparison, or check that it belongs to the same one.
 
     The same comparison may ask for other methods, budgets and splits, and may leave fine-tuning out; its number of
     epochs of fine-tuning stays the same once it is above 0.
+
+    Returns:
+        The configuration to go on with, see :meth:`hscc_search.config.StudyConfig.as_started`.
 
     Raises:
         ConfigError: the folder holds something else, is damaged, or cannot be written to.
@@ -33,9 +38,10 @@ def claim(folder: Path, record: ComparisonRecord) -> None:
     path = folder / "comparison.json"
     if path.exists():
         before = _read_record(path)
+        record = replace(record, config=record.config.as_started(before.config))
         _check_same(folder, before, record)
         if record.epochs == 0:
-            return
+            return record.config
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and holds no comparison: name another output folder")
     try:
@@ -43,6 +49,7 @@ def claim(folder: Path, record: ComparisonRecord) -> None:
         _write(path, record.stored())
     except OSError as error:
         raise ConfigError(f"cannot write to {folder} ({error.strerror}): name another output folder") from error
+    return record.config
 
 
 def network_path(folder: Path, asked: Asked) -> Path:

@@ -60,13 +60,18 @@ def compare(
     """
     _check(config, budgets, methods, seeds)
     fingerprint = load_dataset(config.data, report).fingerprint
-    claim(out, ComparisonRecord(config, epochs, fingerprint, _checkpoint_digest(config)))
+    config = claim(out, ComparisonRecord(config, epochs, fingerprint, _checkpoint_digest(config)))
     every = _asked(budgets, methods, seeds, epochs)
     for seed in dict.fromkeys(seeds):
         missing = [asked for asked in every if asked.seed == seed and not network_path(out, asked).exists()]
         if missing:
-            split = _Split(open_dense(_config_of_split(config, seed, epochs), device, report), report)
-            for network in _measure_split(split, missing):
+            opened = open_dense(_config_of_split(config, seed, epochs), device, report)
+            if opened.given and len(set(seeds)) > 1:
+                raise ConfigError(
+                    f"the weights that {config.model.name} comes with belong to one split: "
+                    "give one seed, or training.when: always, so that each split is trained"
+                )
+            for network in _measure_split(_Split(opened, report), missing):
                 write_network(out, network)
     return [read_network(network_path(out, asked)) for asked in every]
 

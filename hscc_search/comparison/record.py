@@ -59,7 +59,7 @@ class ComparisonRecord:
             KeyError, TypeError: the record is damaged.
         """
         _check_format(tree, origin)
-        config = StudyConfig.from_tree(tree["study"], origin)
+        config = StudyConfig.from_stored(tree["study"], origin)
         return cls(config, tree["finetune"], tree["images"], tree["checkpoint"])
 
 

@@ -1,12 +1,11 @@
 """HSCC, hierarchical spatio-channel clustering (arXiv 2604.23375): calibrate once, compress many times.
 
 One forward pass over the calibration images compresses a network: each layer, when its turn comes, is given the input
-that the layers compressed before it deliver, is replaced by its factors, and passes on their output. The network itself
-thus brings the layers into their order of execution, along branches and skip connections, and only the activations of
-the current layer are held in memory.
+that the layers compressed before it deliver, is replaced by its factors, and passes on their output.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,11 +13,11 @@ from torch import nn
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.fitting.layer import fit_layer
 from hscc_search.compression.form import NetworkForm
-from hscc_search.compression.layers import with_layers
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.compression.ranks.choice import choose_ranks
 from hscc_search.compression.ranks.design import LayerDesign
 from hscc_search.compression.setting import Setting
+from hscc_search.compression.stand_ins import replaced_in_order
 
 # Pass on every second calibration image if at least this many remain.
 FEWEST_IMAGES = 512
@@ -34,29 +33,14 @@ class Compressed:
         plan: what became of every convolution and fully connected layer; those that can be compressed come first, in
             execution order.
         form: all that is needed to build the network again, but its weights.
+        macs: multiply-adds per image of the whole network: those of its layers by the formula, and what the dense
+            network takes outside of them.
     """
 
     network: nn.Module
     plan: tuple[LayerPlan, ...]
     form: NetworkForm
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds per image of all convolutions and fully connected layers, by the formula."""
-        return sum(layer.macs for layer in self.plan)
-
-
-class _StandIn(nn.Module):
-    """A stand-in for a layer of a network, which compresses the layer when the calibration images arrive."""
-
-    def __init__(self, calibration: Calibration, name: str, design: LayerDesign, step: int) -> None:
-        super().__init__()
-        self.calibration, self.name, self.design, self.step = calibration, name, design, step
-        self.compressed: nn.Module | None = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.compressed, answers = fit_layer(self.calibration, self.name, self.design, x, self.step)
-        return answers
+    macs: int
 
 
 @torch.no_grad()
@@ -70,26 +54,22 @@ def compress(calibration: Calibration, setting: Setting) -> Compressed:
     """
     designs = choose_ranks(calibration, setting)
     step = 2 if len(calibration.images) >= 2 * FEWEST_IMAGES else 1
-    stand_ins = {name: _StandIn(calibration, name, design, step) for name, design in designs.items()}
-    result = with_layers(calibration.network, stand_ins)
-    result(calibration.images[::step])
-    for name, stand_in in stand_ins.items():
-        assert stand_in.compressed is not None
-        result.set_submodule(name, stand_in.compressed)
+    fits = {name: partial(fit_layer, calibration, name, design, step) for name, design in designs.items()}
+    result = replaced_in_order(calibration.network, fits, calibration.images[::step])
     form = NetworkForm(calibration.folds, {name: design.form for name, design in designs.items()})
-    return Compressed(result, _plan(calibration, designs), form)
+    plan = _plan(calibration, designs)
+    return Compressed(result, plan, form, calibration.inspection.macs_outside + sum(layer.macs for layer in plan))
 
 
 def _plan(calibration: Calibration, designs: dict[str, LayerDesign]) -> tuple[LayerPlan, ...]:
     """Tell what became of every convolution and fully connected layer, in the order of :class:`Compressed`."""
     plan = []
     for record in calibration.records:
-        design = designs.get(record.name)
-        if design is None:
-            plan.append(LayerPlan(record.name, record.macs, record.macs, left_dense="tiny"))
-        else:
-            ranks, input_ranks = design.form.ranks, design.form.input_ranks
-            plan.append(LayerPlan(record.name, record.macs, design.macs, ranks, input_ranks))
-    for name, (macs, reason) in calibration.left_dense.items():
-        plan.append(LayerPlan(name, macs, macs, left_dense=reason))
+        design = designs[record.name]
+        plan.append(LayerPlan(record.name, record.macs, design.macs, design.form.ranks, design.form.input_ranks))
+    plan += [
+        LayerPlan(layer.name, layer.macs, layer.macs, left_dense=layer.left_dense)
+        for layer in calibration.inspection.layers
+        if layer.left_dense is not None
+    ]
     return tuple(plan)

@@ -5,8 +5,7 @@ A factored region computes ``y = P (B x) + b``: basis filters B (rank x D), then
 ``B x = B' (E x)`` with a 1 x 1 convolution E, the encoder. A dense region keeps one convolution.
 """
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from hscc_search.compression.form import LayerForm, RegionRanks, total_rank
+from hscc_search.compression.stand_ins import stand_in
 from hscc_search.errors import CompressionError
 
 # Zeros on the left, on the right, above and below, as torch.nn.functional.pad takes them.
@@ -53,7 +53,7 @@ class RegionConv2d(nn.Module):
         whole: whether the map is a single piece, which takes an input of any size.
         encoder: brings the input to fewer channels, None where the filters see all channels.
         regions: for each region its filters: basis filters and recombination as a Sequential, or one dense convolution.
-        padding: zeros that are added around the encoded input before it is cut into patches.
+        zeros: that are added around the encoded input before it is cut into patches.
     """
 
     def __init__(self, layer: nn.Conv2d, form: LayerForm, group: int) -> None:
@@ -62,12 +62,12 @@ class RegionConv2d(nn.Module):
         self.kernel_reach = tuple(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
         self.stride = layer.stride
         self.whole = len(form.pieces) == 1
-        self.padding = conv_padding(layer)
-        left, right, top, bottom = self.padding
+        self.zeros = conv_padding(layer)
+        left, right, top, bottom = self.zeros
         filter_padding = (0, 0)
         # A region that is the whole map pads as it convolves, which saves a copy.
         if self.whole and (left, top) == (right, bottom):
-            filter_padding, self.padding = (top, left), _NO_PADDING
+            filter_padding, self.zeros = (top, left), _NO_PADDING
         channels = layer.in_channels // layer.groups
         input_rank = form.input_ranks[group]
         self.encoder: nn.Conv2d | None = None
@@ -78,13 +78,13 @@ class RegionConv2d(nn.Module):
             _region_filters(layer, channels, ranks, filter_padding) for ranks in form.ranks[group]
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Compute each piece of the output map with its region's filters.
 
         Raises:
             CompressionError: the map has several regions, and the input another size than the layer was made for.
         """
-        patches = self.cut(x)
+        patches = self.cut(input)
         pieces = self.form.pieces
         return self.join(
             [patch.filtered(self.regions[piece.region]) for piece, patch in zip(pieces, patches, strict=True)]
@@ -95,10 +95,10 @@ class RegionConv2d(nn.Module):
         if self.encoder is not None:
             x = self.encoder(x)
         if self.whole:
-            return [Patch(x, self.padding)]
+            return [Patch(x, self.zeros)]
         self._check_size(x)
         height, width = x.shape[2:]
-        left, _, top, _ = self.padding
+        left, _, top, _ = self.zeros
         patches = []
         for piece in self.form.pieces:
             rows = _input_span(piece.top, piece.bottom, self.stride[0], self.kernel_reach[0], top, height)
@@ -119,7 +119,7 @@ class RegionConv2d(nn.Module):
         return torch.cat([torch.cat(band, dim=3) for band in bands.values()], dim=2)
 
     def _check_size(self, x: torch.Tensor) -> None:
-        left, right, top, bottom = self.padding
+        left, right, top, bottom = self.zeros
         padded = (x.shape[2] + top + bottom, x.shape[3] + left + right)
         size = tuple((padded[axis] - self.kernel_reach[axis]) // self.stride[axis] + 1 for axis in (0, 1))
         if size != self.form.output_size:
@@ -136,17 +136,21 @@ class GroupedRegionConv2d(nn.Module):
         super().__init__()
         self.groups = nn.ModuleList(RegionConv2d(layer, form, group) for group in range(layer.groups))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Run each group on its share of the channels, and join their outputs."""
-        shares = x.chunk(len(self.groups), dim=1)
+        shares = input.chunk(len(self.groups), dim=1)
         return torch.cat([group(share) for group, share in zip(self.groups, shares, strict=True)], dim=1)
 
 
 def build(layer: nn.Module, form: LayerForm) -> nn.Module:
-    """Build a compressed layer of the given form in place of ``layer``; its weights are still to be set."""
+    """Build a compressed layer of the given form to take the place of ``layer``; its weights are still to be set."""
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    return stand_in(_built(layer, form), layer)
+
+
+def _built(layer: nn.Conv2d | nn.Linear, form: LayerForm) -> nn.Module:
     if isinstance(layer, nn.Conv2d):
         return RegionConv2d(layer, form, 0) if layer.groups == 1 else GroupedRegionConv2d(layer, form)
-    assert isinstance(layer, nn.Linear)
     ((ranks,),) = form.ranks
     rank = total_rank(ranks)
     if rank is None:
@@ -165,13 +169,6 @@ def group_modules(module: nn.Module) -> list[nn.Module]:
 def region_modules(module: nn.Module) -> list[nn.Module]:
     """The modules that :func:`build` made for the regions of one group: two stages each, or one where it is dense."""
     return list(module.regions) if isinstance(module, RegionConv2d) else [module]
-
-
-def with_layers(network: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """Copy a network, in evaluation mode, with other modules at the given paths."""
-    # The memo names the new module as the copy of the old one, which is then not copied itself.
-    copies = {id(network.get_submodule(name)): layer for name, layer in layers.items()}
-    return copy.deepcopy(network, copies).eval()
 
 
 def conv_padding(layer: nn.Conv2d) -> Padding:

@@ -1,10 +1,11 @@
 """The study file: YAML, checked into one immutable object, and stored with the study it describes.
 
-``study_file`` reads it, the sections say what is allowed (``dense``, ``space`` and ``metrics``, by the rules of
-``section``), ``study`` puts them together, ``explain`` words an error, and ``reference`` writes ``REFERENCE.md``.
+``yaml_file`` reads it as a tree of plain values and ``study_file`` resolves its paths, the sections say what is allowed
+(``dense``, ``space`` and ``metrics``, by the rules of ``section``), ``study`` puts them together, ``explain`` words an
+error, and ``reference`` writes ``REFERENCE.md``.
 """
 
-from hscc_search.config.dense import DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
+from hscc_search.config.dense import CopyKind, DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
 from hscc_search.config.metrics import ConstraintConfig, LatencyConfig
 from hscc_search.config.space import (
     BudgetRange,
@@ -24,6 +25,7 @@ __all__ = [
     "ClusterStrategy",
     "CompressionConfig",
     "ConstraintConfig",
+    "CopyKind",
     "DataConfig",
     "EnergyRange",
     "FinetuningConfig",

@@ -1,11 +1,13 @@
 """The sections on the dense network: its images, its architecture, its training and fine-tuning."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hscc_search.config.section import Section
+from hscc_search.config.section import FilePath, Section
+
+# What counts as a copy of an image: see ``copies`` below.
+CopyKind = Literal["near", "shape", "exact", "none"]
 
 
 class DataConfig(Section):
@@ -14,21 +16,33 @@ class DataConfig(Section):
     source: Literal["folder", "digits"] = Field(
         "folder", description="a folder of your own, or the handwritten digits that come with scikit-learn"
     )
-    path: Path | None = Field(
-        None, strict=False, description="folder with one folder of images per class; only source folder has one"
+    path: FilePath | None = Field(
+        None, description="folder with one folder of images per class; only source folder has one"
+    )
+    class_level: int | None = Field(
+        None,
+        ge=1,
+        description="level of the folders below path whose names are the classes; without it the first, or the second "
+        "where the first says train, test or validation",
+    )
+    copies: CopyKind = Field(
+        "near",
+        description="images that are copies of each other and never stand in two parts: near for what shows the same "
+        "in the same colours (re-encoded, resized, brighter or darker), shape for the same in whatever colours, exact "
+        "for equal pixels, none for no copies at all",
     )
     image_size: int = Field(224, ge=8, le=1024, description="side of the square images, in pixels")
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the images that the search measures on")
     test: float = Field(0.15, gt=0, lt=0.5, description="share of the images that only export and compare measure on")
     split_seed: int = Field(0, ge=0, lt=2**32, description="seed of the division into train, validation and test part")
-    mean: tuple[float, ...] = Field(
+    mean: tuple[Annotated[float, Field(ge=-1000, le=1000)], ...] = Field(
         (0.485, 0.456, 0.406),
         strict=False,
         min_length=3,
         max_length=3,
         description="subtracted from red, green and blue, which are 0 to 1; ImageNet's by default",
     )
-    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    std: tuple[Annotated[float, Field(ge=0.0001, le=1000)], ...] = Field(
         (0.229, 0.224, 0.225),
         strict=False,
         min_length=3,
@@ -42,19 +56,24 @@ class DataConfig(Section):
             raise ValueError("source 'folder' needs a path here or --data DIR on the command line")
         if self.source == "digits" and self.path is not None:
             raise ValueError("source 'digits' takes no path: use source 'folder' for your own images")
+        if self.source == "digits" and self.class_level is not None:
+            raise ValueError("source 'digits' has no folders: leave class_level out")
         return self
 
 
 class ModelConfig(Section):
     """The dense network."""
 
-    name: str = Field(description="'digits_cnn', a torchvision or timm classifier, or your own 'module:function'")
-    weights: str | None = Field(
-        None, description="published weights to start from, such as DEFAULT; without it they are drawn at random"
+    name: str = Field(
+        max_length=200, description="'digits_cnn', a torchvision or timm classifier, or your own 'module:function'"
     )
-    checkpoint: Path | None = Field(
+    weights: str | None = Field(
         None,
-        strict=False,
+        max_length=200,
+        description="published weights to start from, such as DEFAULT; without it they are drawn at random",
+    )
+    checkpoint: FilePath | None = Field(
+        None,
         description="file of trained weights, a plain state dict or safetensors; without it the network is trained",
     )
 
@@ -62,19 +81,35 @@ class ModelConfig(Section):
 class TrainingConfig(Section):
     """The training of the dense network: SGD with Nesterov momentum under a one-cycle schedule."""
 
-    epochs: int = Field(45, ge=1, description="passes over the train part")
-    batch_size: int = Field(64, ge=2, description="images per step, also when fine-tuning")
-    learning_rate: float = Field(0.005, gt=0, description="highest learning rate of the schedule")
+    epochs: int = Field(
+        45, ge=0, le=100_000, description="passes over the train part; 0 takes the weights as they come"
+    )
+    when: Literal["auto", "always"] = Field(
+        "auto",
+        description="auto keeps the weights that the network of your own function comes with: those that it returns "
+        "under different seeds alike; always trains from there. A checkpoint is never trained further",
+    )
+    batch_size: int = Field(64, ge=2, le=65_536, description="images per step, also when fine-tuning")
+    learning_rate: float = Field(0.005, gt=0, le=100, description="highest learning rate of the schedule")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD; 0 is plain SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty on all weights; 0 is no penalty")
+    weight_decay: float = Field(5e-4, ge=0, le=100, description="L2 penalty on all weights; 0 is no penalty")
     label_smoothing: float = Field(
         0.05, ge=0, lt=1, description="share of each label that is spread evenly over all classes"
     )
     flip: bool = Field(True, description="mirror half of the images left to right")
     affine: bool = Field(True, description="turn by up to 15 degrees, shift by up to 10 %, scale by 0.85 to 1.15")
     mixup: float = Field(
-        0.0, ge=0, description="both parameters of the Beta distribution that mixes two images; 0 mixes none"
+        0.0,
+        ge=0,
+        le=1000,
+        description="both parameters of the Beta distribution that mixes two images, 0.001 or more; 0 mixes none",
     )
+
+    @model_validator(mode="after")
+    def _mixup_that_can_be_drawn(self) -> "TrainingConfig":
+        if 0 < self.mixup < 0.001:
+            raise ValueError(f"mixup {self.mixup:g} is neither 0 nor 0.001 or more")
+        return self
 
 
 class FinetuningConfig(Section):
@@ -83,13 +118,16 @@ class FinetuningConfig(Section):
     Batch size, momentum, augmentation and everything else without a key here are those of ``training``.
     """
 
-    epochs: int = Field(0, ge=0, description="passes over the train part; 0 leaves compressed networks as they are")
-    learning_rate: float = Field(0.002, gt=0, description="highest learning rate of the schedule")
+    epochs: int = Field(
+        0, ge=0, le=100_000, description="passes over the train part; 0 leaves compressed networks as they are"
+    )
+    learning_rate: float = Field(0.002, gt=0, le=100, description="highest learning rate of the schedule")
     distillation: float = Field(
         0.5, ge=0, le=1, description="weight of the teacher's scores in the loss; that of the labels is the rest"
     )
     temperature: float = Field(
         2.0,
-        gt=0,
+        ge=0.01,
+        le=1000,
         description="divides the scores of teacher and student before softmax, so that unlikely classes count for more",
     )

@@ -6,14 +6,16 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from hscc_search.config.section import Section
+from hscc_search.errors import quoted
 
-METRICS = ("flops", "macs", "parameters", "megabytes", "latency", "accuracy", "macro_f1")
+COSTS = ("flops", "macs", "parameters", "megabytes", "latency")
+METRICS = (*COSTS, "accuracy", "macro_f1")
 
 
 def _check_metric(name: str) -> str:
     if name in METRICS or re.fullmatch(r"recall:.+", name):
         return name
-    raise ValueError(f"there is no metric {name!r}: use {', '.join(METRICS)} or recall:CLASS")
+    raise ValueError(f"there is no metric {quoted(name)}: use {', '.join(METRICS)} or recall:CLASS")
 
 
 Metric = Annotated[str, AfterValidator(_check_metric)]
@@ -30,6 +32,18 @@ class ConstraintConfig(Section):
     def _one_bound(self) -> "ConstraintConfig":
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError(f"{self.metric} needs either at_least or at_most")
+        return self
+
+    @model_validator(mode="after")
+    def _bound_that_can_be_kept(self) -> "ConstraintConfig":
+        if self.metric in COSTS:
+            if self.at_most is not None and self.at_most <= 0:
+                raise ValueError(f"at_most {self.at_most:g}: {self.metric} is above 0 for every network")
+            return self
+        if self.at_least is not None and self.at_least > 1:
+            raise ValueError(f"at_least {self.at_least:g}: {self.metric} is a share, 0 to 1")
+        if self.at_most is not None and self.at_most < 0:
+            raise ValueError(f"at_most {self.at_most:g}: {self.metric} is a share, 0 to 1")
         return self
 
 

@@ -94,7 +94,7 @@ def _list(kind: Schema) -> str:
 def _limits(kind: Schema) -> str:
     """The bounds of a number; empty without any."""
     if "minimum" in kind and "maximum" in kind:
-        return f"{kind['minimum']:g} to {kind['maximum']:g}"
+        return f"{kind['minimum']:.9g} to {kind['maximum']:.9g}"
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     return " and ".join(f"{sign} {kind[key]}" for key, sign in signs.items() if key in kind)
 

@@ -34,7 +34,10 @@ class CompressionConfig(Section):
         1, description="divisor of the total rank of each region; 8 or 16 suit the kernels of most processors"
     )
     calibration_images: int = Field(
-        512, ge=8, description="images of the train part that regions, clusters and factors are learnt from"
+        512,
+        ge=8,
+        le=1_000_000,
+        description="images of the train part that regions, clusters and factors are learnt from",
     )
 
 
@@ -52,8 +55,8 @@ class _Range(Section):
 class IntegerRange(_Range):
     """Whole numbers from ``low`` to ``high``."""
 
-    low: int = Field(ge=1, description="the smallest")
-    high: int = Field(ge=1, description="the largest")
+    low: int = Field(ge=1, le=1024, description="the smallest")
+    high: int = Field(ge=1, le=1024, description="the largest")
 
 
 class EnergyRange(_Range):
@@ -69,8 +72,8 @@ class EnergyRange(_Range):
 class BudgetRange(_Range):
     """Budgets, which are ratios of dense to compressed FLOPs, from ``low`` to ``high``."""
 
-    low: float = Field(gt=1, description="the smallest ratio")
-    high: float = Field(gt=1, description="the largest ratio")
+    low: float = Field(gt=1, le=10_000, description="the smallest ratio")
+    high: float = Field(gt=1, le=10_000, description="the largest ratio")
     levels: int | None = Field(
         None, ge=2, le=1000, description="number of values in equal ratios; without it any value between is sampled"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -12,13 +12,20 @@ from hscc_search.config.metrics import METRICS, ConstraintConfig, LatencyConfig,
 from hscc_search.config.section import Section
 from hscc_search.config.space import CompressionConfig, SpaceConfig
 from hscc_search.config.study_file import find_study_file, read_study_file
-from hscc_search.errors import ConfigError
+from hscc_search.config.yaml_file import shown
+from hscc_search.errors import ConfigError, quoted, shortened
 
 # Fields that may change before a study goes on: how long it runs, how it chooses samples, and where its files lie. The
 # content of those files is compared by digests: the fingerprint of the data set and the digest of the dense network.
-_HARMLESS = ("trials", "timeout", "patience", "sampler", "start", "storage", "data.path", "model.checkpoint")
+_LOCATIONS = ("storage", "data.path", "data.class_level", "model.checkpoint")
+_HARMLESS = ("trials", "timeout", "patience", "sampler", "start", *_LOCATIONS)
 
 DEFAULT_STORAGE = "sqlite:///hscc-studies.db"
+
+StartValue = Annotated[int, Field(ge=0, le=10**6)] | float | Annotated[str, Field(max_length=100)]
+
+# Bytes of the pixels of a batch, as float32; the activations of a network take many times as much.
+_LARGEST_BATCH = 4 * 10**9
 
 
 class StudyConfig(Section):
@@ -55,20 +62,21 @@ class StudyConfig(Section):
         description="method that draws the samples: auto varies those of the front, gp is a Gaussian process, "
         "grid takes each combination of levels",
     )
-    start: tuple[dict[str, int | float | str], ...] = Field(
+    start: tuple[dict[str, StartValue], ...] = Field(
         (), strict=False, description="samples to try first, each with a value for every sampled name"
     )
-    trials: int = Field(40, ge=1, description="total number of finished trials to reach")
+    trials: int = Field(40, ge=1, le=1_000_000, description="total number of finished trials to reach")
     timeout: float | None = Field(
         None, gt=0, description="seconds after which a run starts no more trials; without it there is no limit"
     )
     patience: int | None = Field(
         None,
         ge=1,
+        le=1_000_000,
         description="number of trials after which the study ends if they raised the hypervolume by less than a "
         "thousandth; without it there is no such end",
     )
-    storage: str = Field(DEFAULT_STORAGE, description="database of the study, as a SQLAlchemy URL")
+    storage: str = Field(DEFAULT_STORAGE, max_length=2000, description="database of the study, as a SQLAlchemy URL")
 
     @model_validator(mode="after")
     def _each_objective_once(self) -> "StudyConfig":
@@ -80,6 +88,24 @@ class StudyConfig(Section):
     def _levels_for_a_grid(self) -> "StudyConfig":
         if self.sampler == "grid" and self.space.rule.levels is None:
             raise ValueError("sampler grid needs levels: say how many in space.energy or space.budget")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_fit_into_memory(self) -> "StudyConfig":
+        side = self.data.image_size
+        most = _LARGEST_BATCH // (4 * 3 * side * side)
+        batches = {"training.batch_size": self.training.batch_size, "latency.batch_size": self.latency.batch_size}
+        for key, images in batches.items():
+            if images > most:
+                raise ValueError(
+                    f"{key}: {images} images of {side} x {side} pixels do not fit into memory: use at most {most}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _images_fit_the_small_network(self) -> "StudyConfig":
+        if self.model.name == "digits_cnn" and self.data.image_size % 4:
+            raise ValueError(f"data.image_size: digits_cnn takes a multiple of 4, not {self.data.image_size}")
         return self
 
     @classmethod
@@ -96,7 +122,7 @@ class StudyConfig(Section):
         """
         path = find_study_file(study)
         replacing = {name.replace("__", "."): value for name, value in overrides.items() if value is not None}
-        return cls.from_tree(read_study_file(path, replacing), f"study file {path}")
+        return cls.from_tree(read_study_file(path, replacing), f"study file {shown(path)}")
 
     @classmethod
     def from_tree(cls, tree: Any, origin: str) -> "StudyConfig":
@@ -109,6 +135,25 @@ class StudyConfig(Section):
             return cls.model_validate(tree)
         except ValidationError as error:
             raise ConfigError(f"{origin}: {explain(error, cls)}") from error
+
+    @classmethod
+    def from_stored(cls, tree: dict[str, Any], origin: str) -> "StudyConfig":
+        """Check a tree that :meth:`stored` gave, in this version or an earlier one.
+
+        0.1.0 had no ``training.when`` and always trained the network of a user's own function.
+
+        Raises:
+            ConfigError: as :meth:`from_tree`.
+        """
+        training = {"when": "always", **tree.get("training", {})}
+        return cls.from_tree({**tree, "training": training}, origin)
+
+    def as_started(self, before: "StudyConfig") -> "StudyConfig":
+        """The same study, with ``training.when`` as it was started where its file does not say it."""
+        if "when" in self.training.model_fields_set:
+            return self
+        training = self.training.model_copy(update={"when": before.training.when})
+        return self.model_copy(update={"training": training})
 
     def with_paths(self, data: Path | None, checkpoint: Path | None) -> "StudyConfig":
         """The same study with its images or its checkpoint under another path; None leaves a path as it is.
@@ -132,7 +177,10 @@ class StudyConfig(Section):
         for name in (*self.objectives, *(bound.metric for bound in self.constraints)):
             metric, _, wanted = name.partition(":")
             if metric == "recall" and wanted not in classes:
-                raise ConfigError(f"study {self.name}: {name}: there is no class {wanted!r}: use {', '.join(classes)}")
+                raise ConfigError(
+                    f"study {self.name}: {shortened(name)}: there is no class {quoted(wanted)}: "
+                    f"use {shortened(', '.join(classes), 500)}"
+                )
 
     def finetuned(self, epochs: int) -> "StudyConfig":
         """The same study with another number of epochs of fine-tuning."""

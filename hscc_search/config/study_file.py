@@ -3,13 +3,13 @@
 import contextlib
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hscc_search.errors import ConfigError, one_line
+from hscc_search.config.yaml_file import read_yaml, shown
+from hscc_search.errors import ConfigError, quoted, shortened
 from hscc_search.resources import resource_folder
 
 # Keys whose values name a folder, a file or a database, with the option that replaces each.
@@ -18,7 +18,7 @@ _LOCATIONS = {
     "model.checkpoint": "--checkpoint FILE",
     "storage": "--storage URL",
 }
-_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+_VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))", re.ASCII)
 
 
 def find_study_file(study: str | Path) -> Path:
@@ -34,7 +34,18 @@ def find_study_file(study: str | Path) -> Path:
     shipped = {file.stem: file for file in shipped_study_files()}
     if str(study) in shipped:
         return shipped[str(study)]
-    raise ConfigError(f"no study file {study}: give a path to a YAML file or one of {', '.join(shipped)}")
+    what_it_is = _what_is_no_file(path)
+    raise ConfigError(
+        f"no study file {shown(study)}{what_it_is}: give a path to a YAML file or one of {', '.join(shipped)}"
+    )
+
+
+def _what_is_no_file(path: Path) -> str:
+    """Say what a path is that is no file; empty where there is nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        mode = path.stat().st_mode
+        return ", which is a folder" if stat.S_ISDIR(mode) else ", which is a pipe or a device"
+    return ""
 
 
 def shipped_study_files() -> list[Path]:
@@ -52,25 +63,14 @@ def read_study_file(path: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, is malformed, or names an environment variable that is not set.
     """
-    tree = _parse(path)
+    tree = read_yaml(path)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"study file {shown(path)} must hold keys such as name, data and model")
     for key, option in _LOCATIONS.items():
         if key not in overrides:
             _resolve_location(tree, key, option, path)
     for key, value in overrides.items():
         _replace(tree, key.split("."), value)
-    return tree
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # PyYAML lets errors of its number and date readers, and of deep nesting, through as they are.
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"study file {path} is no YAML: {one_line(error)}") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read study file {path}: {error.strerror}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"study file {path} must hold keys such as name, data and model")
     return tree
 
 
@@ -87,15 +87,18 @@ def _resolve_location(tree: dict[str, Any], key: str, option: str, study_file: P
         name = match[1] or match[2]
         if name not in os.environ:
             raise ConfigError(
-                f"study file {study_file}: {key}: environment variable {name} is not set: set it or give {option}"
+                f"study file {shown(study_file)}: {key}: environment variable {shortened(name)} is not set: "
+                f"set it or give {option}"
             )
         return os.environ[name]
 
     text = _VARIABLE.sub(variable, section[last])
     try:
         section[last] = text if key == "storage" else study_file.parent.absolute() / Path(text).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"study file {study_file}: {key}: {text!r} names a user without a home folder") from error
+    except (RuntimeError, ValueError) as error:  # ValueError: no name of a user at all
+        raise ConfigError(
+            f"study file {shown(study_file)}: {key}: {quoted(text)} names a user without a home folder"
+        ) from error
 
 
 def _replace(tree: dict[str, Any], keys: list[str], value: Any) -> None:

@@ -62,9 +62,11 @@ def split(dataset: Dataset, validation: float, test: float, seed: int) -> Parts:
     for name, part in zip(("train", "validation", "test"), indices, strict=True):
         for label, class_name in enumerate(dataset.classes):
             if not np.any(dataset.labels[part] == label):
+                own = dataset.labels == label
                 raise DataError(
-                    f"class {class_name!r} has too few different images to stand in the {name} part: "
-                    "add images or remove the class"
+                    f"class {class_name!r} has too few different images to stand in the {name} part: its "
+                    f"{own.sum():,} images are {len(np.unique(dataset.groups[own])):,} groups of copies; add images, "
+                    "remove the class, or say with data.copies what a copy is"
                 )
     return Parts(*(Part(dataset.images[part], dataset.labels[part]) for part in indices))
 

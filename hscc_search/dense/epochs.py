@@ -1,5 +1,6 @@
 """Epochs of stochastic gradient descent, shared by training and fine-tuning."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.data import Part
 from hscc_search.dense.augmentation import augment, mix
 from hscc_search.dense.device import fast_bfloat16
+from hscc_search.errors import ModelError
 from hscc_search.evaluation.predictions import network_input
 
 
@@ -98,6 +100,9 @@ def run_epoch(descent: Descent, epoch: int, loss: Loss) -> float:
 
     Returns:
         Mean loss over the steps.
+
+    Raises:
+        ModelError: the loss is not finite.
     """
     network, labels, batch_size = descent.network, descent.labels, descent.config.training.batch_size
     network.train()
@@ -114,7 +119,13 @@ def run_epoch(descent: Descent, epoch: int, loss: Loss) -> float:
             descent.schedule.step()
             total += value.detach()  # read only after the epoch: reading it makes the CPU wait for a GPU
     network.eval()
-    return float(total) / descent.steps_per_epoch
+    mean = float(total) / descent.steps_per_epoch
+    if not math.isfinite(mean):
+        raise ModelError(
+            f"the network diverged in epoch {epoch + 1} (loss {mean}): lower the learning rate, and look at data.mean, "
+            "data.std and weight_decay"
+        )
+    return mean
 
 
 def _batch(descent: Descent, indices: torch.Tensor) -> Batch:

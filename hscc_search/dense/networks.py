@@ -1,15 +1,16 @@
 """Build a network by the name that a study file gives it."""
 
-import difflib
 import importlib
-import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
+from hscc_search.dense.checked import check_network
+from hscc_search.dense.names import unknown_network
 from hscc_search.dense.torchvision_operators import make_importable
 from hscc_search.errors import ModelError, one_line
 
@@ -55,22 +56,27 @@ def build_network(name: str, classes: int, image_size: int, weights: str | None 
             layer then gives ``classes`` outputs.
 
     Raises:
-        ModelError: there is no such network, function or weights, it cannot be built, or it cannot take such images.
+        ModelError: there is no such network, function or weights, it cannot be built, it cannot take such images, or
+            :func:`hscc_search.dense.checked.check_network` refuses it.
     """
-    network = _build(name, classes, image_size, weights).eval()
-    try:
-        with torch.no_grad():
-            output = network(torch.zeros(1, 3, image_size, image_size))
-    except Exception as error:  # whatever a network raises
-        message = f"{name} cannot take images of {image_size} x {image_size} pixels: {one_line(error, with_type=True)}"
-        raise ModelError(message) from error
-    if not isinstance(output, torch.Tensor) or output.shape != (1, classes):
-        returned = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise ModelError(f"{name} must return scores of shape (images, {classes}), not {returned} for one image")
+    network = construct(name, classes, image_size, weights).eval()
+    check_network(network, _different_images(image_size), name, classes)
     return network
 
 
-def _build(name: str, classes: int, image_size: int, weights: str | None) -> nn.Module:
+def _different_images(side: int) -> torch.Tensor:
+    """Two images of random content that have little in common: float32, shape (2, 3, side, side)."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = functional.interpolate(torch.randn(2, 3, 4, 4, generator=generator), size=side, mode="bilinear")
+    return coarse + 0.5 * torch.randn(2, 3, side, side, generator=generator)
+
+
+def construct(name: str, classes: int, image_size: int, weights: str | None = None) -> nn.Module:
+    """Construct a network as :func:`build_network` does, without running it on an image.
+
+    Raises:
+        ModelError: as :func:`build_network`.
+    """
     if weights is not None and (":" in name or name == "digits_cnn"):
         raise ModelError(f"model.weights is for torchvision and timm networks, not for {name}: use model.checkpoint")
     if name == "digits_cnn":
@@ -90,7 +96,7 @@ def _build(name: str, classes: int, image_size: int, weights: str | None) -> nn.
     timm_names = timm.list_models()
     if name.removeprefix("timm/") in timm_names:
         return _build_timm(name.removeprefix("timm/"), classes, image_size, weights)
-    raise _unknown_name(name, torchvision_names, timm_names)
+    raise unknown_network(name, torchvision_names, timm_names)
 
 
 def _build_torchvision(name: str, classes: int, weights: str | None) -> nn.Module:
@@ -135,6 +141,7 @@ def _build_by_function(name: str, classes: int) -> nn.Module:
     if folder not in sys.path:
         sys.path.insert(0, folder)  # a console script does not search the working folder
     try:
+        make_importable()  # before code that may import torchvision, or timm, which does
         function = getattr(importlib.import_module(module_name), function_name)
         network = function(classes)
     except Exception as error:  # whatever the user's code raises
@@ -142,17 +149,6 @@ def _build_by_function(name: str, classes: int) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
     return network
-
-
-def _unknown_name(name: str, torchvision_names: list[str], timm_names: list[str]) -> ModelError:
-    close_names = difflib.get_close_matches(name, torchvision_names)
-    for timm_name in difflib.get_close_matches(name.removeprefix("timm/"), timm_names):
-        close_names.append(f"timm/{timm_name}" if timm_name in torchvision_names else timm_name)
-    suggestion = f"did you mean {' or '.join(close_names)}? Else " if close_names else ""
-    return ModelError(
-        f"no network named {name!r} in torchvision or timm: {suggestion}"
-        "give digits_cnn, a classifier such as alexnet, or your own module:function"
-    )
 
 
 def _replace_last_layer(network: nn.Module, classes: int) -> None:
@@ -164,17 +160,6 @@ def _replace_last_layer(network: nn.Module, classes: int) -> None:
         setattr(parent, child, nn.Linear(last.in_features, classes))
     else:
         setattr(parent, child, nn.Conv2d(last.in_channels, classes, kernel_size=1))
-
-
-def user_module_source(name: str) -> str | None:
-    """Read the source text of the module that a name ``module:function`` refers to; None for other names.
-
-    It is part of the key of cached weights, which do not fit a network whose code has changed.
-    """
-    if ":" not in name:
-        return None
-    module_name, _, _ = name.partition(":")
-    return inspect.getsource(importlib.import_module(module_name))
 
 
 def kaiming_initialise(network: nn.Module) -> None:

@@ -1,29 +1,25 @@
 """Open the images, the split and the dense network of a study together."""
 
-import hashlib
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
-from hscc_search.cache import TRAINING_LOCK, cache_folder, warn_unwritable
+from hscc_search.cache import warn_unwritable
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
+from hscc_search.dense.cached import checkpoint_path, exclusively, path_before, read_cached
 from hscc_search.dense.device import choose_device
-from hscc_search.dense.networks import build_network, kaiming_initialise, user_module_source
+from hscc_search.dense.identity import START, UNKNOWN, changed_parts, identity
+from hscc_search.dense.start import Start, build, start_of
 from hscc_search.dense.training import train
-from hscc_search.dense.weights import load_weights, read_checkpoint, read_trained, weights_digest
+from hscc_search.dense.weights import check_values, load_checkpoint, read_checkpoint, tensors_digest, weights_digest
 from hscc_search.errors import ModelError, StudyError, UnwritableError
-from hscc_search.files import check_writable
-from hscc_search.progress import Progress, Report, silent
-
-# Part of the cache key: raise it when the same configuration would train to other weights.
-_TRAINING_VERSION = 1
+from hscc_search.evaluation.predictions import predict
+from hscc_search.progress import Notice, Progress, Report, silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +32,10 @@ class Opened:
         parts: the same images, divided.
         network: the dense network with its weights, in evaluation mode.
         device: where the network is.
+        identity: of the network, see :func:`hscc_search.dense.identity.identity`; its weights at build only where these
+            were trained or kept.
+        weights_file: the checkpoint or the file in the cache that holds the weights; None where no file does.
+        given: whether the weights come with the network.
     """
 
     config: StudyConfig
@@ -43,6 +43,9 @@ class Opened:
     parts: Parts
     network: nn.Module
     device: torch.device
+    identity: Mapping[str, str] = field(default_factory=dict)
+    weights_file: Path | None = None
+    given: bool = False
 
 
 def open_dense(
@@ -51,23 +54,48 @@ def open_dense(
     report: Report = silent,
     fingerprint: str | None = None,
     weights: str | None = None,
+    network: Mapping[str, str] | None = None,
+    labels: np.ndarray | None = None,
+    keep: bool = False,
 ) -> Opened:
-    """Open the images and the dense network of a study, and train the network unless its weights are in the cache.
+    """Open the images and the dense network of a study, and train the network unless it has trained weights.
 
     Args:
         config: of the study.
         device: ``auto``, ``cpu`` or ``cuda``.
-        report: told of reading and training.
+        report: told of reading and training, and of what becomes of the weights before it happens.
         fingerprint: of the images that the study was started on, None for a new study.
         weights: digest of the dense network that the study was started with, None for a new study.
+        network: identity of that network; None or empty for a new study, and for one that stored none.
+        labels: of the validation part that the study was started on, None for a new study.
+        keep: whether not to train at all where the cache cannot keep the weights.
 
     Raises:
         HsccError: the images or the network cannot be used, a metric names an unknown class, or the study was started
             with other images or another network.
+        UnwritableError: the network is to be trained, and its weights are to be kept and could not be.
     """
     chosen_device = choose_device(device)
-    dataset = load_dataset(config.data, report)
     # Checked before a network would be trained on the wrong images.
+    dataset, parts = _same_images(config, report, fingerprint, labels)
+    built = build(config, len(dataset.classes))
+    opened = Opened(config, dataset, parts, built, chosen_device, identity(built))
+    if network:
+        _check_code(opened, network)
+    opened = _with_weights(opened, report, weights, network or {}, keep)
+    if weights not in (None, weights_digest(opened.network)):
+        raise StudyError(
+            f"study {config.name} was started with another dense network: "
+            "give the same weights with --checkpoint FILE, or start a study of another name with this one"
+        )
+    return replace(opened, network=opened.network.to(chosen_device).eval())
+
+
+def _same_images(
+    config: StudyConfig, report: Report, fingerprint: str | None, labels: np.ndarray | None
+) -> tuple[Dataset, Parts]:
+    """Read and split the images; refuse others than those of the study, and another split."""
+    dataset = load_dataset(config.data, report)
     if fingerprint not in (None, dataset.fingerprint):
         raise StudyError(
             f"study {config.name} was started on other images than those at {config.data.path}: "
@@ -75,88 +103,91 @@ def open_dense(
         )
     config.check_classes(dataset.classes)
     parts = split(dataset, config.data.validation, config.data.test, config.data.split_seed)
-    network = _with_weights(config, dataset, parts, chosen_device, report)
-    if weights not in (None, weights_digest(network)):
+    if labels is not None and not np.array_equal(labels, parts.validation.labels):
         raise StudyError(
-            f"study {config.name} was started with another dense network: "
-            "give the same weights with --checkpoint FILE, or start a study of another name with this one"
+            f"study {config.name} was started on another split of these images (version 0.1.0 took images of equal "
+            "shape and other colours for copies): start a study of another name on them"
         )
-    return Opened(config, dataset, parts, network, chosen_device)
+    return dataset, parts
 
 
-def _with_weights(
-    config: StudyConfig, dataset: Dataset, parts: Parts, device: torch.device, report: Report
-) -> nn.Module:
-    """Build the dense network with weights from the checkpoint, from the cache, or trained now."""
-    network = build(config, len(dataset.classes))
+def _check_code(opened: Opened, before: Mapping[str, str]) -> None:
+    """Refuse a network whose structure or code is not that of the study."""
+    changed = changed_parts(before, opened.identity)
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        verb = "has" if len(changed) == 1 else "have"
+        raise StudyError(
+            f"study {opened.config.name} was started with another dense network: "
+            f"{', '.join(changed[:3])}{more} of {opened.config.model.name} {verb} changed: "
+            "restore what was changed, or start a study of another name with this network"
+        )
+
+
+def _with_weights(opened: Opened, report: Report, weights: str | None, before: Mapping[str, str], keep: bool) -> Opened:
+    """Give the dense network its weights: from the checkpoint, as they come, from the cache, or trained now."""
+    config, network = opened.config, opened.network
     if config.model.checkpoint is not None:
-        state = read_checkpoint(config.model.checkpoint)
-        load_weights(network, state, f"checkpoint {config.model.checkpoint}")
-    else:
-        path = checkpoint_path(config, dataset)
-        if not _load_trained(network, path):
-            with _exclusively(path, Progress("training the dense network", 0, config.training.epochs), report) as kept:
-                if not (kept and _load_trained(network, path)):
-                    train(network, config, parts, path if kept else None, device, report)
-    return network.to(device).eval()
+        line = load_checkpoint(network, config.model.checkpoint)
+        report(Notice(f"training: none: the weights are those of checkpoint {config.model.checkpoint}"))
+        if line is not None:
+            report(Notice(line))
+        from_checkpoint = {**opened.identity, START: "checkpoint"}
+        return replace(opened, weights_file=config.model.checkpoint, identity=from_checkpoint)
+    if before.get(START, opened.identity[START]) != opened.identity[START]:
+        raise StudyError(
+            f"study {config.name} was started with another dense network, of other weights before training: "
+            "give the trained ones with --checkpoint FILE, or start a study of another name with this network"
+        )
+    check_values(network.state_dict(), f"{config.model.name}, as it is built,")
+    start = start_of(config, len(opened.dataset.classes), network, lambda: _knows_something(opened))
+    if start.trained:
+        return _trained(opened, start, report, weights, keep)
+    report(Notice(f"training: {start.words}"))
+    return replace(opened, given=True)
 
 
-def _load_trained(network: nn.Module, path: Path) -> bool:
-    """Load weights from the cache; False where there are none, or not those that were written for this network."""
-    state = read_trained(path)
-    if state is None:
-        return False
-    try:
-        load_weights(network, state, f"checkpoint {path}")
-    except ModelError:
-        return False
-    return True
+def _trained(opened: Opened, start: Start, report: Report, weights: str | None, keep: bool) -> Opened:
+    """Take trained weights from the cache, or train the network now."""
+    config, network, name = opened.config, opened.network, opened.config.model.name
+    path = checkpoint_path(config, opened.dataset, opened.identity)
+    for known in (path, *_trained_before(opened, weights)):
+        if read_cached(network, known, report):
+            report(Notice(f"training: none: {name} was trained before, and its weights are in {known}"))
+            return replace(opened, weights_file=known)
+    report(Notice(f"training: {start.words}"))
+    with exclusively(path, Progress("training the dense network", 0, config.training.epochs), report) as kept:
+        if not kept and keep:
+            raise UnwritableError(f"{path.parent} cannot be written to: set HSCC_CACHE to another folder")
+        if not kept:
+            warn_unwritable()
+        unknown = [part for part, digest in opened.identity.items() if digest == UNKNOWN]
+        if kept and (unknown or not start.repeatable):
+            reason = f"{unknown[0]} cannot be compared" if unknown else f"{name} gives other weights on each call"
+            report(Notice(f"training: {reason}, so nothing is taken from the cache: go on with --checkpoint {path}"))
+        if not (kept and read_cached(network, path, report)):
+            train(network, config, opened.parts, path if kept else None, opened.device, report)
+    return replace(opened, weights_file=path if kept else None)
 
 
-@contextmanager
-def _exclusively(path: Path, progress: Progress, report: Report) -> Iterator[bool]:
-    """Hold the lock of a file while it is made; where another process holds the lock, report that and wait.
+def _trained_before(opened: Opened, weights: str | None) -> tuple[Path, ...]:
+    """The file of version 1 with the weights of a study that goes on; none for a new study.
 
-    Yields whether the file can be written at all; where it cannot, that is told and nothing is locked.
+    Args:
+        opened: with the network as it was built.
+        weights: digest of the weights that the study was started with; the name of the file says too little.
     """
+    path = path_before(opened.config, opened.dataset)
     try:
-        check_writable(path.parent, path)
-    except UnwritableError:
-        warn_unwritable()
-        yield False
-        return
-    lock = FileLock(path.with_suffix(TRAINING_LOCK))
-    try:
-        acquired = lock.acquire(blocking=False)
-    except Timeout:
-        report(replace(progress, note="waiting for another process that trains it"))
-        acquired = lock.acquire()
-    with acquired:
-        yield True
+        return (path,) if path.exists() and tensors_digest(read_checkpoint(path).tensors) == weights else ()
+    except (ModelError, OSError):  # damaged, or in a folder of another user
+        return ()
 
 
-def build(config: StudyConfig, classes: int) -> nn.Module:
-    """Build the dense network of a study before any training; equal seeds give equal weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        network = build_network(config.model.name, classes, config.data.image_size, config.model.weights)
-        # Published weights are kept, and so are those of a user's own function, which may have loaded them.
-        if config.model.weights is None and ":" not in config.model.name:
-            kaiming_initialise(network)
-    return network
-
-
-def checkpoint_path(config: StudyConfig, dataset: Dataset) -> Path:
-    """Path of the trained weights of a study in the cache, named by a digest of all that they depend on."""
-    key = {
-        "version": _TRAINING_VERSION,
-        "seed": config.seed,
-        "model": config.model.model_dump(exclude={"checkpoint"}),
-        "source": user_module_source(config.model.name),
-        "training": config.training.model_dump(),
-        "data": config.data.model_dump(exclude={"path"}),
-        "fingerprint": dataset.fingerprint,
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    name = config.model.name.replace(":", "-").replace("/", "-")
-    return cache_folder("checkpoints") / f"{name}-{digest}.safetensors"
+def _knows_something(opened: Opened) -> bool:
+    """Whether a network is right more often on validation images than one that always names the commonest class."""
+    validation = opened.parts.validation
+    predicted = predict(opened.network.to(opened.device), validation, opened.config.data, opened.device).argmax(axis=1)
+    accuracy = float((predicted == validation.labels).mean())
+    error = float(np.sqrt(accuracy * (1 - accuracy) / len(validation)))
+    return bool(accuracy - 2 * error > np.bincount(validation.labels).max() / len(validation))

@@ -17,9 +17,14 @@ _libraries: list[torch.library.Library] = []
 
 
 def make_importable() -> None:
-    """Declare the missing operators if ``import torchvision`` fails without them, and only then."""
+    """Declare the missing operators if ``import torchvision`` fails without them, and only then.
+
+    It is not imported after that: code that does not need it need not wait for it.
+    """
+    if _libraries:
+        return
     try:
-        import torchvision
+        import torchvision  # noqa: F401
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
@@ -27,4 +32,3 @@ def make_importable() -> None:
         for schema in _SCHEMAS:
             library.define(schema)
         _libraries.append(library)
-        import torchvision  # noqa: F401

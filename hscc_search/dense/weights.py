@@ -1,35 +1,58 @@
-"""Read weights from files, load them into a network and identify them."""
+"""Read weights from files and write them, load them into a network, and identify them."""
 
 import hashlib
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from hscc_search.dense.checkpoint_names import Fitted, fit
 from hscc_search.errors import ModelError, one_line
-from hscc_search.files import written_whole
 
-# Name of the digest in the metadata of trained weights.
-_DIGEST = "weights"
+# Keys under which programs keep the state dict of a network beside other things, the likeliest first. An average of
+# the weights is taken only where there is nothing else, since it may be one of a few steps.
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params"),
+    *("ema", "ema_state_dict", "model_ema", "state_dict_ema", "params_ema"),
+)
+# Metadata of the safetensors files that are written here: a digest of all tensors, by which damage is noticed. Beside
+# it stands, as in `safetensors.torch.save_model`, each name that was left out, with the name of the same tensor.
+_DIGEST = "hscc_sha256"
 
 
-def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
-    """Read a safetensors file or a pickled state dict, executing nothing.
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Weights from a file.
+
+    Attributes:
+        tensors: by name, on the CPU.
+        remarks: what was left aside to get at them, each a few words.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    remarks: tuple[str, ...] = ()
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a safetensors file or a pickled state dict, alone or among other plain values, executing nothing.
 
     Raises:
-        ModelError: the file is missing or damaged, or holds anything but named tensors.
+        ModelError: the file is missing or damaged, holds no named tensors or objects of other kinds, or a value in it
+            is not finite.
     """
     if not path.is_file():
         raise ModelError(f"no checkpoint at {path}: give a safetensors file or a saved state dict")
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            content: Any = _read_safetensors(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"checkpoint {path} is not a plain state dict, and nothing else is unpickled: "
@@ -39,76 +62,152 @@ def read_checkpoint(path: Path) -> dict[str, torch.Tensor]:
         raise ModelError(
             f"checkpoint {path} is damaged or of another format: {one_line(error, with_type=True)}"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        content = f"keys {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state).__name__
-        raise ModelError(
-            f"checkpoint {path} holds more than named tensors ({content}): "
-            "save the network alone with torch.save(model.state_dict(), path)"
-        )
+    checkpoint = _unwrapped(content, path)
+    check_values(checkpoint.tensors, f"checkpoint {path}")
+    return checkpoint
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read named tensors, those too that were written once under several names.
+
+    Raises:
+        ValueError: the file was written here, and is not what was written.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = file.metadata() or {}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    digest = metadata.pop(_DIGEST, None)
+    state |= {name: state[kept] for name, kept in metadata.items() if name not in state and kept in state}
+    if digest not in (None, tensors_digest(state)):
+        raise ValueError("its content has changed since it was written")
     return state
 
 
-def load_weights(network: nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
-    """Put weights into a network, all of them or none.
+def _unwrapped(content: Any, path: Path) -> Checkpoint:
+    """Find the named tensors in what a file holds."""
+    remarks: list[str] = []
+    while isinstance(content, dict) and not _is_state(content):
+        inner = [key for key, value in content.items() if _is_state(value)]
+        inner += [key for key, value in content.items() if key in _WRAPPERS and key not in inner and _has_state(value)]
+        known = [key for key in _WRAPPERS if key in inner] or (inner if len(inner) == 1 else [])
+        if not known:
+            break
+        others = [repr(key) for key in inner if key != known[0]]
+        remarks.append(f"took {known[0]!r}" + (f" and not {', '.join(others)}" if others else ""))
+        content = content[known[0]]
+    if not isinstance(content, dict) or not _is_state(content):
+        holds = (
+            f"keys {', '.join(map(str, list(content)[:5]))}" if isinstance(content, dict) else type(content).__name__
+        )
+        raise ModelError(
+            f"checkpoint {path} holds more or other than named tensors ({holds}): "
+            "save the network alone with torch.save(model.state_dict(), path)"
+        )
+    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    ignored = [repr(key) for key in content if key not in tensors]
+    if ignored:
+        remarks.append(f"ignored {', '.join(ignored[:3])}{' and more' if len(ignored) > 3 else ''}")
+    return Checkpoint(tensors, tuple(remarks))
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a value is a state dict: named tensors, perhaps with a few plain values among them."""
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        return False
+    kinds = [isinstance(entry, torch.Tensor) for entry in value.values()]
+    plain = all(entry is None or isinstance(entry, (torch.Tensor, int, float, str)) for entry in value.values())
+    return any(kinds) and plain
+
+
+def _has_state(value: Any) -> bool:
+    return _is_state(value) or (isinstance(value, dict) and any(_has_state(value.get(key)) for key in _WRAPPERS))
+
+
+def check_values(tensors: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Check that tensors hold plain, finite values.
+
+    Raises:
+        ModelError: one does not; the error begins with ``origin`` and names it.
+    """
+    for name, value in tensors.items():
+        if value.is_meta or value.is_quantized or value.layout != torch.strided:
+            kind = "meta" if value.is_meta else "quantised" if value.is_quantized else "sparse"
+            raise ModelError(f"{origin} holds a {kind} tensor ({name}): save plain float32 weights")
+        # Narrow types of 8 bits have no `isfinite` of their own.
+        if not torch.isfinite(value.float() if value.is_floating_point() and value.itemsize < 4 else value).all():
+            raise ModelError(f"{origin} holds values that are not finite ({name}): train it again or use another one")
+
+
+def load_weights(network: nn.Module, state: Mapping[str, torch.Tensor], origin: str) -> tuple[str, ...]:
+    """Put weights into a network, all of them or none, also where wrappers have changed their names.
 
     Args:
         network: changed in place.
         state: tensors by name.
         origin: of the weights, as the error names it.
 
+    Returns:
+        What was done to names and values to make them fit, each a few words.
+
     Raises:
         ModelError: names or shapes differ; the error names the first differences.
     """
-    expected = network.state_dict()
-    problems = [f"{key} is missing" for key in expected.keys() - state.keys()]
-    problems += [f"{key} is unknown to the network" for key in state.keys() - expected.keys()]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in expected.keys() & state.keys()
-        if expected[key].shape != state[key].shape
-    ]
-    if problems:
-        first_problems = "; ".join(sorted(problems)[:2])
-        more = f" and {len(problems) - 2} more" if len(problems) > 2 else ""
-        raise ModelError(f"{origin} is of another architecture than {type(network).__name__}: {first_problems}{more}")
-    network.load_state_dict(state)
+    fitted: Fitted = fit(state, network.state_dict())
+    if fitted.problems:
+        first_problems = "; ".join(sorted(fitted.problems)[:2])
+        more = f" and {len(fitted.problems) - 2} more" if len(fitted.problems) > 2 else ""
+        where = f" ({fitted.near})" if fitted.near else ""
+        raise ModelError(
+            f"{origin} is of another architecture than {type(network).__name__}: {first_problems}{more}{where}"
+        )
+    network.load_state_dict(fitted.state)
+    return fitted.remarks
 
 
-def write_trained(network: nn.Module, path: Path) -> None:
-    """Write the weights of a network with their digest, for :func:`read_trained`.
+def load_checkpoint(network: nn.Module, path: Path) -> str | None:
+    """Read a checkpoint into a network.
+
+    Returns:
+        A line on what was left aside, stripped and converted; None where nothing was.
 
     Raises:
-        UnwritableError: ``path`` cannot be written.
-        DiskFullError: there is no room.
+        ModelError: as :func:`read_checkpoint` and :func:`load_weights`.
     """
-    state = network.state_dict()
-    with written_whole(path) as temporary:
-        save_file({key: value.contiguous() for key, value in state.items()}, temporary, {_DIGEST: state_digest(state)})
+    checkpoint = read_checkpoint(path)
+    remarks = (*checkpoint.remarks, *load_weights(network, checkpoint.tensors, f"checkpoint {path}"))
+    return f"checkpoint {path}: {', '.join(remarks)}" if remarks else None
 
 
-def read_trained(path: Path) -> dict[str, torch.Tensor] | None:
-    """Read what :func:`write_trained` wrote; None where there is no such file, or a damaged one.
+def save_weights(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write named tensors as safetensors; a tensor that has several names, as tied weights do, is written once.
 
-    Weights of version 0.1.0 have no digest, and are taken as they are.
+    Raises:
+        OSError, SafetensorError: the file cannot be written.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError, ValueError):
-        return None
-    return state if metadata is None or metadata.get(_DIGEST) == state_digest(state) else None
+    kept: dict[str, torch.Tensor] = {}
+    left_out: dict[str, str] = {}
+    names: dict[object, str] = {}
+    for name, value in state.items():
+        storage = value.untyped_storage().data_ptr()
+        key = (storage, value.device, value.storage_offset(), value.shape, value.stride(), value.dtype)
+        if value.numel() and key in names:
+            left_out[name] = names[key]
+            continue
+        names[key] = name
+        # A copy of its own: tensors may be views of one storage that overlap, which safetensors refuses.
+        kept[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    save_file(kept, path, metadata={**left_out, _DIGEST: tensors_digest(state)})
 
 
 def weights_digest(network: nn.Module) -> str:
     """SHA-256 over names, types and values of all weights and buffers, in hexadecimal."""
-    return state_digest(network.state_dict())
+    return tensors_digest(network.state_dict())
 
 
-def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """As :func:`weights_digest`, for tensors by name."""
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values, in hexadecimal."""
     digest = hashlib.sha256()
-    for key, value in sorted(state.items()):
+    for key, value in sorted(tensors.items()):
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -27,12 +27,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class CountedCost(Cost):
-    """Cost of one image, its MACs counted by fvcore while the network runs.
+    """Cost of one image, its MACs counted by torch while the network runs, and compared with fvcore's count.
 
     Attributes:
-        macs_torch: MACs by torch's own counter; a difference means that one of them misses an operator.
+        macs_torch: the same MACs; version 0.1.0 took fvcore's count for the cost.
         uncounted: operators that fvcore does not know, by name, and how often each occurs in one run.
+        notes: what fvcore misses. Version 0.1.0 stored none.
     """
 
     macs_torch: int
     uncounted: dict[str, int]
+    notes: tuple[str, ...] = ()

@@ -1,5 +1,6 @@
 """The model card of an exported folder."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,19 +17,22 @@ Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {samp
 ## Use
 
 Takes RGB images of {image_size} x {image_size} pixels, float32 values 0 to 1, shape (images, 3, {image_size}, \
-{image_size}); normalisation is part of the network. Returns one score per class, before softmax: {class_names}.
+{image_size}); normalisation is part of the network. Returns one score per class, before softmax: {class_names}. \
+This code reads a file exactly as the study read its images:
 
 ```python
 import numpy as np, onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
-image = Image.open("image.jpg").convert("RGB").resize(({image_size}, {image_size}), Image.Resampling.BILINEAR)
+image = ImageOps.exif_transpose(Image.open("image.jpg"))  # turned upright
+assert not image.mode.startswith(("I", "F")), "convert the image to 8 bits per channel"
+image = image.convert("RGB").resize(({image_size}, {image_size}), Image.Resampling.BILINEAR)
 pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
 scores = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels}})[0]
 print({classes}[scores.argmax()])
 ```
 
-As a torch module that can be trained further: `hscc_search.load("this folder")`.
+As a torch module that can be trained further, which takes the same pixels: `hscc_search.load("this folder")`.
 
 ## Results
 
@@ -69,13 +73,18 @@ def model_card(metrics: Metrics, config: StudyConfig, plan: Sequence[LayerPlan])
         sample=_in_words(metrics.sample),
         finetuned=_finetuned(metrics.finetuning_epochs),
         image_size=config.data.image_size,
-        class_names=", ".join(metrics.classes),
+        class_names=", ".join(map(_in_markdown, metrics.classes)),
         classes=list(metrics.classes),
         results=_results(metrics),
         test_images=metrics.test_images,
         validation_images=metrics.validation_images,
         layers=_layers(plan),
     )
+
+
+def _in_markdown(name: str) -> str:
+    """Escape what would end a cell of a table, or change how a name looks."""
+    return re.sub(r"([\\|`*<])", r"\\\1", name)
 
 
 def _in_words(sample: Mapping[str, Any]) -> str:
@@ -102,7 +111,7 @@ def _cells(results: Results, classes: Sequence[str]) -> dict[str, str]:
         "accuracy, test part": _with_error(results.test, "accuracy"),
         "macro F1, test part": _with_error(results.test, "macro_f1"),
         "accuracy, validation part": _with_error(results.validation, "accuracy"),
-        **{f"recall of {name}, test part": f"{recalls[f'recall:{name}']:.3f}" for name in classes},
+        **{f"recall of {_in_markdown(name)}, test part": f"{recalls[f'recall:{name}']:.3f}" for name in classes},
         "GMACs per image": f"{cost.macs / 1e9:.4f}",
         "GFLOPs per image": f"{cost.flops / 1e9:.4f}",
         "parameters": f"{cost.parameters:,}",

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import onnxruntime
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part
 from hscc_search.dense.opened import Opened, open_dense
+from hscc_search.dense.weights import save_weights
 from hscc_search.errors import ExportError, UnwritableError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
@@ -83,7 +83,15 @@ def export(
     """
     _check_output(out)
     record = study.record
-    opened = open_dense(config, device, report, fingerprint=record.fingerprint, weights=record.dense.weights)
+    opened = open_dense(
+        config,
+        device,
+        report,
+        fingerprint=record.fingerprint,
+        weights=record.dense.weights,
+        network=record.dense.network,
+        labels=record.labels,
+    )
     result = _compress_again(opened, record, point, report)
     cost = _count(result, config.data.image_size)
     try:
@@ -137,7 +145,7 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
     config = opened.config
     module = _deployed(result.compressed.network, config)
     write_onnx(module, config.data.image_size, folder / ONNX)
-    save_file({name: values.contiguous() for name, values in module.state_dict().items()}, folder / WEIGHTS)
+    save_weights(module.state_dict(), folder / WEIGHTS)
     architecture = Architecture(
         model=config.model.name,
         classes=opened.dataset.classes,

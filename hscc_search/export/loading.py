@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from hscc_search.compression.rebuild import rebuild
 from hscc_search.dense.networks import build_network
-from hscc_search.dense.weights import load_weights
+from hscc_search.dense.weights import load_weights, read_checkpoint
 from hscc_search.export.deployed import Deployed
 from hscc_search.export.folder import ARCHITECTURE, WEIGHTS, read_architecture, read_manifest
 
@@ -37,7 +35,7 @@ def build_module(folder: Path) -> Deployed:
     """
     architecture = read_architecture(folder)
     network = build_network(architecture.model, len(architecture.classes), architecture.image_size)
-    rebuild(network, architecture.form)
+    network = rebuild(network, architecture.form)
     module = Deployed(network, architecture.mean, architecture.std, architecture.image_size)
-    load_weights(module, load_file(folder / WEIGHTS), f"{folder / WEIGHTS}")
+    load_weights(module, read_checkpoint(folder / WEIGHTS).tensors, f"{folder / WEIGHTS}")
     return module.eval()

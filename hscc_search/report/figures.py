@@ -132,7 +132,8 @@ def draw_front(info: FrontInfo) -> go.Figure:
     """Draw two metrics of all trials and the dense network, with bootstrap standard errors of the vertical one."""
     figure = go.Figure([*_trial_traces(info), *_front_traces(info), _dense_trace(info)])
     figure.update_layout(
-        **_layout(f"{info.study}: {title(info.x)} against {title(info.y)}"), legend={"orientation": "h", "y": -0.2}
+        **_layout(f"{info.study}: {_plain(title(info.x))} against {_plain(title(info.y))}"),
+        legend={"orientation": "h", "y": -0.2},
     )
     networks = (*info.members, *info.close, *info.dominated, *info.infeasible, info.dense)
     figure.update_xaxes(**_metric_axis(info.x, [_scaled(info.x, network) for network in networks]), **_axis())
@@ -264,9 +265,14 @@ def _metric_axis(metric: str, values: list[float]) -> dict[str, Any]:
     if metric in _COSTS:
         ticks = _log_ticks(values)
         texts = [f"{tick:g}" for tick in ticks]
-        name = f"{names.get(metric, title(metric))}, logarithmic"
+        name = f"{names.get(metric, _plain(title(metric)))}, logarithmic"
         return {"title": name, "type": "log", "tickvals": ticks, "ticktext": texts}
-    return {"title": f"{title(metric)}, validation part", "tickformat": ".3~p"}
+    return {"title": f"{_plain(title(metric))}, validation part", "tickformat": ".3~p"}
+
+
+def _plain(name: str) -> str:
+    """A name that may hold the name of a class, with what Plotly would take for markup escaped."""
+    return name.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _hover(info: FrontInfo, point: Point) -> str:
@@ -275,7 +281,7 @@ def _hover(info: FrontInfo, point: Point) -> str:
         point.name,
         *(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in sample),
         *_hover_lines(info, point),
-        *(f"violates {name} by {size:.4g}" for name, size in point.violations.items() if size > 0),
+        *(f"violates {_plain(name)} by {size:.4g}" for name, size in point.violations.items() if size > 0),
         f"on the front with probability {info.probability[point.trial]:.2f}",
     ]
     return "<br>".join(lines)
@@ -286,7 +292,7 @@ def _hover_lines(info: FrontInfo, network: Measured) -> list[str]:
     fewer_flops = info.dense["flops"] / network["flops"]
     fewer_parameters = info.dense["parameters"] / network["parameters"]
     lines = [
-        *(f"{title(name)} {network[name]:.4f} ± {error:.4f}" for name, error in network.errors.items()),
+        *(f"{_plain(title(name))} {network[name]:.4f} ± {error:.4f}" for name, error in network.errors.items()),
         f"{network['macs'] / 1e9:.4f} GMACs, {network['flops'] / 1e9:.4f} GFLOPs ({fewer_flops:.2f}x fewer)",
         f"{network['parameters']:,.0f} parameters ({fewer_parameters:.2f}x fewer)",
     ]

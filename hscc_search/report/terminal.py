@@ -14,16 +14,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from hscc_search.progress import Progress, Report
+from hscc_search.errors import printable
+from hscc_search.progress import Notice, Progress, Report
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the objects that are passed in
     from hscc_search.comparison.summary import Estimate, Summary
     from hscc_search.search.catalogue import StudyStatus
     from hscc_search.search.stored_study import Study
 
-# A pipe has no width of its own, and 80 columns would cut the front's table.
-out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False)
-err_console = Console(stderr=True, emoji=False)
+# A pipe has no width of its own, and 80 columns would cut the front's table. Names of classes, files and layers are
+# shown as they are: "scan [left]" is no markup and ":eye:" no emoji.
+out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False, markup=False, highlight=False)
+err_console = Console(stderr=True, emoji=False, markup=False, highlight=False)
 # Largest number of rows for trials that cannot be told apart from the front.
 _MOST_CLOSE = 8
 # Seconds between two lines of progress in a log file.
@@ -37,19 +39,23 @@ def progress_bars() -> Iterator[Report]:
         yield _log_lines()
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     tasks: dict[str, TaskID] = {}
     with Bars(*columns, console=err_console) as bars:
 
         def report(progress: Progress) -> None:
+            if isinstance(progress, Notice):
+                err_console.print(progress.task, markup=False, highlight=False, soft_wrap=True)
+                return
             if progress.task not in tasks:
-                tasks[progress.task] = bars.add_task(progress.task, note="")
-            bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=progress.note)
+                tasks[progress.task] = bars.add_task(printable(progress.task), note="")
+            note = printable(progress.note)
+            bars.update(tasks[progress.task], completed=progress.done, total=progress.total, note=note)
 
         yield report
 
@@ -59,10 +65,12 @@ def _log_lines() -> Report:
 
     def report(progress: Progress) -> None:
         nonlocal last
-        if time.monotonic() - last > _LOG_SECONDS:
+        if isinstance(progress, Notice):
+            click.echo(progress.task, err=True)
+        elif time.monotonic() - last > _LOG_SECONDS:
             last = time.monotonic()
             note = f" ({progress.note})" if progress.note else ""
-            click.echo(f"{progress.task}: {progress.done}/{progress.total}{note}", err=True)
+            click.echo(printable(f"{progress.task}: {progress.done}/{progress.total}{note}"), err=True)
 
     return report
 

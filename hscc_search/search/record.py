@@ -45,11 +45,14 @@ class DenseRecord:
         measured: on the validation part.
         cost: as it was counted when the study was created.
         weights: digest of its weights, see :func:`hscc_search.dense.weights.weights_digest`.
+        network: digests of its structure and code, see :func:`hscc_search.dense.identity.identity`; empty where 0.1.0
+            stored the study.
     """
 
     measured: Measured
     cost: CountedCost
     weights: str
+    network: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class StudyRecord:
                 **_stored_measured(self.dense.measured),
                 "cost": self.dense.cost.stored(),
                 "weights": self.dense.weights,
+                "network": dict(self.dense.network),
             },
         }
         return {**head, **_shortened(rest)}  # the head is read by versions that read nothing else
@@ -111,7 +115,7 @@ class StudyRecord:
         tree = {**tree, **_whole(tree)}
         dense = tree["dense"]
         return cls(
-            config=StudyConfig.from_tree(tree["config"], f"stored study {name}"),
+            config=StudyConfig.from_stored(tree["config"], f"stored study {name}"),
             fingerprint=tree["fingerprint"],
             classes=tuple(tree["classes"]),
             labels=np.frombuffer(_unpacked(tree["labels"]), "<u2"),
@@ -119,6 +123,7 @@ class StudyRecord:
                 Measured(dense["metrics"], dense["errors"], _unpacked(dense["predictions"])),
                 CountedCost(**dense["cost"]),
                 dense["weights"],
+                dense.get("network", {}),
             ),
             versions=tree["versions"],
         )

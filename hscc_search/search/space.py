@@ -15,7 +15,7 @@ import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from hscc_search.config import BudgetRange, StudyConfig
-from hscc_search.errors import ConfigError
+from hscc_search.errors import ConfigError, quoted
 
 if TYPE_CHECKING:  # a front is read without torch
     from hscc_search.compression.calibration.calibrate import Calibration
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # a front is read without torch
 Sample = dict[str, Any]
 # Names that may be sampled for each stage or layer separately; a budget is always for the whole network.
 _LOCAL = ("regions", "clusters", "energy")
+# Samples of a grid, which are all listed before each trial.
+_LARGEST_GRID = 100_000
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,9 @@ class Space:
     @property
     def size(self) -> float:
         """Number of samples, counting those with equal keys separately; infinite without levels."""
-        return math.prod(len(values) if values is not None else math.inf for values in self._values().values())
+        counts = [len(values) for values in self._values().values() if values is not None]
+        # The number for a network of many layers may be too large for a float, which a product with infinity is.
+        return math.prod(counts) if len(counts) == len(self.distributions) else math.inf
 
     def grid(self) -> Iterator[Sample]:
         """Go through all samples of a finite space."""
@@ -133,18 +137,28 @@ class Space:
         """
         if start.keys() != self.distributions.keys():
             names = ", ".join(self.distributions)
-            raise ConfigError(f"study {self.config.name}: start: {dict(start)} needs values for {names} and no others")
+            raise ConfigError(
+                f"study {self.config.name}: start: {quoted(dict(start))} needs values for {names} and no others"
+            )
         sample = {}
         for name, distribution in self.distributions.items():
-            value = start[name]
-            try:
-                inside = distribution._contains(distribution.to_internal_repr(value))
-            except (ValueError, TypeError):
-                inside = False
-            if not inside:
-                raise ConfigError(f"study {self.config.name}: start: {name} {value!r} is not in the study's space")
-            sample[name] = float(value) if isinstance(distribution, FloatDistribution) else value
+            _check_inside(self.config, name, start[name], distribution)
+            sample[name] = float(start[name]) if isinstance(distribution, FloatDistribution) else start[name]
         return self.snapped(sample)
+
+    def check(self) -> None:
+        """Check the start samples of the study file, and that a grid can be gone through.
+
+        Raises:
+            ConfigError: a name or a value is not of this space, or the grid has too many samples.
+        """
+        for sample in self.config.start:
+            self.checked(sample)
+        if self.config.sampler == "grid" and self.size > _LARGEST_GRID:
+            raise ConfigError(
+                f"study {self.config.name}: sampler grid: the space has more than {_LARGEST_GRID:,} samples: "
+                "give fewer levels or narrower ranges, or another sampler"
+            )
 
     def setting(self, sample: Sample) -> "Setting":
         """Make the compressor's setting from a sample."""
@@ -168,6 +182,34 @@ class Space:
         return Setting(**values, by_layer=by_layer)
 
 
+def check_space(config: StudyConfig) -> None:
+    """Check of a study's space what can be known before its network is trained and calibrated.
+
+    Raises:
+        ConfigError: a start sample lies outside, or a grid has too many samples.
+    """
+    of_network = Space(config, {})
+    if config.space.per == "network":
+        of_network.check()
+        return
+    for sample in config.start:  # whose stages or layers are not known yet
+        for name, value in sample.items():
+            distribution = of_network.distributions.get(name.partition("@")[0])
+            if distribution is None:
+                names = ", ".join(of_network.distributions)
+                raise ConfigError(f"study {config.name}: start: {quoted(name)} is no name of a value: use {names}")
+            _check_inside(config, name, value, distribution)
+
+
+def _check_inside(config: StudyConfig, name: str, value: Any, distribution: BaseDistribution) -> None:
+    try:
+        inside = distribution._contains(distribution.to_internal_repr(value))
+    except (ValueError, TypeError):
+        inside = False
+    if not inside:
+        raise ConfigError(f"study {config.name}: start: {name} {quoted(value)} is not in the study's space")
+
+
 def space_of(config: StudyConfig, calibration: "Calibration") -> Space:
     """Make the search space of a study on its calibrated network."""
     scopes = _scopes(config, calibration)
@@ -180,9 +222,8 @@ def _scopes(config: StudyConfig, calibration: "Calibration") -> dict[str, list[s
     """Name the stages or layers that are sampled separately, with the layers in each."""
     if config.space.per == "network":
         return {}
-    from hscc_search.compression.ranks.choice import compressible
 
-    records = compressible(calibration)
+    records = calibration.records
     if config.space.per == "layer":
         return {record.name: [record.name] for record in records}
     stages = itertools.groupby(records, key=lambda record: (record.lattice.height, record.lattice.width))

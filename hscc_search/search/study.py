@@ -16,7 +16,7 @@ from hscc_search.pareto.objectives import objectives_of
 from hscc_search.progress import Report, silent
 from hscc_search.search.propose import directions_of
 from hscc_search.search.record import DenseRecord, StudyRecord, versions
-from hscc_search.search.space import Space, space_of
+from hscc_search.search.space import Space, check_space, space_of
 from hscc_search.search.stored_study import (
     Study,
     find_study,
@@ -116,6 +116,7 @@ def start_study(config: StudyConfig, device: str = "auto", report: Report = sile
         record = read_record(study) if study is not None else None
         finished = _finished(study) if study is not None else 0
     if record is not None:
+        config = config.as_started(record.config)
         differences = config.differences(record.config)
         if differences:
             raise StudyError(
@@ -177,12 +178,22 @@ def join_study(
 
 def _prepare(config: StudyConfig, record: StudyRecord | None, device: str, report: Report) -> tuple[Prepared, Space]:
     """Prepare what the trials of a study share, and its space; images and network must be those of the record."""
-    started_with = {} if record is None else {"fingerprint": record.fingerprint, "weights": record.dense.weights}
-    opened = open_dense(config, device, report, **started_with)
+    check_space(config)
+    if record is None:
+        opened = open_dense(config, device, report)
+    else:
+        opened = open_dense(
+            config,
+            device,
+            report,
+            fingerprint=record.fingerprint,
+            weights=record.dense.weights,
+            network=record.dense.network,
+            labels=record.labels,
+        )
     prepared = prepare(opened, None if record is None else record.dense, report)
     space = space_of(config, prepared.calibration)
-    for sample in config.start:
-        space.checked(sample)
+    space.check()
     return prepared, space
 
 
@@ -197,6 +208,7 @@ def _create(prepared: Prepared, storage: BaseStorage) -> optuna.Study:
             measured=measure(opened, opened.network, prepared.dense_cost, prepared.dense_latency),
             cost=prepared.dense_cost,
             weights=weights_digest(opened.network),
+            network=opened.identity,
         ),
         versions=versions(),
     )

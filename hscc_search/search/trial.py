@@ -15,7 +15,7 @@ from hscc_search.dense.fine_tuning import fine_tune
 from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.errors import CompressionError
 from hscc_search.evaluation.cost import Cost, CountedCost
-from hscc_search.evaluation.counters import cost_of, measure_cost
+from hscc_search.evaluation.counters import cost_of, count_macs, measure_cost
 from hscc_search.evaluation.predictions import network_input, predict
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.pareto.objectives import needs_latency
@@ -69,6 +69,9 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
         opened: images, split and dense network of the study.
         dense: the stored record, from which cost and latency are taken; None for a new study, which measures them.
         report: told of calibrating.
+
+    Raises:
+        CompressionError: the network cannot be compressed, or its cost is another one than the study stores.
     """
     config = opened.config
     dense_runner, dense_latency = None, None
@@ -81,6 +84,12 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
             dense_latency = times["dense"]
     cost = dense.cost if dense is not None else measure_cost(opened.network, config.data.image_size)
     calibration = calibrate(opened.network, calibration_images(opened), report, keep=True)
+    if cost.macs != calibration.macs:
+        raise CompressionError(
+            f"{cost.macs:,} multiply-adds of the dense network are stored or counted on an empty image, and "
+            f"{calibration.macs:,} on a calibration image: start a study of another name, with a network whose cost "
+            "is the same for all images"
+        )
     return Prepared(opened, calibration, cost, dense_runner, dense_latency)
 
 
@@ -88,16 +97,20 @@ def run_trial(prepared: Prepared, setting: Setting, report: Report = silent) -> 
     """Compress with one setting, fine-tune where the study says so, and measure on the validation part.
 
     Raises:
-        CompressionError: the setting cannot be met, or the compressed network answers with values that are not finite.
+        CompressionError: the setting cannot be met, the compressed network answers with values that are not finite, or
+            its multiply-adds are not those that were planned.
         ExportError: the study measures latency, and the network cannot be exported to its runtime.
     """
     opened = prepared.opened
     compressed = compress(prepared.calibration, setting)
     if opened.config.finetuning.epochs:
         fine_tune(compressed.network, opened.network, opened.config, opened.parts.train, opened.device, report)
-    # Multiply-adds outside of all layers, such as the matrix products of attention, are those of the dense network.
-    macs = prepared.dense_cost.macs - prepared.calibration.macs + compressed.macs
-    cost = cost_of(compressed.network, macs)
+    counted = count_macs(compressed.network, prepared.calibration.images[:1])[""]
+    if counted != compressed.macs:
+        raise CompressionError(
+            f"the compressed network takes {counted:,} multiply-adds, and by the plan of its layers {compressed.macs:,}"
+        )
+    cost = cost_of(compressed.network, counted)
     measured = measure(opened, compressed.network, cost, _latency(prepared, compressed.network))
     return TrialResult(compressed, measured)
 

@@ -1,9 +1,10 @@
+import shlex
 from pathlib import Path
 
 import click
 import pytest
 
-from hscc_search.cli.options import absolute, decimals, integers, naming_storage
+from hscc_search.cli.options import absolute, command_line, decimals, integers, naming_storage
 from hscc_search.config import DEFAULT_STORAGE
 
 
@@ -26,10 +27,28 @@ def test_whole_numbers_have_no_fraction():
         integers("--seeds", "0.5")
 
 
+@pytest.mark.parametrize("text", ["nan", "3,inf", "1e400"])
+def test_numbers_are_finite(text):
+    with pytest.raises(click.BadParameter, match="finite"):
+        decimals("--some", text)
+
+
+@pytest.mark.parametrize("text", ["-1", "0,4294967296", "1" + "0" * 4000])
+def test_seeds_are_those_of_a_study_file(text):
+    with pytest.raises(click.BadParameter, match="below"):
+        integers("--some", text)
+    assert integers("--some", "4294967295") == [2**32 - 1]
+
+
 def test_a_next_command_names_a_storage_that_is_not_the_default_and_no_password():
-    assert naming_storage(DEFAULT_STORAGE) == ""
-    assert naming_storage("sqlite:///my.db") == " --storage sqlite:///my.db"
-    assert "secret" not in naming_storage("postgresql://user:secret@host/studies")
+    assert naming_storage(DEFAULT_STORAGE) == ()
+    assert naming_storage("sqlite:///my.db") == ("--storage", "sqlite:///my.db")
+    assert "secret" not in "".join(naming_storage("postgresql://user:secret@host/studies"))
+
+
+def test_a_command_can_be_pasted_whatever_is_in_its_words():
+    words = ["front", "digits", *naming_storage('sqlite:///my $(touch studies)\'s "file".db'), "--html", Path("a b; c")]
+    assert shlex.split(command_line(*words)) == [str(word) for word in words]
 
 
 def test_a_path_of_an_option_is_relative_to_the_current_folder(tmp_path, monkeypatch):

@@ -39,6 +39,19 @@ def test_the_same_comparison_may_ask_for_fine_tuning_or_not(tmp_path, first, the
     assert epochs_in(tmp_path) == left
 
 
+def test_a_comparison_of_the_version_before_goes_on_training_its_networks(tmp_path):
+    """It did not know ``training.when``, and trained whatever a function of one's own returned."""
+    own = {"model__name": "own:make"}
+    assert claim(tmp_path, record(**own)).training.when == "auto"
+    tree = json.loads((tmp_path / "comparison.json").read_text())
+    del tree["study"]["training"]["when"]
+    (tmp_path / "comparison.json").write_text(json.dumps(tree))
+    for epochs in (0, 5):
+        assert claim(tmp_path, record(epochs, **own)).training.when == "always"
+    with pytest.raises(ConfigError, match=r"training\.when: always -> auto"):
+        claim(tmp_path, record(**own, training__when="auto"))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

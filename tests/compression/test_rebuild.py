@@ -46,7 +46,7 @@ from hscc_search.compression.rebuild import rebuild
 folder = sys.argv[1]
 network = torch.load(f"{folder}/dense.pt", weights_only=False)
 with open(f"{folder}/form.json") as file:
-    rebuild(network, NetworkForm.from_stored(json.load(file)))
+    network = rebuild(network, NetworkForm.from_stored(json.load(file)))
 network.load_state_dict(torch.load(f"{folder}/weights.pt"))
 with torch.no_grad():
     torch.save(network.eval()(torch.load(f"{folder}/images.pt")), f"{folder}/scores.pt")
@@ -89,8 +89,7 @@ def test_a_compressed_network_is_rebuilt_and_run_without_what_learns_regions(tmp
 )
 def test_the_form_and_the_weights_rebuild_the_network(build, values):
     compressed = compress(calibrate(seeded(build), smooth_images(32)), Setting(**values))
-    again = seeded(build, seed=7)
-    rebuild(again, NetworkForm.from_stored(json.loads(json.dumps(compressed.form.stored()))))
+    again = rebuild(seeded(build, seed=7), NetworkForm.from_stored(json.loads(json.dumps(compressed.form.stored()))))
     again.load_state_dict(compressed.network.state_dict())
     images = smooth_images(5, seed=2)
     with torch.no_grad():

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hscc_search.config import DEFAULT_STORAGE, BudgetRange, SpaceConfig, StudyConfig
-from hscc_search.errors import ConfigError
+from hscc_search.errors import ConfigError, quoted
 
 # What hscc-search 0.1.0 stored of three studies: those that come with the package, and one of defaults alone.
 STORED = json.loads((Path(__file__).parent / "stored-0.1.0.json").read_text())
@@ -63,6 +63,21 @@ def test_a_budget_leaves_no_energy(study_file, energy):
         ("storage", 5, "string"),
         ("model.name", None, "string"),
         ("trials", 0, "equal to 1"),
+        ("trials", 10**12, "equal to 1000000"),
+        ("patience", 10**12, "equal to 1000000"),
+        ("training.epochs", 10**9, "equal to 100000"),
+        ("training.batch_size", 10**9, "equal to 65536"),
+        ("training.learning_rate", 1e300, "equal to 100"),
+        ("training.weight_decay", 1e300, "equal to 100"),
+        ("training.mixup", 1e300, "equal to 1000"),
+        ("finetuning.epochs", 10**9, "equal to 100000"),
+        ("finetuning.learning_rate", 1e300, "equal to 100"),
+        ("finetuning.temperature", 1e-300, "equal to 0.01"),
+        ("compression.calibration_images", 10**12, "equal to 1000000"),
+        ("data.image_size", 10**9, "equal to 1024"),
+        ("space.regions.high", 10**9, "equal to 1024"),
+        ("space.energy.levels", 10**9, "equal to 1000"),
+        ("model.name", "x" * 201, "at most 200"),
         ("timeout", 0, "greater than 0"),
         ("seed", -1, "equal to 0"),
         ("seed", 10**30, "less than"),
@@ -81,7 +96,7 @@ def test_a_budget_leaves_no_energy(study_file, energy):
         ("finetuning.epochs", -1, "equal to 0"),
         ("finetuning.learning_rate", 0, "greater than 0"),
         ("finetuning.distillation", 1.1, "equal to 1"),
-        ("finetuning.temperature", 0, "greater than 0"),
+        ("finetuning.temperature", 0, "equal to 0.01"),
         ("space.energy.high", 1.5, "equal to 1"),
         ("space.regions.low", 0, "equal to 1"),
         ("space.budget.low", 1, "greater than 1"),
@@ -105,11 +120,11 @@ def test_a_wrong_entry_is_named_with_its_key_its_value_and_what_is_allowed(study
         changes = {f"{section}.low": 1, f"{section}.high": 1, **changes}
     path = study_file(changes)
     message = refusal(path)
-    shown = value[0] if isinstance(value, list) and value[0] != 0.5 else value
+    shown = quoted(value[0] if isinstance(value, list) and value[0] != 0.5 else value)
     assert str(path) in message
     assert key in message
-    assert repr(shown) in message
-    assert allowed in message.replace(repr(shown), "", 1).replace(key, "", 1)
+    assert shown in message
+    assert allowed in message.replace(shown, "", 1).replace(key, "", 1)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +135,21 @@ def test_a_wrong_entry_is_named_with_its_key_its_value_and_what_is_allowed(study
         ({"objectives": ["flops", "macs", "accuracy", "latency", "macro_f1"]}, "at most 4 items"),
         ({"constraints": [{"metric": "speed", "at_most": 1}]}, "constraints.0.metric: there is no metric 'speed'"),
         ({"constraints": [{"metric": "flops", "at_best": 1}]}, "allowed here are metric, at_least, at_most"),
+        ({"space.budget": {"low": 2, "high": 1e300}}, "space.budget.high: 1e+300 is not allowed"),
+        ({"trails": 3}, "did you mean trials? allowed here are name"),
+        ({"training.epoch": 3}, "did you mean epochs?"),
+        ({"constraints": [{"metric": "flops", "at_mots": 1}]}, "did you mean at_most?"),
+        ({"training": 3}, "training: 3 is not allowed: it is a section"),
+        ({"constraints": [{"metric": "accuracy", "at_least": 90}]}, "at_least 90: accuracy is a share, 0 to 1"),
+        ({"constraints": [{"metric": "recall:a", "at_most": -1}]}, "at_most -1: recall:a is a share, 0 to 1"),
+        ({"constraints": [{"metric": "latency", "at_most": 0}]}, "at_most 0: latency is above 0"),
+        ({"training.batch_size": 65536}, "training.batch_size: 65536 images of 224 x 224 pixels do not fit"),
+        ({"data.image_size": 1024, "latency.batch_size": 1024}, "latency.batch_size: 1024 images of 1024 x 1024"),
+        ({"data.path": "x" * 256}, "255 between two slashes"),
+        ({"model.checkpoint": "x/" * 2047}, "at most 4095 bytes"),
+        ({"data.path": "a\0b"}, "the character \\0"),
+        ({"storage": "sqlite:///" + "x" * 2000}, "at most 2000 characters"),
+        ({"start": [{"regions": 10**400}]}, "start.0.regions"),
         ({"constraints": [{"metric": "latency"}]}, "latency needs either at_least or at_most"),
         ({"constraints": [{"metric": "latency", "at_least": 1, "at_most": 2}]}, "needs either at_least or at_most"),
         ({"sampler": "grid"}, "sampler grid needs levels"),
@@ -172,14 +202,34 @@ def test_differences_name_key_old_and_new_value(study_file):
 
 @pytest.mark.parametrize("tree", STORED.values(), ids=STORED)
 def test_a_study_of_the_version_before_reads_as_what_it_is(tree):
-    config = StudyConfig.from_tree(tree, "storage")
-    assert config.stored() == tree
+    config = StudyConfig.from_stored(tree, "storage")
+    assert with_keys_of(tree, config.stored()) == tree
+    assert (config.data.copies, config.data.class_level) == ("near", None)
+    assert config.training.when == "always"  # as 0.1.0 did
+
+
+def with_keys_of(before, tree):
+    """A tree without the keys that the version before did not have."""
+    return {
+        key: with_keys_of(before[key], value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if key in before
+    }
 
 
 def test_the_shipped_studies_go_on_where_the_version_before_began_them(monkeypatch):
     monkeypatch.setenv("BRAIN_TUMOR_MRI", "/images")
     for name in ("digits", "brain_tumor_alexnet"):
-        assert StudyConfig.from_file(name).differences(StudyConfig.from_tree(STORED[name], "storage")) == []
+        before = StudyConfig.from_stored(STORED[name], "storage")
+        assert StudyConfig.from_file(name).as_started(before).differences(before) == []
+
+
+def test_what_trains_the_network_of_a_study_stays_unless_its_file_says_something_else(study_file):
+    before = StudyConfig.from_file(study_file(), training__when="always")
+    silent, said = StudyConfig.from_file(study_file()), StudyConfig.from_file(study_file({"training.when": "auto"}))
+    assert silent.as_started(before).training.when == "always"
+    assert silent.as_started(before).differences(before) == []
+    assert said.as_started(before).differences(before) == ["training.when: always -> auto"]
 
 
 def test_a_stored_study_reads_back_equal(study_file):
@@ -210,6 +260,13 @@ def test_a_recall_of_no_class_is_refused_with_the_classes(study_file, changes):
         config.check_classes(("cat", "dog"))
     assert str(refused.value) == "study own: recall:seven: there is no class 'seven': use cat, dog"
     config.check_classes(("seven", "eight"))
+
+
+def test_a_recall_of_an_endless_class_among_many_is_refused_in_a_short_line(study_file):
+    config = StudyConfig.from_file(study_file({"objectives": ["flops", "recall:" + "x" * 4000]}))
+    with pytest.raises(ConfigError, match=r"there is no class 'x+\.\.\.x+': use class 0, class 1, ") as refused:
+        config.check_classes([f"class {number}" for number in range(9999)])
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_class_may_have_a_colon_in_its_name(study_file):

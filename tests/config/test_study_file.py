@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def test_a_study_that_does_not_exist_is_answered_with_those_that_do(refusal, nam
     assert "brain_tumor_alexnet, digits" in message
 
 
+@pytest.mark.parametrize(("make", "said"), [(Path.mkdir, "which is a folder"), (os.mkfifo, "which is a pipe")])
+def test_what_is_no_file_is_told_and_not_waited_for(tmp_path, refusal, make, said):
+    make(tmp_path / "own.yaml")
+    assert said in refusal(tmp_path / "own.yaml")
+
+
+def test_a_folder_named_like_a_shipped_study_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert StudyConfig.from_file("digits").name == "digits"
+
+
+def test_an_alias_shares_no_section_with_what_it_repeats(study_file, smallest):
+    text = yaml.safe_dump(smallest) + "training: &same {epochs: 3}\nfinetuning: *same\n"
+    config = StudyConfig.from_file(study_file(text=text), training__epochs=9)
+    assert (config.training.epochs, config.finetuning.epochs) == (9, 3)
+
+
 def test_paths_in_a_file_are_relative_to_it_from_any_folder(study_file, monkeypatch, tmp_path):
     path = study_file({"model.checkpoint": "weights.pt", "data.path": "sub/images"})
     elsewhere = tmp_path / "elsewhere"
@@ -72,6 +91,7 @@ def test_paths_in_a_file_may_be_absolute_or_start_at_home(study_file, monkeypatc
 
 def test_the_home_of_a_user_who_does_not_exist_is_refused(study_file, refusal):
     assert "~nosuchuser" in refusal(study_file({"data.path": "~nosuchuser/images"}))
+    assert r"~\x00" in refusal(study_file({"data.path": "~\0/images"}))
 
 
 @pytest.mark.parametrize("variable", ["$OWN_FOLDER", "${OWN_FOLDER}"])

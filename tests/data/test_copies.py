@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from sklearn.datasets import load_sample_images
 
 from hscc_search.config import DataConfig
 from hscc_search.data import copies, load_dataset
-from hscc_search.data.copies import NEAR_BITS, copy_groups, near_pairs, perceptual_hash
+from hscc_search.data.copies import NEAR_BITS, Look, copy_groups, copy_pairs, look_of, near_pairs
 from hscc_search.data.splits import split_indices
 
 # Hashes of images, each described by one of three patterns and the bits in which it differs from that.
@@ -58,7 +58,7 @@ def as_jpeg(image, quality):
 )
 def test_a_changed_copy_joins_its_original_and_no_other_image(photographs, change):
     images = photographs + [change(image) for image in photographs]
-    groups = copy_groups(np.stack([perceptual_hash(image) for image in images]))
+    groups = copy_groups([look_of(image) for image in images])["near"]
     originals, changed = np.split(groups, 2)
     assert len(set(originals.tolist())) == len(photographs)
     np.testing.assert_array_equal(originals, changed)
@@ -89,9 +89,107 @@ def test_the_threshold_itself_is_near_and_one_bit_more_is_not():
 def test_groups_reach_over_chains_of_copies():
     hashes = hashes_of([(0, ()), (1, ()), (0, range(10)), (0, range(20)), (2, ())])
     assert near_pairs(hashes).tolist() == [[0, 2], [2, 3]]
-    groups = copy_groups(hashes)
+    grey = np.full((8, 8, 3), 100, np.float32)
+    groups = copy_groups([Look(bits, grey, False, "") for bits in hashes])["near"]
     assert groups[0] == groups[2] == groups[3]
     assert len(set(groups.tolist())) == 3
+
+
+def discs(colours, side=64):
+    """Discs of equal shape, each in a shade of its own near one colour."""
+    shades = np.random.default_rng(0).integers(-25, 26, (len(colours), 3))
+    images = []
+    for colour in np.clip(np.array(colours) + shades, 0, 255).tolist():
+        image = Image.new("RGB", (side, side))
+        ImageDraw.Draw(image).ellipse((side // 4, side // 4, side * 3 // 4, side * 3 // 4), fill=tuple(colour))
+        images.append(image)
+    return images
+
+
+@pytest.mark.parametrize("side", [64, 224])
+def test_discs_of_equal_shape_are_told_apart_by_their_colour(side):
+    red, green = (200, 40, 40), (40, 200, 40)
+    images = discs([red] * 20 + [green] * 20, side)
+    looks = [look_of(image) for image in images]
+    groups = {kind: numbers.tolist() for kind, numbers in copy_groups(looks).items()}
+    assert len(set(groups["shape"])) == 1
+    assert len(set(groups["near"])) >= 35
+    assert not set(groups["near"][:20]) & set(groups["near"][20:])
+    assert len(set(groups["exact"])) == len(set(groups["none"])) == 40
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.resize((100, 100)),
+        lambda image: image.resize((300, 200)),
+        lambda image: as_jpeg(image, 75),
+        lambda image: as_jpeg(image.resize((200, 200)), 75),
+        lambda image: ImageEnhance.Brightness(image).enhance(0.7),
+    ],
+    ids=["smaller", "squeezed", "encoded", "resized and encoded", "darker"],
+)
+def test_a_changed_drawing_is_a_copy_and_another_shade_is_none(change):
+    drawn = []
+    for shade in (200, 215):
+        image = Image.new("RGB", (128, 128), (240, 240, 200))
+        pen = ImageDraw.Draw(image)
+        pen.rectangle((12, 25, 64, 102), fill=(20, 90, shade))
+        pen.polygon([(76, 25), (115, 64), (70, 115)], fill=(220, 120, 30))
+        drawn.append(image)
+    original, other = map(look_of, drawn)
+    assert original.drawn
+    assert len(copy_pairs([original, look_of(change(drawn[0]))], "near")) == 1
+    assert len(copy_pairs([original, other], "shape")) == 1
+    assert len(copy_pairs([original, other], "near")) == 0
+
+
+def turned_hue(image, degrees):
+    hue, saturation, value = image.convert("HSV").split()
+    return Image.merge("HSV", (hue.point(lambda level: (level + degrees * 256 // 360) % 256), saturation, value))
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds"),
+    [
+        (Image.Image.copy, {"near", "shape", "exact"}),
+        (lambda image: as_jpeg(image, 75), {"near", "shape"}),
+        (lambda image: ImageEnhance.Brightness(image).enhance(0.5), {"near", "shape"}),
+        (ImageOps.mirror, set()),
+        (lambda image: image.rotate(90), set()),
+    ],
+    ids=["same pixels", "encoded", "half as bright", "mirrored", "turned"],
+)
+def test_what_a_copy_is(photographs, change, kinds):
+    for photograph in photographs[::3]:
+        looks = [look_of(photograph), look_of(change(photograph))]
+        assert {kind for kind in ("near", "shape", "exact", "none") if len(copy_pairs(looks, kind))} == kinds
+
+
+def test_a_turned_hue_is_another_image(photographs):
+    pairs = [[look_of(image), look_of(turned_hue(image, 120).convert("RGB"))] for image in photographs]
+    alike = [looks for looks in pairs if len(copy_pairs(looks, "shape"))]
+    assert alike
+    assert not any(len(copy_pairs(looks, "near")) for looks in alike)
+
+
+def test_colours_make_no_difference_to_grey_images():
+    """Of whatever brightness, so that sets of grey images are split as by version 0.1.0."""
+    generator = np.random.default_rng(0)
+    bits = generator.random(256) < 0.5
+    cells = generator.integers(0, 256, (40, 8, 8, 1)).repeat(3, axis=3).astype(np.float32)
+    cells[0], cells[1] = 0, 255
+    looks = [Look(bits, own, False, str(number)) for number, own in enumerate(cells)]
+    assert len(copy_pairs(looks, "near")) == len(copy_pairs(looks, "shape")) == 40 * 39 // 2
+
+
+def test_pairs_are_judged_in_pieces(photographs):
+    looks = [look_of(image) for image in photographs for _ in range(3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(copies, "_PAIRS_AT_ONCE", 5)
+        pieces = copy_pairs(looks, "near").tolist()
+    assert pieces == copy_pairs(looks, "near").tolist()
+    assert len(pieces) == 3 * len(photographs)
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,18 @@
 import gc
-import io
 import os
-import random
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from hscc_search.cache import remove_entry
 from hscc_search.config import DataConfig
-from hscc_search.data import check_folder, load_dataset
-from hscc_search.data.images import find_images, read_image
+from hscc_search.data import check_folder, load_dataset, split
 from hscc_search.errors import DataError, DiskFullError, HsccError, HsccWarning
 
 QUADRANTS = np.zeros((20, 30, 3), np.uint8)
 QUADRANTS[:10, :15], QUADRANTS[:10, 15:], QUADRANTS[10:, :15] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-ORIENTATION, MAKE = 0x0112, 0x010F
 
 
 @pytest.fixture(autouse=True)
@@ -35,110 +31,6 @@ def same(first, second):
     return first.fingerprint == second.fingerprint and all(
         np.array_equal(getattr(first, name), getattr(second, name)) for name in ("images", "labels", "groups")
     )
-
-
-def test_class_folders_of_equal_name_are_one_class_at_any_depth(image_folder):
-    folder = image_folder({"Training/cat": 3, "Training/dog": 2, "Testing/deep/cat": 4, "Testing/dog": 1})
-    assert [path.parent.name for path, _ in find_images(folder)] == [name for _, name in find_images(folder)]
-    dataset, _ = read(folder)
-    assert dataset.classes == ("cat", "dog")
-    assert np.bincount(dataset.labels).tolist() == [7, 3]
-    assert (dataset.images.shape, dataset.images.dtype) == ((10, 3, 16, 16), np.uint8)
-
-
-def test_other_and_hidden_files_are_no_images(image_folder):
-    folder = image_folder({"cat": 1, "dog": 1})
-    (folder / "cat" / "notes.txt").write_text("a cat")
-    (folder / "cat" / "._0.png").write_bytes(b"what a Mac leaves behind")
-    assert [path.name for path, _ in find_images(folder)] == ["0.png", "0.png"]
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_eight_bit_modes_are_read_as_rgb(tmp_path, mode):
-    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
-    Image.fromarray(QUADRANTS).convert(mode).save(path)
-    with Image.open(path) as stored:
-        assert stored.mode == mode
-    image = read_image(path)
-    assert (image.mode, image.size) == ("RGB", (30, 20))
-    if mode in ("P", "RGB", "RGBA", "CMYK"):
-        np.testing.assert_array_equal(np.asarray(image), QUADRANTS)
-    else:
-        pixels = np.asarray(image)
-        assert np.array_equal(pixels[..., 0], pixels[..., 1])
-        assert np.array_equal(pixels[..., 0], pixels[..., 2])
-
-
-@pytest.mark.parametrize(("suffix", "dtype"), [("png", np.uint16), ("tif", np.uint16), ("tif", np.float32)])
-def test_pixels_of_more_than_eight_bits_are_refused(tmp_path, suffix, dtype):
-    path = tmp_path / f"image.{suffix}"
-    Image.fromarray(np.full((8, 8), 5000, dtype)).save(path)
-    with pytest.raises(DataError, match=r"image\.\w+ has pixel mode \S+, .* 8 bits"):
-        read_image(path)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_upright(tmp_path, orientation):
-    turn_back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)
-    image = Image.fromarray(QUADRANTS)
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    turned = image if turn_back is None else image.transpose(Image.Transpose(turn_back))
-    turned.save(tmp_path / "image.png", exif=exif)
-    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "image.png")), QUADRANTS)
-
-
-def encoded(kind, **options):
-    file = io.BytesIO()
-    Image.fromarray(QUADRANTS).save(file, kind, **options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("content", [b"", b"no image", encoded("JPEG")[:300], encoded("PNG")[:-30]])
-def test_a_file_that_is_no_whole_image_is_refused_by_name(tmp_path, content):
-    path = tmp_path / "image.jpg"
-    path.write_bytes(content)
-    with pytest.raises(DataError, match=r"cannot read image .*image\.jpg"):
-        read_image(path)
-
-
-def exif_of(orientation, make):
-    exif = Image.Exif()
-    exif[ORIENTATION], exif[MAKE] = orientation, make
-    return exif
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_damage_anywhere_in_a_file_is_survived_or_refused(tmp_path, kind):
-    content = encoded(kind, exif=exif_of(6, "abc"))
-    chance = random.Random(0)
-    for _ in range(150):
-        damaged = bytearray(content)
-        damaged[chance.randrange(min(len(content), 120))] = chance.randrange(256)
-        (tmp_path / "image").write_bytes(damaged)
-        try:
-            assert read_image(tmp_path / "image").mode == "RGB"
-        except DataError as error:
-            assert "image" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("entry", "damaged"),
-    [
-        (b"\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06", b"\x01\x12\x00\x02\x00\x00\x00\x01\x00\x06"),
-        (b"\x01\x0f\x00\x02", b"\x01\x00\x00\x02"),
-    ],
-    ids=["orientation is text", "width is text"],
-)
-def test_exif_entries_of_the_wrong_type_are_survived_or_refused(tmp_path, entry, damaged):
-    content = encoded("JPEG", exif=exif_of(6, "abc"))
-    assert entry in content
-    (tmp_path / "image.jpg").write_bytes(content.replace(entry, damaged))
-    try:
-        assert read_image(tmp_path / "image.jpg").mode == "RGB"
-    except DataError as error:
-        assert "image.jpg" in str(error)
 
 
 @pytest.mark.parametrize("use", [read, check_folder])
@@ -197,9 +89,10 @@ def flip(path, share):
 
 DAMAGES = {
     "a pixel": lambda entry: flip(entry / "images.npy", 0.9),
-    "a group": lambda entry: flip(entry / "groups.npy", 0.95),
-    "a header": lambda entry: flip(entry / "groups.npy", 0.1),
-    "no groups": lambda entry: (entry / "groups.npy").unlink(),
+    "a group": lambda entry: flip(entry / "near.npy", 0.95),
+    "a contrast": lambda entry: flip(entry / "contrasts.npy", 0.95),
+    "a header": lambda entry: flip(entry / "shape.npy", 0.1),
+    "no groups": lambda entry: (entry / "exact.npy").unlink(),
     "emptied": lambda entry: os.truncate(entry / "images.npy", 0),
     "of version 0.1.0": lambda entry: (entry / "checksums.json").unlink(),
 }
@@ -255,8 +148,8 @@ def test_a_cache_that_cannot_be_written_is_named(image_folder, tmp_path, monkeyp
 def test_neither_names_nor_folders_of_files_matter(image_folder, tmp_path, monkeypatch):
     folder = image_folder({"cat": 5, "dog": 5})
     before, _ = read(folder)
-    (folder / "Testing" / "cat").mkdir(parents=True)
-    (folder / "cat" / "0.png").rename(folder / "Testing" / "cat" / "zebra.png")
+    (folder / "cat" / "deeper").mkdir()
+    (folder / "cat" / "0.png").rename(folder / "cat" / "deeper" / "zebra.png")
     (folder / "dog" / "4.png").rename(folder / "dog" / "a.png")
     shutil.move(folder, tmp_path / "elsewhere")
     monkeypatch.setenv("HSCC_CACHE", str(tmp_path / "second cache"))
@@ -294,3 +187,67 @@ def test_the_digits_need_no_folder():
     dataset = load_dataset(DataConfig(source="digits", image_size=16))
     assert dataset.images.shape == (1797, 3, 16, 16)
     assert dataset.classes == tuple("0123456789")
+
+
+def test_what_a_copy_is_is_judged_anew_from_the_same_cache(tmp_path):
+    shades = {"red": (200, 40, 40), "green": (40, 200, 40)}
+    for name, colour in shades.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index, side in enumerate((64, 64, 128)):
+            image = Image.new("RGB", (64, 64), "white")
+            ImageDraw.Draw(image).ellipse((16, 16, 48, 48), fill=colour)
+            image.resize((side, side)).save(tmp_path / "images" / name / f"{index}.png")
+    counts, decoded, judgements = {}, [], {}
+    for kind in ("near", "shape", "exact", "none"):
+        steps = []
+        dataset = load_dataset(DataConfig(path=tmp_path / "images", image_size=16, copies=kind), steps.append)
+        counts[kind], judgements[kind] = len(set(dataset.groups.tolist())), dataset.judgement
+        decoded.append(len(steps))
+    assert counts == {"near": 2, "shape": 1, "exact": 4, "none": 6}
+    assert decoded == [6, 0, 0, 0]
+    assert judgements["shape"] == ""
+    assert len(set(judgements.values())) == 4
+
+
+def test_sixty_red_and_sixty_green_discs_can_be_split(tmp_path):
+    generator = np.random.default_rng(0)
+    for name, colour in (("red", (200, 40, 40)), ("green", (40, 200, 40))):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(60):
+            image = Image.new("RGB", (64, 64), "white")
+            shade = tuple((np.array(colour) + generator.integers(-30, 31, 3)).tolist())
+            ImageDraw.Draw(image).ellipse((16, 16, 48, 48), fill=shade)
+            image.save(tmp_path / "images" / name / f"{index}.png")
+    data = DataConfig(path=tmp_path / "images", image_size=16)
+    assert len(split(load_dataset(data), 0.15, 0.15, 0).validation) >= 14
+    with pytest.raises(DataError, match=r"its 60 images are 1 groups of copies; .*data\.copies"):
+        split(load_dataset(data.model_copy(update={"copies": "shape"})), 0.15, 0.15, 0)
+    different = load_dataset(data.model_copy(update={"copies": "none"}))
+    assert len(set(different.groups.tolist())) == 120
+    assert len(split(different, 0.15, 0.15, 0).validation) == 18
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints/0-checkpoint.png", "__MACOSX/cat/._0.png", "cat/.DS_Store"])
+def test_what_is_hidden_changes_no_class_and_no_fingerprint(image_folder, hidden):
+    folder = image_folder({"cat": 3, "dog": 3})
+    before, _ = read(folder)
+    (folder / hidden).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "cat" / "0.png", folder / hidden)
+    after, _ = read(folder)
+    assert same(before, after)
+    assert (before.notes, len(after.notes)) == ((), 1)
+
+
+def test_the_class_level_belongs_to_a_study(image_folder):
+    folder = image_folder({"2024/cat": 3, "2024/dog": 2, "2025/cat": 4})
+    with pytest.raises(DataError, match=r"data\.class_level: 1 or 2"):
+        read(folder)
+    by_animal = load_dataset(DataConfig(path=folder, image_size=8, class_level=2))
+    assert (by_animal.classes, np.bincount(by_animal.labels).tolist()) == (("cat", "dog"), [7, 2])
+    by_year = load_dataset(DataConfig(path=folder, image_size=8, class_level=1))
+    assert (by_year.classes, np.bincount(by_year.labels).tolist()) == (("2024", "2025"), [5, 4])
+
+
+def test_a_folder_around_all_classes_is_one_class_and_refused_with_the_way_out(image_folder):
+    with pytest.raises(DataError, match=r"only one class, 'pets', .*data\.class_level: 2"):
+        read(image_folder({"pets/cat": 3, "pets/dog": 2}))

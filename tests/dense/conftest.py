@@ -1,3 +1,7 @@
+import importlib
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from hscc_search.config import StudyConfig
 from hscc_search.data import load_dataset
+from hscc_search.progress import Notice
 
 IMAGES_PER_CLASS = 50
 
@@ -49,6 +54,44 @@ def plain_study(study):
         return study(**{**plain, **overrides})
 
     return make
+
+
+@pytest.fixture
+def told():
+    """A report that keeps what it is told: steps of long work as ``told.steps``, lines as ``told.lines``."""
+    return Told()
+
+
+class Told:
+    def __init__(self):
+        self.steps, self.lines = [], []
+
+    def __call__(self, progress):
+        if isinstance(progress, Notice):
+            self.lines.append(progress.task)
+        else:
+            self.steps.append(progress)
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """Write modules of a user's own and forget those of before: ``own_module(own_net="from torch import nn ...")``."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    written = set()
+
+    def write(**texts):
+        for name, text in texts.items():
+            (folder / f"{name}.py").write_text(textwrap.dedent(text))
+            written.add(name)
+        for name in written:
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture(scope="session")

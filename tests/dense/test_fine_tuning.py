@@ -12,7 +12,8 @@ from hscc_search.compression.calibration.calibrate import calibrate
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
 from hscc_search.dense.fine_tuning import fine_tune
-from hscc_search.dense.opened import build, open_dense
+from hscc_search.dense.opened import open_dense
+from hscc_search.dense.start import build
 from hscc_search.dense.weights import weights_digest
 from hscc_search.evaluation.predictions import network_input, predict
 from hscc_search.search.trial import calibration_images

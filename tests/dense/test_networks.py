@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from hscc_search.dense.identity import START, STRUCTURE, identity
 from hscc_search.dense.networks import build_network, kaiming_initialise
 from hscc_search.dense.weights import weights_digest
 from hscc_search.errors import ModelError
@@ -44,6 +45,7 @@ def test_a_network_is_built_by_name_with_the_asked_outputs(name, image_size):
 def test_a_name_is_looked_up_in_torchvision_and_then_in_timm(name, module):
     network = build_network(name, 5, 48)
     assert type(network).__module__ == module
+    assert set(identity(network)) == {STRUCTURE, START}
     assert network(torch.zeros(2, 3, 48, 48)).shape == (2, 5)
 
 

@@ -1,14 +1,21 @@
 import dataclasses
+import functools
+import hashlib
 
 import pytest
 import torch
+from torch import nn
 
 from hscc_search.data import load_dataset
-from hscc_search.dense.opened import build, checkpoint_path, open_dense
+from hscc_search.dense.cached import checkpoint_path
+from hscc_search.dense.identity import identity
+from hscc_search.dense.opened import open_dense
+from hscc_search.dense.start import build
 from hscc_search.dense.training import train
 from hscc_search.dense.weights import weights_digest
-from hscc_search.errors import DiskFullError
+from hscc_search.errors import DiskFullError, HsccError, ModelError
 from hscc_search.evaluation.predictions import predict
+from hscc_search.progress import Notice
 
 CPU = torch.device("cpu")
 
@@ -19,7 +26,7 @@ class PowerCutError(Exception):
 
 def cut_after(epoch, error):
     def report(progress):
-        if progress.done == epoch:
+        if not isinstance(progress, Notice) and progress.done == epoch:
             raise error
 
     return report
@@ -28,7 +35,9 @@ def cut_after(epoch, error):
 @pytest.mark.parametrize(
     ("dropout", "cuts"), [(False, (1,)), (False, (3,)), (True, (1, 2))], ids=["first", "last", "twice with dropout"]
 )
-def test_an_interrupted_training_ends_in_the_weights_of_an_unbroken_one(study, tmp_path, monkeypatch, dropout, cuts):
+def test_an_interrupted_training_ends_in_the_weights_of_an_unbroken_one(
+    study, tmp_path, monkeypatch, told, dropout, cuts
+):
     changes = {}
     if dropout:
         monkeypatch.syspath_prepend(tmp_path)
@@ -39,32 +48,40 @@ def test_an_interrupted_training_ends_in_the_weights_of_an_unbroken_one(study, t
         )
         changes = {"model__name": "own_dropout:make"}
     config = study(**changes)
-    path = checkpoint_path(config, load_dataset(config.data))
+    path = checkpoint_path(config, load_dataset(config.data), identity(build(config, 10)))
     for cut in cuts:
         with pytest.raises(PowerCutError):
             open_dense(config, "cpu", cut_after(cut, PowerCutError()))
         assert not path.exists()
         torch.rand(7)
-    epochs = []
-    resumed = open_dense(config, "cpu", lambda progress: epochs.append(progress.done))
+    resumed = open_dense(config, "cpu", told)
 
     unbroken = build(config, 10)
     train(unbroken, config, resumed.parts, tmp_path / "unbroken.safetensors", CPU)
-    assert epochs == list(range(cuts[-1] + 1, 4))
+    assert [step.done for step in told.steps] == list(range(cuts[-1] + 1, 4))
     assert weights_digest(resumed.network) == weights_digest(unbroken)
     assert weights_digest(resumed.network) != weights_digest(build(config, 10))
     assert set(path.parent.iterdir()) == {path, path.with_suffix(".lock")}
 
 
-def test_training_teaches_the_digits_and_reports_on_each_epoch(plain_study):
+def test_training_teaches_the_digits_and_reports_on_each_epoch(plain_study, told):
     config = plain_study()
-    steps = []
-    opened = open_dense(config, "cpu", steps.append)
+    opened = open_dense(config, "cpu", told)
     validation = opened.parts.validation
     accuracy = (predict(opened.network, validation, config.data, CPU).argmax(1) == validation.labels).mean()
     assert accuracy > 0.7
-    assert [(step.done, step.total) for step in steps] == [(epoch, 6) for epoch in range(1, 7)]
-    assert f"validation accuracy {accuracy:.3f}" in steps[-1].note
+    assert [(step.done, step.total) for step in told.steps] == [(epoch, 6) for epoch in range(1, 7)]
+    assert f"validation accuracy {accuracy:.3f}" in told.steps[-1].note
+
+
+@pytest.mark.parametrize("change", [{"training__learning_rate": 100.0}, {"data__std": [0.0001] * 3}])
+def test_a_training_that_diverges_ends_with_its_epoch(study, own_cache, change):
+    epochs = []
+    config = study(training__epochs=40, **change)
+    with pytest.raises(ModelError, match=r"the network diverged in epoch \d \(loss (nan|inf)\): lower the learning"):
+        open_dense(config, "cpu", lambda progress: epochs.append(progress.done))
+    assert len(epochs) < 9
+    assert not list((own_cache / "checkpoints").glob("*.safetensors"))
 
 
 def test_a_part_that_is_smaller_than_a_batch_trains_too(study, tmp_path):
@@ -75,34 +92,113 @@ def test_a_part_that_is_smaller_than_a_batch_trains_too(study, tmp_path):
     assert weights_digest(network) != weights_digest(untrained)
 
 
-def damage(path):
-    damaged = bytearray(path.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    path.write_bytes(damaged)
+SMALL = """
+    from torch import nn
 
 
-def cut_off(path):
-    path.write_bytes(path.read_bytes()[:-100])
+    class Net(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(192, 64), nn.ReLU())
+            self.again = self.layers[2]
+            self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64)
+            self.two.weight = self.one.weight
+            self.head = nn.Sequential(nn.Dropout(0.1), nn.Linear(64, classes))
+
+        def forward(self, x):
+            return self.head(self.two(self.one(self.layers(x)).relu()).relu())
 
 
-@pytest.mark.parametrize("spoil", [damage, cut_off])
-def test_an_unfinished_training_that_was_damaged_begins_again(study, spoil):
-    config = study(training__epochs=2)
-    path = checkpoint_path(config, load_dataset(config.data))
-    with pytest.raises(PowerCutError):
-        open_dense(config, "cpu", cut_after(1, PowerCutError()))
-    spoil(path.with_suffix(".unfinished"))
-    epochs = []
-    resumed = open_dense(config, "cpu", lambda progress: epochs.append(progress.done))
-    assert epochs == [1, 2]
-    assert weights_digest(open_dense(config, "cpu").network) == weights_digest(resumed.network)
+    make = Net
+"""
 
 
-def test_a_training_whose_state_finds_no_room_ends_in_one_line_and_goes_on_later(study, small_disk, monkeypatch):
-    config, disk = study(training__epochs=1), small_disk(3000)
+@pytest.fixture
+def cut(own_module, study):
+    """Train a small network of shared layers, cut after the second of its three epochs: the configuration and path."""
+
+    def make():
+        own_module(own_small=SMALL)
+        config = study(model__name="own_small:make")
+        with pytest.raises(PowerCutError):
+            open_dense(config, "cpu", cut_after(2, PowerCutError()))
+        path = checkpoint_path(config, load_dataset(config.data), identity(build(config, 10)))
+        return config, path.with_suffix(".unfinished")
+
+    return make
+
+
+def flipped(content, share):
+    changed = bytearray(content)
+    changed[int(share * (len(content) - 1))] ^= 16
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        None,
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: b"\x89PNG" * 1000,
+        lambda content: content[:-32],
+        *(functools.partial(flipped, share=share) for share in (0, 0.6, 1)),
+    ],
+)
+def test_a_damaged_unfinished_training_begins_anew_with_the_same_result(cut, told, tmp_path, damage):
+    config, unfinished = cut()
+    if damage is not None:
+        unfinished.write_bytes(damage(unfinished.read_bytes()))
+    resumed = open_dense(config, "cpu", told)
+    # The state is not written after each of the epochs where that would take a large share of their time.
+    first = told.steps[0].done
+    assert first > 1 if damage is None else first == 1
+    damaged = [line for line in told.lines if "is damaged" in line]
+    assert len(damaged) == (damage is not None)
+    assert all(line.startswith("training: begins anew") and "\n" not in line for line in damaged)
+    unbroken = build(config, 10)
+    train(unbroken, config, resumed.parts, tmp_path / "unbroken.safetensors", CPU)
+    assert weights_digest(resumed.network) == weights_digest(unbroken)
+    assert not unfinished.exists()
+
+
+def test_an_unfinished_training_of_another_network_begins_anew(cut, told, tmp_path):
+    config, unfinished = cut()
+    other = nn.Linear(2, 2)
+    state = {"network": other.state_dict(), "optimizer": {}, "schedule": {}, "epochs": 2}
+    torch.save(state, unfinished)
+    unfinished.write_bytes(unfinished.read_bytes() + hashlib.sha256(unfinished.read_bytes()).digest())
+    resumed = open_dense(config, "cpu", told)
+    assert [step.done for step in told.steps] == [1, 2, 3]
+    unbroken = build(config, 10)
+    train(unbroken, config, resumed.parts, tmp_path / "unbroken.safetensors", CPU)
+    assert weights_digest(resumed.network) == weights_digest(unbroken)
+
+
+def test_weights_that_cannot_be_written_are_said_in_one_line(cut, tmp_path):
+    config, _ = cut()
+    parts = open_dense(config, "cpu").parts
+    with pytest.raises(HsccError, match="cannot write"):
+        train(build(config, 10), config, parts, tmp_path / "absent" / "weights.safetensors", CPU)
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "file", "left"),
+    [(3000, "unfinished", {".lock"}), (5200, "safetensors", {".lock", ".unfinished"})],
+    ids=["for the state", "for the weights beside it"],
+)
+def test_a_training_that_finds_no_room_ends_in_one_line_and_goes_on_later(
+    study, small_disk, monkeypatch, told, kilobytes, file, left
+):
+    config, disk = study(training__epochs=1), small_disk(kilobytes)
     monkeypatch.setenv("HSCC_CACHE", str(disk))
-    with pytest.raises(DiskFullError, match=rf"no room for .*\.unfinished: .* free in {disk}"):
+    with pytest.raises(DiskFullError, match=rf"no room for .*\.{file}: .* free in {disk}"):
         open_dense(config, "cpu")
-    assert [path.suffix for path in (disk / "checkpoints").iterdir()] == [".lock"]
+    assert {path.suffix for path in (disk / "checkpoints").iterdir()} == left
     small_disk(40_000, "remount")
-    assert checkpoint_path(config, open_dense(config, "cpu").dataset).exists()
+    opened = open_dense(config, "cpu", told)
+    assert len([step for step in told.steps if "training" in step.task]) == (".unfinished" not in left)
+    assert {path.name for path in (disk / "checkpoints").iterdir()} == {
+        opened.weights_file.name,
+        opened.weights_file.with_suffix(".lock").name,
+    }

@@ -1,13 +1,21 @@
 import re
+from dataclasses import replace
 
+import numpy as np
+import pytest
+import torch
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
+from hscc_search.data.decode import pixels_of, read_image
+from hscc_search.errors import DataError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.quality import Quality
 from hscc_search.export.card import model_card
 from hscc_search.export.folder import Metrics, Results
+from hscc_search.export.loading import load
 
 
 def quality(accuracy):
@@ -38,14 +46,85 @@ def card_of(plan=(), **changed):
     return model_card(metrics_of(**changed), StudyConfig.from_file("digits"), plan)
 
 
-def test_the_code_of_a_card_classifies_an_image(exported, test_part, onnx_scores, monkeypatch, capsys, tmp_path):
-    card = (exported / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+@pytest.fixture
+def run_card(exported, monkeypatch):
+    """Run the code of a card on an image file, and return its variables."""
+    (code,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(exported)
+
+    def run(image):
+        variables = {}
+        exec(code.replace('"image.jpg"', repr(str(image))), variables)
+        return variables
+
+    return run
+
+
+def test_the_code_of_a_card_classifies_an_image(run_card, exported, test_part, onnx_scores, capsys, tmp_path):
     image = tmp_path / "image.png"
     Image.fromarray(test_part.images[0].transpose(1, 2, 0)).save(image)
-    exec(code.replace('"image.jpg"', repr(str(image))), {})
+    run_card(image)
     assert capsys.readouterr().out.strip() == str(onnx_scores(exported, test_part.images[:1])[0].argmax())
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [
+        *[("RGB", suffix) for suffix in ("jpg", "png", "tif", "webp")],
+        *[(mode, "png") for mode in ("1", "L", "LA", "P", "RGBA")],
+        *[("CMYK", suffix) for suffix in ("jpg", "tif")],
+        ("YCbCr", "tif"),
+    ],
+)
+def test_the_code_of_a_card_decodes_as_the_study_does(run_card, exported, study, onnx_scores, tmp_path, mode, suffix):
+    size = study.config.data.image_size
+    photograph = Image.fromarray(load_sample_image("flower.jpg")[100:160, 200:290])
+    photograph = photograph.quantize(16) if mode == "P" else photograph.convert(mode)
+    if mode in ("LA", "RGBA"):
+        photograph.putalpha(128)
+    decoded, path = {}, tmp_path / f"image.{suffix}"
+    orientations = range(1, 9) if suffix in ("jpg", "png") and mode == "RGB" else (1, 6, 7)
+    for orientation in orientations:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        photograph.save(path, exif=exif)
+        with Image.open(path) as stored:
+            assert stored.mode == mode
+        pixels = pixels_of(read_image(path), size)
+        variables = run_card(path)
+        np.testing.assert_array_equal(variables["pixels"][0], pixels.astype(np.float32) / 255)
+        np.testing.assert_array_equal(variables["scores"], onnx_scores(exported, pixels[None]))
+        decoded[orientation] = pixels.tobytes()
+    assert len(set(decoded.values())) == len(orientations)  # so that an orientation that is ignored is found
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [("png", np.uint16), ("tif", np.uint16), ("tif", np.float32)])
+def test_the_code_of_a_card_refuses_what_the_study_refuses(run_card, tmp_path, suffix, dtype):
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(np.full((8, 8), 5000, dtype)).save(path)
+    with pytest.raises(DataError, match="8 bits"):
+        read_image(path)
+    with pytest.raises(AssertionError, match="8 bits"):
+        run_card(path)
+
+
+def test_the_torch_module_takes_the_pixels_of_a_card(run_card, exported, tmp_path):
+    path = tmp_path / "image.jpg"
+    Image.fromarray(load_sample_image("flower.jpg")[100:160, 200:290]).save(path)
+    variables = run_card(path)
+    scores = load(exported)(torch.from_numpy(variables["pixels"])).detach().numpy()
+    np.testing.assert_allclose(scores, variables["scores"], rtol=1e-4, atol=1e-4)
+
+
+def test_names_of_classes_stay_in_their_cells_and_their_words():
+    names = ("scan [left]", "a|b", "*", "`x`", "<b>", "quote\"'")
+    both = Results(metrics_of().dense.cost, *[Quality({}, {})] * 2)
+    values = {"accuracy": 0.5, "macro_f1": 0.5, **{f"recall:{name}": 0.25 for name in names}}
+    both = replace(both, validation=Quality(values, values), test=Quality(values, values))
+    card = card_of(classes=names, dense=both, compressed=both)
+    for shown in ("scan [left]", "a\\|b", "\\*", "\\`x\\`", "\\<b>"):
+        assert f"| recall of {shown}, test part | 0.250 | 0.250 |" in card.splitlines()
+    assert f"print({list(names)}[scores.argmax()])" in card
 
 
 def test_a_card_says_what_was_compressed_and_how():

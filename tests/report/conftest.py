@@ -6,7 +6,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.search.study import run_study
 
 # A small training and calibration, after which trials take a moment.
-SMALL = {"training__epochs": 2, "compression__calibration_images": 64}
+SMALL = {"data__image_size": 8, "training__epochs": 2, "compression__calibration_images": 64}
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,28 @@ def test_the_line_of_a_front_promises_no_more_than_its_trials_reach(constrained,
     assert line.line.shape == {"macro_f1": "vh"}.get(info.x, "hv")
 
 
+def test_the_name_of_a_class_is_no_markup(study):
+    """Plotly takes some HTML for markup."""
+    points = tuple(
+        replace(
+            point,
+            metrics={**point.metrics, "recall:<b>x": point["accuracy"]},
+            errors={**point.errors, "recall:<b>x": 0.1},
+            violations={"recall:<b>x >= 2": 1.0},
+        )
+        for point in study.points
+    )
+    measured = study.record.dense.measured
+    measured = replace(measured, metrics={**measured.metrics, "recall:<b>x": 0.5})
+    config = study.config.model_copy(update={"objectives": ("flops", "recall:<b>x")})
+    record = replace(study.record, config=config, dense=replace(study.record.dense, measured=measured))
+    figure = draw_front(front_info(replace(study, record=record, points=points)))
+    drawn = figure.to_json().replace("\\u003c", "<").replace("\\u003e", ">")
+    assert "<b>" not in drawn
+    assert drawn.count("recall of &lt;b>x") > len(points)
+    assert "violates recall:&lt;b>x" in drawn
+
+
 def test_the_figures_name_what_they_show(study):
     layers = draw_layers(layers_info(study, study.front[0].trial))
     assert layers.layout.title.text == f"trial {study.front[0].trial}: multiply-adds per layer"

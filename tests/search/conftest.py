@@ -24,6 +24,7 @@ def bounded():
             name=name,
             storage=url,
             trials=trials,
+            data__image_size=8,
             training__epochs=2,
             compression__calibration_images=64,
             objectives=["latency", "accuracy", "parameters"],

@@ -35,7 +35,7 @@ study_records = st.builds(
     fingerprint=names,
     classes=st.lists(names, min_size=2, unique=True).map(tuple),
     labels=st.lists(st.integers(0, 2**16 - 1)).map(lambda labels: np.array(labels, np.uint16)),
-    dense=st.builds(DenseRecord, measured, costs, names),
+    dense=st.builds(DenseRecord, measured, costs, names, st.dictionaries(names, names, max_size=2)),
     versions=st.dictionaries(names, names, max_size=2),
 )
 
@@ -64,6 +64,15 @@ def test_a_stored_study_has_no_password():
 
 def dense_record():
     return DenseRecord(NO_PREDICTIONS, CountedCost(1, 2, 3, 4.0, 1, {}), "digest")
+
+
+def test_a_study_that_stored_no_identity_of_its_network_is_read():
+    stored = StudyRecord(CONFIG, "", (), np.array([], np.uint16), dense_record(), {}).stored()
+    del stored["dense"]["network"]
+    del stored["config"]["training"]["when"]
+    record = StudyRecord.from_stored(through_json(stored))
+    assert record.dense.network == {}
+    assert record.config.training.when == "always"
 
 
 @given(measured, samples, st.dictionaries(names, st.floats(0, 10), max_size=2), st.lists(layer_plans(), max_size=3))

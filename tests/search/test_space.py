@@ -1,4 +1,6 @@
 import math
+import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,10 +13,12 @@ from hscc_search.compression.division.regions import STRATEGIES
 from hscc_search.config import StudyConfig
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import ConfigError
-from hscc_search.search.space import Space, space_of
+from hscc_search.search.space import Space, check_space, space_of
 
 # Of digits_cnn; its last layer, "13", is too small to matter, "11" is fully connected.
 LAYERS = ["0", "2", "5", "7", "11"]
+# A space of 9 x 3 x 100 samples.
+FINE = {"energy": {"low": 0.6, "high": 0.99, "levels": 100}}
 STAGES = {"stage1": ["0", "2"], "stage2": ["5", "7"], "stage3": ["11"]}
 
 
@@ -166,6 +170,48 @@ def test_a_start_is_taken_with_numbers_of_the_right_kind():
     assert [type(value) for value in sample.values()] == [int, int, float, int]
     with pytest.raises(ConfigError, match="rank_multiple 4 is not in"):
         space.checked({"regions": 2, "clusters": 1, "budget": 3, "rank_multiple": 4})
+
+
+@pytest.mark.parametrize(
+    ("per", "start", "said"),
+    [
+        ("network", {"regions": 2, "clusters": 1}, "needs values for regions, clusters, energy and no others"),
+        ("network", {"regions": 2, "clusters": 1, "energy": 1e308}, "energy 1e+308 is not in"),
+        ("stage", {"regions@stage1": 20}, "regions@stage1 20 is not in"),
+        ("layer", {"energy@0": 0.9, "regions@0": "two"}, "regions@0 'two' is not in"),
+        ("layer", {"epochs@0": 1}, "'epochs@0' is no name of a value: use regions, clusters, energy"),
+    ],
+)
+def test_a_start_is_checked_as_far_as_can_be_before_anything_is_trained(per, start, said):
+    config = StudyConfig.from_file("digits", start=[start], space={**FINE, "per": per})
+    with pytest.raises(ConfigError, match=f"study digits: start: .*{re.escape(said)}"):
+        check_space(config)
+
+
+def test_a_start_for_layers_that_are_not_known_yet_is_left_to_the_space(calibration):
+    config = StudyConfig.from_file("digits", start=[{"regions@nowhere": 1}], space={**FINE, "per": "layer"})
+    check_space(config)
+    with pytest.raises(ConfigError, match="needs values for regions@0"):
+        space_of(config, calibration).check()
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random"])
+def test_a_grid_of_too_many_samples_is_refused_before_it_is_listed(sampler):
+    many = make_space(sampler=sampler, space={**FINE, "regions": {"low": 1, "high": 1024}})
+    few = make_space(sampler=sampler, space=FINE)
+    few.check()
+    check_space(few.config)
+    for check in (many.check, lambda: check_space(many.config)):
+        with pytest.raises(ConfigError, match="more than 100,000 samples") if sampler == "grid" else nullcontext():
+            check()
+
+
+@pytest.mark.parametrize("levels", [8, None])
+def test_the_space_of_a_network_with_a_thousand_layers_has_a_size(levels):
+    layers = {str(number): [str(number)] for number in range(1000)}
+    energy = {"low": 0.6, "high": 0.9, "levels": levels}
+    size = make_space(layers, space={"per": "layer", "energy": energy}).size
+    assert size == ((9 * 3 * levels) ** 1000 if levels else math.inf)
 
 
 @pytest.mark.parametrize(

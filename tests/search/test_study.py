@@ -1,5 +1,6 @@
 import itertools
 import signal
+import sys
 import time
 
 import command_line
@@ -10,8 +11,9 @@ import yaml
 from conftest import SMALL
 
 from hscc_search.errors import ConfigError, HsccError, StorageError, StudyError
+from hscc_search.search import record as keys
 from hscc_search.search.catalogue import list_studies
-from hscc_search.search.stored_study import read_study
+from hscc_search.search.stored_study import find_study, read_study
 from hscc_search.search.study import run_study
 from hscc_search.search.workers import worker
 from hscc_search.storage import existing_storage, open_storage
@@ -121,9 +123,77 @@ def test_another_dense_network_is_refused(small, tmp_path):
     from hscc_search.dense.networks import build_network
 
     run_study(small(trials=1))
-    save_file(build_network("digits_cnn", 10, 16).state_dict(), tmp_path / "other.safetensors")
+    save_file(build_network("digits_cnn", 10, 8).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(StudyError, match="another dense network"):
         run_study(small(trials=2, model__checkpoint=tmp_path / "other.safetensors"))
+
+
+OWN = """
+import torch
+from own_study_helper import scale
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) * scale()
+
+
+def make(classes):
+    torch.manual_seed(0)
+    return Net(nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, classes))
+
+
+def given(classes):
+    network = make(classes)
+    torch.seed()
+    return network
+"""
+
+
+@pytest.fixture
+def own(small, tmp_path, monkeypatch):
+    """Configure a study of a network of one's own, whose helper scales by a factor."""
+    (tmp_path / "own").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    modules = ("own_study", "own_study_helper")
+
+    def make(factor=1.0, function="make", **overrides):
+        (tmp_path / "own" / "own_study.py").write_text(OWN)
+        (tmp_path / "own" / "own_study_helper.py").write_text(f"def scale():\n    return {factor}\n")
+        for name in modules:
+            sys.modules.pop(name, None)
+        return small(model__name=f"own_study:{function}", training__epochs=1, trials=1, **overrides)
+
+    yield make
+    for name in modules:
+        sys.modules.pop(name, None)
+
+
+def test_a_network_whose_helper_has_changed_stops_a_study_before_training(own):
+    study = run_study(own())
+    assert {"structure", "own_study.Net.forward", "own_study_helper.scale"} <= study.record.dense.network.keys()
+    told = []
+    with pytest.raises(
+        StudyError, match=r"another dense network: own_study_helper\.scale of own_study:make has changed"
+    ):
+        run_study(own(2.0).model_copy(update={"trials": 2}), report=told.append)
+    assert not [progress for progress in told if progress.task == "training the dense network"]
+    assert len(run_study(own().model_copy(update={"trials": 2})).points) == 2
+
+
+def test_a_study_of_the_version_before_goes_on_training_what_it_trained(own):
+    """0.1.0 did not know ``training.when``, nor what the code of a network is, and trained what a function returns."""
+    config = own(function="given", training__when="always")
+    weights = run_study(config).record.dense.weights
+    study = find_study(existing_storage(config.storage), "digits")
+    stored = study.user_attrs[keys.STUDY]
+    del stored["config"]["training"]["when"]
+    del stored["dense"]["network"]
+    study.set_user_attr(keys.STUDY, stored)
+    after = run_study(own(function="given").model_copy(update={"trials": 2}))
+    assert len(after.points) == 2
+    assert (after.record.dense.weights, after.config.training.when) == (weights, "always")
 
 
 def test_a_study_that_another_program_made_is_left_alone(small):

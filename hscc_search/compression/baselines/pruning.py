@@ -1,6 +1,5 @@
 """Channel pruning: whole channels are taken out, the least important of each layer first."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hscc_search.compression.baselines.ladder import allowance, check_reach
 from hscc_search.compression.calibration.calibrate import BATCH_SIZE, Calibration
 from hscc_search.compression.calibration.hooks import hooked
+from hscc_search.compression.stand_ins import copied
 
 # Steps from the dense network to an empty one; each takes out the same share of the channels.
 _STEPS = 200
@@ -44,7 +44,7 @@ def compress_pruning(calibration: Calibration, budget: float) -> nn.Module:
         CompressionError: the budget is out of reach.
     """
     images = calibration.images[:: -(-len(calibration.images) // _IMAGES)]
-    network = copy.deepcopy(calibration.network).eval()
+    network = copied(calibration.network)
     dense, last_layer = _macs_and_last_layer(network, images[:1])
     room = allowance(dense, budget)
     with _all_trainable(network):

@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from hscc_search.compression.baselines.targets import Target, targets
 from hscc_search.compression.calibration.calibrate import BATCH_SIZE, Calibration
 from hscc_search.compression.calibration.lattice import responses_on
 from hscc_search.compression.factors import fit_predictor
-from hscc_search.compression.layers import with_layers
+from hscc_search.compression.stand_ins import replaced_in_order
 
 
 @torch.no_grad()
@@ -38,13 +39,8 @@ def compress_response_pca(calibration: Calibration, budget: float) -> nn.Module:
     """
     layers = targets(calibration)
     ranks = _choose_ranks(calibration, layers, budget)
-    stand_ins = {target.name: _StandIn(target, ranks[target.name]) for target in layers if target.name in ranks}
-    result = with_layers(calibration.network, stand_ins)
-    result(calibration.images)
-    for name, stand_in in stand_ins.items():
-        assert stand_in.pair is not None
-        result.set_submodule(name, stand_in.pair)
-    return result.eval()
+    fits = {target.name: partial(_fit, target, ranks[target.name]) for target in layers if target.name in ranks}
+    return replaced_in_order(calibration.network, fits, calibration.images)
 
 
 def _choose_ranks(calibration: Calibration, layers: Sequence[Target], budget: float) -> dict[str, int]:
@@ -143,19 +139,10 @@ def fitted_pair(layer: nn.Conv2d | nn.Linear, dense: torch.Tensor, delivered: to
     return low_rank_pair(layer, basis, axes, offset)
 
 
-class _StandIn(nn.Module):
-    """A stand-in for a layer of a network, which compresses the layer when the calibration images arrive."""
-
-    def __init__(self, target: Target, rank: int) -> None:
-        super().__init__()
-        # A Target is no module, so the dense layer in it is no submodule that would be changed along with this one.
-        self.target, self.rank = target, rank
-        self.pair: nn.Sequential | None = None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        layer, record = self.target.layer, self.target.record
-        responses = [responses_on(layer, batch, record.lattice) for batch in x.split(BATCH_SIZE)]
-        delivered = torch.cat(responses, dim=1).flatten(0, 1)
-        pair = fitted_pair(layer, record.responses.to(delivered).flatten(0, 1), delivered, self.rank)
-        self.pair = pair
-        return torch.cat([pair(batch) for batch in x.split(BATCH_SIZE)])
+def _fit(target: Target, rank: int, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+    """Compress a layer for the input that arrives in the partly compressed network."""
+    layer, record = target.layer, target.record
+    responses = [responses_on(layer, batch, record.lattice) for batch in x.split(BATCH_SIZE)]
+    delivered = torch.cat(responses, dim=1).flatten(0, 1)
+    pair = fitted_pair(layer, record.responses.to(delivered).flatten(0, 1), delivered, rank)
+    return pair, torch.cat([pair(batch) for batch in x.split(BATCH_SIZE)])

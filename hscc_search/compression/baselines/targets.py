@@ -7,7 +7,6 @@ from torch import nn
 
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.record import LayerRecord
-from hscc_search.compression.ranks.choice import compressible
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def targets(calibration: Calibration) -> list[Target]:
     classes would save nothing and cost the peers much accuracy.
     """
     chosen = []
-    for record in compressible(calibration):
+    for record in calibration.records:
         layer = calibration.network.get_submodule(record.name)
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
         if isinstance(layer, nn.Linear) or layer.groups == 1:

@@ -10,7 +10,7 @@ from hscc_search.compression.baselines.ladder import Ladder, allocate
 from hscc_search.compression.baselines.low_rank import truncated_pair
 from hscc_search.compression.baselines.targets import Target, targets
 from hscc_search.compression.calibration.calibrate import Calibration
-from hscc_search.compression.layers import with_layers
+from hscc_search.compression.stand_ins import replaced
 
 
 @torch.no_grad()
@@ -35,4 +35,4 @@ def truncate_weights(
     }
     chosen = allocate(method, calibration.macs, budget, ladders)
     pairs = {name: truncated_pair(layers[name].layer, *ranks) for name, ranks in chosen.items()}
-    return with_layers(calibration.network, pairs)
+    return replaced(calibration.network, pairs)

@@ -14,7 +14,7 @@ from hscc_search.compression.baselines.low_rank import device_and_type, truncate
 from hscc_search.compression.baselines.targets import Target, targets
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.hooks import hooked
-from hscc_search.compression.layers import with_layers
+from hscc_search.compression.stand_ins import replaced
 
 # Rounds of higher-order orthogonal iteration. Their start, the truncated higher-order SVD, is near the optimum.
 _ITERATIONS = 1
@@ -42,7 +42,7 @@ def compress_tucker(calibration: Calibration, budget: float) -> nn.Module:
     """
     layers = {target.name: target for target in targets(calibration)}
     chosen = allocate("tucker-2", calibration.macs, budget, _ladders(calibration, list(layers.values())))
-    return with_layers(
+    return replaced(
         calibration.network, {name: _decomposed(layers[name].layer, ranks) for name, ranks in chosen.items()}
     )
 

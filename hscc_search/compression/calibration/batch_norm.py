@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from hscc_search.compression.calibration.hooks import Inputs, hooked
 from hscc_search.compression.form import Fold
+from hscc_search.compression.stand_ins import copied
 from hscc_search.errors import CompressionError
 
 # Largest difference of the outputs that counts as rounding, relative to the outputs.
@@ -41,7 +42,7 @@ def fold_batch_norms(network: nn.Module, image: torch.Tensor) -> tuple[nn.Module
     Returns:
         A copy in evaluation mode, and its folds in execution order, for :func:`apply_folds`.
     """
-    result = copy.deepcopy(network).eval()
+    result = copied(network)
     # Inputs near the images that the statistics come from: far from them rounding alone may change an answer.
     inputs = [image, image.flip(-1), -image]
     expected = [_outputs(result, x) for x in inputs]

@@ -1,6 +1,5 @@
 """Calibration: what one pass of the dense network over calibration images tells of its layers."""
 
-import copy
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,8 @@ from hscc_search.compression.calibration.dense_pass import run_dense
 from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.calibration.store import cache_key, read_calibration, write_calibration
 from hscc_search.compression.form import Fold
+from hscc_search.compression.inspection import Inspection
+from hscc_search.compression.stand_ins import copied
 from hscc_search.errors import CompressionError, UnwritableError
 from hscc_search.progress import Report, silent
 from hscc_search.temporary import TemporaryFolder
@@ -39,7 +40,7 @@ class Calibration:
         folds: the folded batch norms.
         images: as the network takes them, float32 (images, 3, height, width).
         records: the layers that can be compressed, in execution order.
-        left_dense: every other convolution and fully connected layer: its multiply-adds per image, and the reason.
+        inspection: of the network, layer by layer.
         folder: the folder of the responses, which is removed with this object, or the use of an entry of the cache.
     """
 
@@ -47,7 +48,7 @@ class Calibration:
     folds: tuple[Fold, ...]
     images: torch.Tensor
     records: tuple[LayerRecord, ...]
-    left_dense: dict[str, tuple[int, str]]
+    inspection: Inspection
     folder: TemporaryFolder | Use | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
@@ -68,8 +69,8 @@ class Calibration:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds per image of all convolutions and fully connected layers."""
-        return sum(record.macs for record in self.records) + sum(macs for macs, _ in self.left_dense.values())
+        """Multiply-adds per image of the whole dense network."""
+        return self.inspection.macs
 
 
 def calibrate(
@@ -103,7 +104,7 @@ def calibrate(
         return _from_cache(network, images, report, batch_size)
     folder = TemporaryFolder("hscc-calibration")
     folded, made = run_dense(network, images, folder.path, report, batch_size)
-    return Calibration(folded, made.folds, images, made.records, made.left_dense, folder)
+    return Calibration(folded, made.folds, images, made.records, made.inspection, folder)
 
 
 def _from_cache(network: nn.Module, images: torch.Tensor, report: Report, batch_size: int) -> Calibration:
@@ -139,6 +140,6 @@ def _read(entry: Path, network: nn.Module, device: torch.device) -> Calibration 
     except DamagedError:
         return None
     stored = read_calibration(entry, device)
-    folded = copy.deepcopy(network).eval().requires_grad_(True)
+    folded = copied(network).requires_grad_(True)
     absorb(folded, stored.folds)
-    return Calibration(folded, stored.folds, stored.images, stored.records, stored.left_dense, use)
+    return Calibration(folded, stored.folds, stored.images, stored.records, stored.inspection, use)

@@ -10,6 +10,7 @@ from torch import nn
 from hscc_search.compression.calibration.activation import Bounds
 from hscc_search.compression.calibration.eligible import ExaminedLayer
 from hscc_search.compression.calibration.lattice import choose_lattice, positions_first
+from hscc_search.compression.calibration.maps import map_size, maps_of
 from hscc_search.compression.calibration.record import InputStatistics, LayerRecord
 from hscc_search.errors import CompressionError
 from hscc_search.files import reserve
@@ -31,7 +32,7 @@ class LayerStatistics:
             file: path of the responses' file.
         """
         self.name, self.layer, self.macs, self.file = name, layer, examined.macs, file
-        channels, height, width = _map_shape(layer, examined.output_shape)
+        channels, (height, width) = len(layer.weight), map_size(layer, examined.output_shape)
         device = layer.weight.device
         self.lattice = choose_lattice(height, width)
         self.profiles = torch.zeros(channels, height, width, dtype=torch.float64, device=device)
@@ -44,9 +45,11 @@ class LayerStatistics:
         """Write the responses to the next images to the file, and add up activations.
 
         Raises:
-            CompressionError: a response is not finite.
+            CompressionError: a response is not finite, or there are more than images.
         """
-        maps = _maps(self.layer, output)
+        if self.seen + len(output) > self.responses.shape[1]:
+            raise CompressionError(f"layer {self.name} is not called once for each image of a batch")
+        maps = maps_of(self.layer, output)
         self.profiles += maps.relu().sum(dim=0)
         responses = self._on_lattice(maps)
         if not torch.isfinite(responses).all():
@@ -58,7 +61,7 @@ class LayerStatistics:
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
         """Add up the squared gradients of the responses."""
-        self.squares += self._on_lattice(_maps(self.layer, gradient)).square().sum(dim=1)
+        self.squares += self._on_lattice(maps_of(self.layer, gradient)).square().sum(dim=1)
 
     def add_input(self, x: torch.Tensor) -> None:
         """Add up products of input channels where the record has input statistics."""
@@ -91,8 +94,8 @@ class LayerStatistics:
 
 def response_bytes(layer: nn.Conv2d | nn.Linear, examined: ExaminedLayer, images: int) -> int:
     """Size of the responses of a layer to some images."""
-    channels, height, width = _map_shape(layer, examined.output_shape)
-    return 4 * choose_lattice(height, width).positions * images * channels
+    lattice = choose_lattice(*map_size(layer, examined.output_shape))
+    return 4 * lattice.positions * images * len(layer.weight)
 
 
 def _mapped(file: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -146,16 +149,3 @@ def _input_sums(layer: nn.Conv2d | nn.Linear, input_shape: torch.Size) -> _Input
     if not isinstance(layer, nn.Conv2d) or layer.kernel_size == (1, 1) or input_shape[3] < 2:
         return None
     return _InputSums((input_shape[2], input_shape[3]), input_shape[1], layer.weight.device)
-
-
-def _maps(layer: nn.Conv2d | nn.Linear, output: torch.Tensor) -> torch.Tensor:
-    """Responses as (images, Cout, height, width), whatever the order of the layer's output."""
-    if not isinstance(layer, nn.Linear):
-        return output
-    return output.movedim(-1, 1) if output.dim() == 4 else output[:, :, None, None]
-
-
-def _map_shape(layer: nn.Conv2d | nn.Linear, output_shape: torch.Size) -> tuple[int, int, int]:
-    """Cout, height and width of a layer's output maps."""
-    _, channels, height, width = _maps(layer, torch.empty(output_shape, device="meta")).shape
-    return channels, height, width

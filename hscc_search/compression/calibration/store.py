@@ -25,10 +25,11 @@ from torch import nn
 from hscc_search.compression.calibration.lattice import Lattice
 from hscc_search.compression.calibration.record import InputStatistics, LayerRecord
 from hscc_search.compression.form import Fold
+from hscc_search.compression.inspection import Inspection
 
 # Part of the key, so that a calibration of another version is not found. Raise it whenever the format changes, or what
 # a calibration computes.
-_VERSION = 5
+_VERSION = 6
 
 _TREE, _STATISTICS, _IMAGES = "calibration.json", "statistics.npz", "images.npy"
 
@@ -43,7 +44,7 @@ class StoredCalibration:
     images: torch.Tensor
     folds: tuple[Fold, ...]
     records: tuple[LayerRecord, ...]
-    left_dense: dict[str, tuple[int, str]]
+    inspection: Inspection
 
 
 def cache_key(network: nn.Module, images: torch.Tensor, batch_size: int) -> str:
@@ -71,7 +72,7 @@ def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
         "channels_last": channels_last,
         "folds": [asdict(fold) for fold in calibration.folds],
         "records": [_layer_stored(record) for record in calibration.records],
-        "left_dense": calibration.left_dense,
+        "inspection": calibration.inspection.stored(),
     }
     (folder / _TREE).write_text(json.dumps(tree, indent=1))
 
@@ -96,7 +97,7 @@ def read_calibration(folder: Path, device: torch.device) -> StoredCalibration:
         images=images.to(device),
         folds=tuple(Fold(**fold) for fold in tree["folds"]),
         records=tuple(records),
-        left_dense={name: (macs, reason) for name, (macs, reason) in tree["left_dense"].items()},
+        inspection=Inspection.from_stored(tree["inspection"]),
     )
 
 

@@ -12,7 +12,7 @@ from hscc_search.compression.ranks.design import LayerDesign
 
 
 def fit_layer(
-    calibration: Calibration, name: str, design: LayerDesign, x: torch.Tensor, step: int = 1
+    calibration: Calibration, name: str, design: LayerDesign, step: int, x: torch.Tensor
 ) -> tuple[nn.Module, torch.Tensor]:
     """Compress one layer.
 
@@ -20,9 +20,9 @@ def fit_layer(
         calibration: of the dense network.
         name: of the layer, Conv2d or Linear.
         design: its regions, clusters and ranks.
-        x: the layer's input in the partly compressed network, float (images, Cin, height, width), (images, features)
-            or (images, height, width, features).
         step: 1 where ``x`` has all calibration images, 2 where it has every second one, and so on.
+        x: the layer's input in the partly compressed network, float (images, Cin, height, width), (images, features),
+            (images, tokens, features) or (images, height, width, features).
 
     Returns:
         The module that takes the layer's place, and its output for ``x``.
@@ -33,6 +33,8 @@ def fit_layer(
     module = build(layer, design.form).to(device=x.device, dtype=layer.weight.dtype).eval()
     if isinstance(layer, nn.Linear) and x.dim() == 2:
         return module, _fit_vectors(calibration, target, design, module, x)
+    if isinstance(layer, nn.Linear) and x.dim() == 3:  # tokens are a map of one column
+        return module, _fit_maps(target, design, module, x[:, :, None]).squeeze(2)
     return module, _fit_maps(target, design, module, x)
 
 

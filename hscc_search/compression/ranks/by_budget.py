@@ -1,5 +1,6 @@
 """Ranks for all layers at once: those with the least loss whose cost stays within a budget."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -17,7 +18,9 @@ from hscc_search.compression.setting import BudgetOf, Setting
 from hscc_search.errors import CompressionError
 
 
-def design_by_budget(calibration: Calibration, records: list[LayerRecord], setting: Setting) -> dict[str, LayerDesign]:
+def design_by_budget(
+    calibration: Calibration, records: Sequence[LayerRecord], setting: Setting
+) -> dict[str, LayerDesign]:
     """Choose the ranks with the least loss within a budget, which also has to pay for the layers that stay dense.
 
     Args:
@@ -39,7 +42,8 @@ def design_by_budget(calibration: Calibration, records: list[LayerRecord], setti
     if least > limit:
         raise CompressionError(
             f"a budget of {setting.budget:g}x fewer {setting.budget_of} is out of reach: "
-            f"the lowest rank everywhere gives {total / (fixed + least):.3g}x"
+            f"the lowest rank everywhere gives {total / (fixed + least):.3g}x, since "
+            f"{1 - fixed / total:.0%} of the {setting.budget_of} are in layers that can be compressed"
         )
     if setting.region_gain > 0:
         menus = _divided_where_it_pays(calibration, records, menus, setting, limit)
@@ -52,7 +56,7 @@ def design_by_budget(calibration: Calibration, records: list[LayerRecord], setti
     return designs
 
 
-def _dense_costs(calibration: Calibration, records: list[LayerRecord], budget_of: BudgetOf) -> tuple[int, int]:
+def _dense_costs(calibration: Calibration, records: Sequence[LayerRecord], budget_of: BudgetOf) -> tuple[int, int]:
     """The cost of the dense network, and the part of it outside of the layers to compress."""
     if budget_of == "flops":
         total = calibration.macs
@@ -63,7 +67,7 @@ def _dense_costs(calibration: Calibration, records: list[LayerRecord], budget_of
 
 
 def _divided_where_it_pays(
-    calibration: Calibration, records: list[LayerRecord], menus: list[LayerMenu], setting: Setting, limit: int
+    calibration: Calibration, records: Sequence[LayerRecord], menus: list[LayerMenu], setting: Setting, limit: int
 ) -> list[LayerMenu]:
     """Undo the division into regions of each layer where it gains less than the setting asks for."""
     if all(len(menu.partition.blocks[0]) == 1 for menu in menus):

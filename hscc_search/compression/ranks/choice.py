@@ -1,31 +1,22 @@
 """The choice of all ranks, by the rule that a setting asks for."""
 
 from hscc_search.compression.calibration.calibrate import Calibration
-from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.ranks.by_budget import design_by_budget
 from hscc_search.compression.ranks.by_energy import design_by_energy
 from hscc_search.compression.ranks.design import LayerDesign
 from hscc_search.compression.setting import Setting
-
-# Share of the network's multiply-adds below which a layer is not worth an approximation.
-TINY_SHARE = 1e-4
 
 
 def choose_ranks(calibration: Calibration, setting: Setting) -> dict[str, LayerDesign]:
     """Divide the layers and choose all ranks by the dense network's responses.
 
     Returns:
-        The design of each layer by its name, in execution order; layers that are too small to matter are left out.
+        The design of each layer by its name, in execution order.
 
     Raises:
         CompressionError: the budget is out of reach, or the setting has no energy for a layer.
     """
-    records = compressible(calibration)
+    records = calibration.records
     if setting.budget is not None:
         return design_by_budget(calibration, records, setting)
     return {record.name: design_by_energy(calibration, record, setting.of(record.name)) for record in records}
-
-
-def compressible(calibration: Calibration) -> list[LayerRecord]:
-    """The layers that are large enough to matter, in execution order."""
-    return [record for record in calibration.records if record.macs >= TINY_SHARE * calibration.macs]

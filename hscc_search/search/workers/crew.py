@@ -36,7 +36,7 @@ Join = Callable[[], tuple[Ledger, Prepared] | None]
 
 @dataclass(frozen=True)
 class _Member:
-    """A process of the crew, and the connection on which it sends the error that ended it."""
+    """A process of the crew, and the connection on which it sends the error or the reason that ended it."""
 
     process: BaseProcess
     messages: Connection
@@ -63,6 +63,7 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
     report(Progress("searching", finished, wanted))
     work_in_process = partial(_join_and_work, join, ledger.space.config.storage, threads)
     crew = [_start(context, work_in_process) for _ in range(count)]
+    reason = ""
     try:
         while crew:
             time.sleep(LOOK_SECONDS)
@@ -73,12 +74,15 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
             for member in [member for member in crew if not member.process.is_alive()]:
                 crew.remove(member)
                 if member.process.exitcode == 0:
+                    reason = _reason(member) or reason
                     continue
                 deaths += 1
                 _raise_cause(member, deaths)
                 crew.append(_start(context, work_in_process))
     finally:
         _dismiss([member.process for member in crew])
+    if reason:
+        report(Progress("searching", ledger.finished, wanted, reason))
 
 
 def _start(context: SpawnContext | ForkServerContext, work_in_process: Callable[[Connection], None]) -> _Member:
@@ -87,6 +91,13 @@ def _start(context: SpawnContext | ForkServerContext, work_in_process: Callable[
     process.start()
     sending.close()
     return _Member(process, receiving)
+
+
+def _reason(member: _Member) -> str:
+    """Why a member ended before all trials were finished; empty where they are, or where it was stopped."""
+    with contextlib.suppress(EOFError):
+        return str(member.messages.recv())
+    return ""
 
 
 def _raise_cause(member: _Member, deaths: int) -> None:
@@ -137,7 +148,7 @@ def _join_and_work(join: Join, storage: str, threads: int, messages: Connection)
             ready = patiently(join)()
             if ready is not None:
                 ledger, prepared = ready
-                work(ledger, prepared, keep_on=parent.is_alive)  # an orphan has to end by itself
+                messages.send(work(ledger, prepared, keep_on=parent.is_alive))  # an orphan has to end by itself
     except HsccError as error:
         messages.send(str(error))
         raise SystemExit(2) from error

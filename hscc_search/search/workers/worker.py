@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from optuna.trial import FrozenTrial
 
+from hscc_search.config import StudyConfig
 from hscc_search.errors import StudyError, one_line
 from hscc_search.pareto.hypervolume import stagnant
 from hscc_search.pareto.objectives import excesses, objectives_of, violations
@@ -18,11 +19,13 @@ from hscc_search.search.workers.ledger import Ledger
 _FAILURES_IN_A_ROW = 5
 # Seconds between two looks at what other workers have finished.
 LOOK_SECONDS = 0.3
+# Why a study ends whose space holds fewer samples than the study wants trials.
+NOTHING_LEFT = "nothing is left to try, since every sample of the space was tried"
 
 
 def work(
     ledger: Ledger, prepared: Prepared, report: Report = silent, keep_on: Callable[[], bool] = lambda: True
-) -> None:
+) -> str:
     """Work on a study until all its trials are finished, by this worker or by others.
 
     Ctrl-C hands the current trial back.
@@ -33,40 +36,57 @@ def work(
         report: told of each trial.
         keep_on: asked before each trial; False ends the work.
 
+    Returns:
+        Why the work ended before all trials were finished, which is reported as well; empty where they are.
+
     Raises:
         StudyError: several trials of this worker in a row fail.
     """
-    config = prepared.config
-    began = time.monotonic()
-    failed_in_a_row = 0
+    config, began = prepared.config, time.monotonic()
+    failed_in_a_row, settled = 0, False
 
-    def tell(note: str = "") -> None:
+    def tell(note: str = "") -> str:
         report(Progress("searching", ledger.finished, config.trials, note))
+        return note
 
     tell()
     while keep_on():
-        if config.timeout is not None and time.monotonic() - began > config.timeout:
-            return
-        if config.patience is not None and stagnant(ledger.as_it_stands().hypervolumes(), config.patience):
-            tell("the hypervolume no longer grows")
-            return
+        if reason := _reason_to_stop(ledger, config, began):
+            return tell(reason)
         trial = ledger.claim(config.trials, _chooser(ledger, prepared))
         if trial is None:
-            if all(claimed.state.is_finished() for claimed in ledger.trials()):
-                return
-            time.sleep(LOOK_SECONDS)  # another worker may fail its trial or hand it back
+            if not all(claimed.state.is_finished() for claimed in ledger.trials()):
+                time.sleep(LOOK_SECONDS)  # another worker may fail its trial or hand it back
+            elif ledger.finished >= config.trials:
+                return ""
+            elif settled:
+                return tell(NOTHING_LEFT)
+            else:
+                settled = True  # the last trial may have failed after the claim and left room for another
             continue
+        settled = False
         result = _measure_and_store(ledger, prepared, trial)
-        if isinstance(result, TrialResult):
-            failed_in_a_row = 0
-            ratio = prepared.calibration.macs / result.compressed.macs
-            accuracy = result.measured["accuracy"]
-            tell(f"trial {trial.number}: {ratio:.2f}x fewer FLOPs, accuracy {accuracy:.4f}")
-            continue
-        failed_in_a_row += 1
-        tell(f"trial {trial.number} failed: {result}")
+        failed_in_a_row = failed_in_a_row + 1 if isinstance(result, str) else 0
+        tell(f"trial {trial.number}{_in_short(prepared, result)}")
         if failed_in_a_row == _FAILURES_IN_A_ROW:
             raise StudyError(f"{failed_in_a_row} trials in a row failed, the last one because {result}")
+    return ""
+
+
+def _reason_to_stop(ledger: Ledger, config: StudyConfig, began: float) -> str:
+    """Why no more trials are to be started, by the study file; empty where more are."""
+    if config.timeout is not None and time.monotonic() - began > config.timeout:
+        return "the time is over"
+    if config.patience is not None and stagnant(ledger.as_it_stands().hypervolumes(), config.patience):
+        return "the hypervolume no longer grows"
+    return ""
+
+
+def _in_short(prepared: Prepared, result: TrialResult | str) -> str:
+    if isinstance(result, str):
+        return f" failed: {result}"
+    ratio = prepared.calibration.macs / result.compressed.macs
+    return f": {ratio:.2f}x fewer FLOPs, accuracy {result.measured['accuracy']:.4f}"
 
 
 def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried]], Proposal | None]:

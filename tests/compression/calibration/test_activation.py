@@ -83,7 +83,6 @@ def test_a_skip_connection_is_no_clipping_activation():
         "grouped": None,
         "project": None,
         "mix": None,
-        "head": None,
     }
 
 

@@ -179,7 +179,7 @@ def test_a_fit_leaves_its_error_in_channels_that_the_loss_does_not_depend_on():
     calibration = calibrate(network, images)
     design = choose_ranks(calibration, Setting(energy=0.5))["0"]
     with torch.no_grad():
-        module, _ = fit_layer(calibration, "0", design, images)
+        module, _ = fit_layer(calibration, "0", design, 1, images)
         error = (module(images) - network[0](images)).square().mean(dim=(0, 2, 3))
     assert design.form.ranks == (((1,),),)
     assert error[1] < 0.01 * error[0]

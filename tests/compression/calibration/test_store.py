@@ -52,7 +52,7 @@ def test_a_calibration_read_back_gives_the_identical_network(cache, memory_forma
         assert torch.equal(calibration.images, x)
         assert calibration.images.is_contiguous(memory_format=memory_format)
         assert calibration.folds == passing.folds
-        assert calibration.left_dense == passing.left_dense
+        assert calibration.inspection == passing.inspection
         assert calibration.macs == passing.macs
         assert same(calibration.network.state_dict(), passing.network.state_dict())
         for ours, theirs in zip(calibration.records, passing.records, strict=True):
@@ -164,7 +164,7 @@ def test_a_disk_without_room_for_the_responses_is_named_before_the_pass(small_di
     monkeypatch.setenv("HSCC_CACHE", str(disk))
     monkeypatch.setattr("tempfile.tempdir", str(disk))
     network, x = DigitsCNN(5, SIDE), smooth_images(64)
-    with pytest.raises(DiskFullError, match=rf"responses of 6 layers to 64 images: \d\.\d MB are needed, and .*{disk}"):
+    with pytest.raises(DiskFullError, match=rf"responses of 5 layers to 64 images: \d\.\d MB are needed, and .*{disk}"):
         calibrate(network, x, must_not_run, keep=keep)
     assert [path for path in disk.rglob("*") if path.is_file()] == []
     small_disk(40_000, "remount")

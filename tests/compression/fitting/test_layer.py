@@ -23,7 +23,7 @@ def fit_only_layer(layer, images, setting, x=None):
     calibration = calibrate(nn.Sequential(layer), images)
     design = choose_ranks(calibration, setting)["0"]
     with torch.no_grad():
-        module, _ = fit_layer(calibration, "0", design, images if x is None else x)
+        module, _ = fit_layer(calibration, "0", design, 1, images if x is None else x)
         return module, design
 
 
@@ -140,7 +140,7 @@ def test_the_error_of_a_layer_never_rises_with_its_energy(regions, clusters, str
         for energy in (0.2, 0.5, 0.8, 0.9, 0.99, 1.0):
             setting = Setting(regions, clusters, energy, region_strategy=strategy, cluster_strategy=cluster_strategy)
             design = choose_ranks(calibration, setting)["0"]
-            module, _ = fit_layer(calibration, "0", design, images)
+            module, _ = fit_layer(calibration, "0", design, 1, images)
             missed = (module(images) - dense).flatten(2)
             # Weighted by their effects on the loss: energy is a share of that variance.
             blocks = [block for regions_of_group in design.partition.blocks for block in regions_of_group]
@@ -177,7 +177,7 @@ def test_a_linear_layer_that_stays_dense_makes_up_for_a_shift(count):
     design = choose_ranks(calibration, Setting(energy=1.0))["0"]
     assert design.form.ranks == ((None,),)
     with torch.no_grad():
-        module, answers = fit_layer(calibration, "0", design, images + 1)
+        module, answers = fit_layer(calibration, "0", design, 1, images + 1)
         expected = layer(images)
         torch.testing.assert_close(answers, module(images + 1), rtol=1e-4, atol=1e-4)
         assert (answers - expected).norm() < 0.01 * expected.norm()
@@ -192,5 +192,5 @@ def test_the_answers_are_those_of_the_module(regions, energy):
     calibration = calibrate(nn.Sequential(nn.Conv2d(8, 24, 3, padding=1, groups=2)), images)
     with torch.no_grad():
         design = choose_ranks(calibration, Setting(regions, energy=energy))["0"]
-        module, answers = fit_layer(calibration, "0", design, images)
+        module, answers = fit_layer(calibration, "0", design, 1, images)
         torch.testing.assert_close(answers, module(images), rtol=1e-4, atol=1e-4)

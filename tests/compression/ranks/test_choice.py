@@ -1,10 +1,7 @@
 import pytest
 from designs import assert_ranks_fit, every_block, inputs_of
-from geometry import seeded, smooth_images
-from torch import nn
 
-from hscc_search.compression.calibration.calibrate import calibrate
-from hscc_search.compression.ranks.choice import TINY_SHARE, choose_ranks, compressible
+from hscc_search.compression.ranks.choice import choose_ranks
 from hscc_search.compression.setting import Setting
 from hscc_search.errors import CompressionError
 
@@ -36,17 +33,6 @@ def test_a_layer_that_is_dense_everywhere_is_not_divided(calibration):
             assert len(design.partition.blocks[0]) == 1, name
             assert design.macs == calibration.record(name).macs
     assert dense
-
-
-def test_layers_that_are_too_small_to_matter_are_left_out():
-    def build():
-        return nn.Sequential(nn.Conv2d(3, 64, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 1))
-
-    calibration = calibrate(seeded(build), smooth_images(16))
-    assert calibration.record("3").macs < TINY_SHARE * calibration.macs
-    assert [record.name for record in compressible(calibration)] == ["0"]
-    for rule in ({"budget": 2}, {"energy": 0.5}):
-        assert list(choose_ranks(calibration, Setting(**rule))) == ["0"]
 
 
 def test_layers_come_in_execution_order(residual):

@@ -48,7 +48,7 @@ def samples(trials):
 @pytest.mark.parametrize(("small", "workers"), [("sqlite", 4), ("postgresql", 8)], indirect=["small"])
 def test_many_workers_finish_exactly_what_is_asked(small, workers):
     config = small(
-        trials=24,
+        trials=16,
         space={
             "regions": {"low": 1, "high": 4},
             "clusters": {"low": 1, "high": 2},
@@ -58,9 +58,9 @@ def test_many_workers_finish_exactly_what_is_asked(small, workers):
     run_study(config.model_copy(update={"trials": 1}), "cpu")
     study = run_study(config, "cpu", workers=workers)
     trials = trials_of(config)
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 24
-    assert len(set(samples(trials))) == 24
-    assert len(study.points) == 24
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
+    assert len(set(samples(trials))) == 16
+    assert len(study.points) == 16
 
 
 def test_a_space_that_is_exhausted_ends_the_study(small):
@@ -70,8 +70,13 @@ def test_a_space_that_is_exhausted_ends_the_study(small):
         "energy": {"low": 0.7, "high": 0.99, "levels": 3},
     }
     config = small(trials=50, space=space, sampler="grid")
-    assert len(run_study(config, "cpu").points) == 6
-    assert len(run_study(config, "cpu").points) == 6
+    for workers in (2, 1):  # the second finds nothing to do
+        steps = []
+        assert len(run_study(config, "cpu", steps.append, workers).points) == 6
+        assert (steps[-1].done, steps[-1].total) == (6, 50)
+        assert steps[-1].note == "nothing is left to try, since every sample of the space was tried"
+    stdout, _ = start_worker(config).communicate()
+    assert stdout == f"study digits: 6 trials finished, 50 wanted, {steps[-1].note}\n"
 
 
 def test_several_workers_give_trials_with_the_values_that_one_gives(small):
@@ -134,16 +139,16 @@ def test_an_interrupted_worker_hands_its_trial_back(small, how):
 def test_a_crew_replaces_a_killed_worker_and_ends_together(small):
     config = small(trials=1)
     run_study(config, "cpu")
-    run_study(config.model_copy(update={"trials": 16, "timeout": 1e-6}), "cpu")
+    run_study(config.model_copy(update={"trials": 10, "timeout": 1e-6}), "cpu")
     process, study = start_worker(config, "--workers", "2"), stored(config)
     wait_for(lambda: any(at_work(trial) for trial in study.trials))
     victim = next(trial for trial in study.trials if at_work(trial))
     os.kill(int(victim.system_attrs["hscc:worker"].split(":")[1]), signal.SIGKILL)
     stdout, stderr = process.communicate()
     assert process.returncode == 0, stderr
-    assert "16 trials finished" in stdout
+    assert "10 trials finished" in stdout
     trials = trials_of(config)
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 16
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 10
     again = trials[victim.number]
     assert again.system_attrs["hscc:attempt"] <= 2
     assert again.params == victim.params
@@ -173,7 +178,9 @@ def test_patience_ends_a_study_whose_hypervolume_no_longer_grows(small):
         "clusters": {"low": 1, "high": 1},
         "energy": {"low": 0.7, "high": 0.998},
     }
-    study = run_study(small(trials=300, patience=6, space=space), "cpu")
+    steps = []
+    study = run_study(small(trials=300, patience=6, space=space), "cpu", steps.append)
+    assert steps[-1].note == "the hypervolume no longer grows"
     assert 6 < len(study.points) < 300
     grown = study.hypervolumes()
     assert grown[-1] < grown[-7] * 1.001

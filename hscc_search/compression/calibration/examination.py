@@ -1,0 +1,121 @@
+"""The examination of a network before it is calibrated: what it costs, and which of its layers can be compressed."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from hscc_search.compression.calibration.batch_norm import fold_batch_norms
+from hscc_search.compression.calibration.eligible import ExaminedLayer, examine_layers
+from hscc_search.compression.calibration.lattice import choose_lattice
+from hscc_search.compression.calibration.maps import map_size
+from hscc_search.compression.calibration.self_check import check_replacing
+from hscc_search.compression.form import Fold
+from hscc_search.compression.inspection import InspectedLayer, Inspection
+from hscc_search.errors import CompressionError
+from hscc_search.evaluation.counters import count_macs
+
+# Share of the network's multiply-adds below which a layer is not worth an approximation.
+TINY_SHARE = 1e-4
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A network that was examined.
+
+    Attributes:
+        network: a copy in evaluation mode, with its batch norms folded.
+        folds: the folded batch norms.
+        layers: the examination of each convolution and fully connected layer, in execution order.
+        macs: multiply-adds per image of the whole network, counted while it ran.
+        error: of the self-check, see :class:`hscc_search.compression.calibration.self_check.SelfCheck`.
+    """
+
+    network: nn.Module
+    folds: tuple[Fold, ...]
+    layers: dict[str, ExaminedLayer]
+    macs: int
+    error: float
+
+
+def examine(network: nn.Module, images: torch.Tensor) -> Examined:
+    """Examine a network: fold its batch norms, count its cost, and check that its layers can be replaced.
+
+    Args:
+        network: the dense network; it is not changed.
+        images: as it takes them, float32 (images, 3, height, width); a few of them are used.
+
+    Raises:
+        CompressionError: a weight is not finite, or the network cannot be compressed.
+    """
+    _check_weights(network)
+    folded, folds = fold_batch_norms(network, images[:1])
+    layers = {name: layer for name, layer in folded.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    examined = examine_layers(folded, layers, images[:1])
+    counts = count_macs(folded, images[:1])
+    for name, layer in examined.items():
+        counted = counts.get(name, 0) - sum(counts.get(inner, 0) for inner in layers if inner.startswith(f"{name}."))
+        reason = layer.reason
+        if reason is None and counted != layer.macs:
+            reason = f"it takes {counted:,} multiply-adds, and not {layer.macs:,}"
+        elif reason is None and counted < TINY_SHARE * counts[""]:
+            reason = "tiny"
+        examined[name] = replace(layer, macs=counted, reason=reason)
+    sizes = {
+        name: map_size(layers[name], layer.output_shape) for name, layer in examined.items() if layer.reason is None
+    }
+    checked = check_replacing(folded, sizes, images)
+    for name, misfit in checked.misfits.items():
+        examined[name] = replace(examined[name], reason=misfit)
+    return Examined(folded, folds, examined, counts[""], checked.error)
+
+
+def inspect(network: nn.Module, images: torch.Tensor) -> Inspection:
+    """Inspect a network layer by layer, before anything is compressed: what it costs and what can be compressed.
+
+    Args:
+        network: the dense network; it is not changed.
+        images: as it takes them, float32 (images, 3, height, width), as many as are meant for calibration.
+
+    Raises:
+        CompressionError: a weight is not finite, or the network cannot be compressed.
+    """
+    return inspection_of(examine(network, images), len(images))
+
+
+def inspection_of(examined: Examined, images: int) -> Inspection:
+    """Gather what was found about a network that is to be calibrated on a number of images."""
+    inspected = []
+    for name, layer in examined.layers.items():
+        module = examined.network.get_submodule(name)
+        assert isinstance(module, (nn.Conv2d, nn.Linear))
+        positions = choose_lattice(*map_size(module, layer.output_shape)).positions if layer.reason is None else 0
+        inspected.append(
+            InspectedLayer(
+                name=name,
+                kind=_kind(module),
+                macs=layer.macs,
+                parameters=sum(parameter.numel() for parameter in module.parameters()),
+                output=tuple(layer.output_shape[1:]),
+                left_dense=layer.reason,
+                samples=positions * images,
+                channels=len(module.weight) // getattr(module, "groups", 1),
+            )
+        )
+    parameters = sum(parameter.numel() for parameter in examined.network.parameters())
+    return Inspection(tuple(inspected), examined.macs, parameters, examined.error, images)
+
+
+def _kind(layer: nn.Conv2d | nn.Linear) -> str:
+    name = type(layer).__name__
+    if isinstance(layer, nn.Linear):
+        return name
+    return f"{name} {'x'.join(map(str, layer.kernel_size))}"
+
+
+def _check_weights(network: nn.Module) -> None:
+    for name, value in network.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise CompressionError(
+                f"weights {name} of the dense network are not all finite: train it again or use another checkpoint"
+            )

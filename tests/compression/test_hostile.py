@@ -1,0 +1,153 @@
+"""Networks as people write them: exact at full rank, with the cost that torch counts, or refused in one line."""
+
+import os
+import warnings
+
+import hostile
+import pytest
+import torch
+from geometry import smooth_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.compress import compress
+from hscc_search.compression.setting import Setting
+from hscc_search.errors import HsccError
+from hscc_search.evaluation.counters import count_macs, measure_cost
+
+# Networks that the generator makes; a thousand by HOSTILE=1000.
+EXAMPLES = int(os.environ.get("HOSTILE", "50"))
+IMAGES = smooth_images(48, side=16)
+
+convolutions = st.fixed_dictionaries(
+    {},
+    optional={
+        "kernel_size": st.sampled_from([1, 3, 5, (3, 1), 4]),
+        "padding": st.sampled_from([0, 1, 2, "same", "valid", (1, 0)]),
+        "dilation": st.sampled_from([1, 2]),
+        "groups": st.sampled_from([1, 2, 12, 24]),
+        "bias": st.booleans(),
+        "padding_mode": st.sampled_from(["zeros", "reflect", "circular"]),
+    },
+)
+
+
+def assert_equal(compressed, dense):
+    """Answers differ by at most 1e-4 of what they vary by, or by what single precision rounds away from their size."""
+    with torch.no_grad():
+        wanted, answers = dense(IMAGES.clone()), compressed(IMAGES.clone())
+    spread, size = (wanted - wanted.mean(dim=0)).norm(), wanted.norm()
+    assert (answers - wanted).norm() <= max(1e-4 * spread, 1e-5 * size)
+
+
+def check(network, regions=1):
+    """Check a network at full rank and at a budget; give the reasons of the layers that were left dense."""
+    network.eval()
+    calibration = calibrate(network, IMAGES.clone())
+    for setting in (
+        Setting(energy=1.0),
+        Setting(energy=1.0, regions=regions, region_strategy="grid"),
+        Setting(budget=1.05, regions=regions, region_gain=0),
+    ):
+        compressed = compress(calibration, setting)
+        assert compressed.macs == count_macs(compressed.network, IMAGES[:1])[""] > 0
+        assert all(0 <= layer.macs <= layer.macs_dense for layer in compressed.plan)
+        if setting.budget is None:
+            assert_equal(compressed.network, network)
+        else:
+            assert compressed.macs * setting.budget <= calibration.macs
+    cost = measure_cost(network, 16)
+    assert cost.macs == calibration.macs
+    return {layer.name: layer.left_dense for layer in calibration.inspection.layers if layer.left_dense}
+
+
+# By the name of a block, a part of the reason for which its layer is left dense; None where it is compressed.
+FATES = {
+    "ByKeyword": None,
+    "TypeTest": None,
+    "ExactType": "answers differ",
+    "ReadsDtype": None,
+    "ReadsShape": None,
+    "ComputesWithWeight": "not finite",
+    "ComputesWithBias": "not finite",
+    "PaddedByItself": "never called",
+    "WithoutGradient": None,
+    "Inference": None,
+    "Checkpointed": None,
+    "CheckpointedAgain": None,
+    "TwoNames": None,
+    "PlainList": None,
+    "BoundMethod": None,
+    "Twice": "called more than once",
+    "ImageByImage": "called more than once",
+    "NeverCalled": "never called",
+    "InPlace": None,
+    "ChangesInput": None,
+    "Skip": None,
+    "Normed": None,
+    "Scaled": None,
+    "WithStandardised": "computes in its own way",
+    "ChannelsLast": None,
+    "Tokens": None,
+    "AllPositionsAsImages": "as if they were images",
+    "Transposed": None,
+    "with_hook": "hooks of its own",
+    "with_pre_hook": "hooks of its own",
+    "with_outer_hook": None,
+    "with_forward_replaced": "forward was replaced",
+    "pruned": "hooks of its own",
+    "with_weight_norm": "hooks of its own",
+    "with_spectral_norm": "hooks of its own",
+    "parametrised": "computes in its own way",
+    "orthogonal": "computes in its own way",
+    "clipping": "computes in its own way",
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says of old ways to normalise weights, and of checkpoints
+        yield
+
+
+@pytest.mark.parametrize("name", FATES)
+def test_a_layer_is_compressed_or_left_dense_for_a_reason(name):
+    reason = check(hostile.Hostile([getattr(hostile, name)]), regions=4).get("blocks.0.layer")
+    assert (reason is None) == (FATES[name] is None)
+    assert FATES[name] is None or FATES[name] in reason
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(
+    blocks=st.lists(st.sampled_from(hostile.BLOCKS), min_size=1, max_size=4),
+    convolution=convolutions,
+    regions=st.sampled_from([1, 4]),
+    seed=st.integers(0, 3),
+)
+def test_any_network_of_such_blocks_is_exact_or_refused_in_one_line(blocks, convolution, regions, seed):
+    torch.manual_seed(seed)
+    try:
+        network = hostile.Hostile(blocks, **convolution)
+        with torch.no_grad():
+            network.eval()(IMAGES[:2].clone())
+    except Exception:  # no network at all: sizes that do not fit
+        return
+    try:
+        check(network, regions)
+    except HsccError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) <= 2000
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_by_name_costs_what_is_computed(padding):
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, padding=padding), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=padding), nn.ReLU()),
+        *(nn.AdaptiveMaxPool2d(4), nn.Flatten(), nn.Linear(512, 10)),
+    )
+    check(network, regions=4)
+    if padding == "same":
+        assert calibrate(network.eval(), IMAGES).macs == 2_585_600
