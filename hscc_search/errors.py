@@ -4,6 +4,8 @@
 
     HsccError
     ├── ConfigError        a study file or an option is wrong
+    │   └── UnwritableError    a file or a folder cannot be written
+    ├── DiskFullError      there is no room for what is to be written
     ├── DataError          images cannot be used
     ├── ModelError         a network cannot be built, or a checkpoint does not fit it
     ├── CompressionError   a network or a setting cannot be compressed
@@ -13,7 +15,8 @@
 
 The message is one line: what is wrong, where, and what would work. The command line prints it and leaves
 with exit code 2. What a message quotes may be of any length and hold any characters: ``HsccError`` keeps the line one
-line, and ``quoted`` and ``shortened`` keep its parts in proportion.
+line, and ``quoted`` and ``shortened`` keep its parts in proportion. What a user should know of, though the work goes
+on, is a :class:`HsccWarning`: one line, too.
 """
 
 import reprlib
@@ -41,6 +44,14 @@ class ConfigError(HsccError):
     """A study file or an option is wrong."""
 
 
+class UnwritableError(ConfigError):
+    """A file or a folder cannot be written."""
+
+
+class DiskFullError(HsccError):
+    """There is no room for what is to be written."""
+
+
 class DataError(HsccError):
     """Images cannot be used."""
 
@@ -63,6 +74,10 @@ class StudyError(HsccError):
 
 class ExportError(HsccError):
     """A folder cannot be written or read back."""
+
+
+class HsccWarning(UserWarning):
+    """Something that a user should know of, though the work goes on."""
 
 
 def one_line(error: object, with_type: bool = False) -> str:

@@ -1,39 +1,20 @@
-"""Files and folders that are complete or absent, even if the process that writes them is killed, and the cache."""
+"""Files and folders that are complete or absent, even if the process that writes them is killed or the disk is full."""
 
-import contextlib
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
-import time
-import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-import platformdirs
-
-from hscc_search.errors import ConfigError
+from hscc_search.errors import DiskFullError, UnwritableError
+from hscc_search.temporary import FULL, temporary_beside
 
 # Modes of finished files and folders: Python makes temporary ones that only their owner can read.
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
-# Seconds without a change after which a temporary folder counts as abandoned by its process.
-_ABANDONED_SECONDS = 24 * 3600
-
-
-def cache_folder(kind: str) -> Path:
-    """Make the user's cache folder for one kind of result, below ``HSCC_CACHE`` where that is set.
-
-    Raises:
-        ConfigError: the folder cannot be made.
-    """
-    root = os.environ.get("HSCC_CACHE")
-    folder = (Path(root) if root else platformdirs.user_cache_path("hscc-search")) / kind
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot use {folder} as cache ({error.strerror}): set HSCC_CACHE to a folder") from error
-    return folder
 
 
 @contextmanager
@@ -44,23 +25,15 @@ def written_whole(path: Path) -> Iterator[Path]:
     names is replaced.
 
     Raises:
-        ConfigError: ``path`` is a folder, a device or a pipe, or its folder cannot be written to.
+        UnwritableError: ``path`` is a folder, a device or a pipe, or its folder cannot be written to.
+        DiskFullError: there is no room.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        raise ConfigError(f"{path} is not a regular file, and only such are replaced: name another file")
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {path} ({error.strerror}): name another file") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    path = checked_output(path)
+    with temporary_beside(path) as temporary:
+        temporary.touch()
         yield temporary
         temporary.chmod(_FILE_MODE)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -70,68 +43,131 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     When the block raises, the temporary folder is removed and ``path`` is not made.
 
     Raises:
-        ConfigError: nothing can be written beside ``path``.
+        UnwritableError: nothing can be written beside ``path``.
+        DiskFullError: there is no room.
         OSError: ``path`` is there already and not empty.
     """
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise ConfigError(f"cannot write to {path} ({error.strerror}): name another folder") from error
-    try:
+    with temporary_beside(path) as temporary:
+        temporary.mkdir()
         yield temporary
-        for entry in temporary.iterdir():
-            if entry.is_file():
-                entry.chmod(_FILE_MODE)
-        temporary.chmod(_FOLDER_MODE)
+        readable_for_all(temporary)
         temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-class TemporaryFolder:
-    """A folder that is removed with this object, or when the process ends.
+def checked_output(path: Path) -> Path:
+    """Check that a file can be written at ``path``, before the work whose result it is to hold.
 
-    Attributes:
-        path: of the folder.
+    Returns:
+        The file that is written: where ``path`` is a link, what it names.
+
+    Raises:
+        UnwritableError: ``path`` is a folder, a device or a pipe, its name is too long, or its folder cannot be
+            written to or does not exist.
     """
+    try:
+        path = path.resolve()
+        if path.exists() and not path.is_file():
+            raise UnwritableError(f"{path} is not a regular file, and only such are replaced: name another file")
+    except OSError as error:  # as for a name that is too long
+        raise UnwritableError(f"cannot write to {path} ({error.strerror}): name another file") from error
+    if not path.parent.is_dir():
+        raise UnwritableError(f"cannot write to {path}: there is no folder {path.parent}")
+    check_writable(path.parent, path)
+    return path
 
-    def __init__(self, prefix: str) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=prefix))
-        # tempfile.TemporaryDirectory does the same, but warns where nobody called its cleanup.
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
+def check_new_folder(path: Path) -> None:
+    """Check that a folder can be made at ``path`` with those above it, before the work whose result it is to hold.
 
-def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary folders that killed processes left in ``folder``, unless they were written to within a day.
-
-    Such folders come from :func:`folder_written_whole`.
+    Raises:
+        UnwritableError: its name is too long, or the nearest folder that exists is a file or cannot be written to.
     """
-    for temporary in folder.glob(".*"):
-        try:
-            newest = max(path.stat().st_mtime for path in (temporary, *temporary.iterdir()))
-        except OSError:  # not a folder, or just renamed
-            continue
-        if newest < time.time() - _ABANDONED_SECONDS:
-            shutil.rmtree(temporary, ignore_errors=True)
+    whole = path.absolute()
+    nearest = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
+    try:
+        for name in whole.relative_to(nearest).parts:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                (nearest / name).stat()
+    except OSError as error:  # as for a name that is too long
+        raise UnwritableError(f"cannot write to {path} ({error.strerror}): name another folder") from error
+    if not nearest.is_dir():
+        raise UnwritableError(f"cannot write to {path}: {nearest} is a file: name another folder")
+    check_writable(nearest, path)
 
 
-def remove_unused(folder: Path, age: float) -> None:
-    """Remove the folders in ``folder`` that nobody has written or marked with :func:`mark_used` for some time.
+def check_writable(folder: Path, path: Path) -> None:
+    """Check that a folder exists and can be written to.
 
     Args:
-        folder: in the cache.
-        age: seconds without use after which a folder is removed.
+        folder: where something temporary is made and removed.
+        path: that is to be written there, for the message.
+
+    Raises:
+        UnwritableError: it cannot.
     """
+    try:
+        with tempfile.TemporaryFile(prefix=".", dir=folder):
+            pass
+    except OSError as error:
+        if error.errno not in FULL:
+            raise UnwritableError(f"cannot write to {path} ({error.strerror}): name another place") from error
+
+
+def reserve(file: BinaryIO, size: int, content: str) -> None:
+    """Take the room for ``size`` more bytes of a file, so that writing to a map of it cannot fail.
+
+    A process that writes to a map of a file for which the disk has no room is killed by the system.
+
+    Args:
+        file: open for writing, and empty behind its position.
+        size: at least 1.
+        content: of the file, for the message.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
+    try:
+        file.flush()
+        if sys.platform.startswith("linux"):
+            os.posix_fallocate(file.fileno(), file.tell(), size)
+        else:
+            for start in range(0, size, 1 << 20):
+                file.write(bytes(min(1 << 20, size - start)))
+            file.flush()
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DiskFullError(
+            f"no room for {content}: {size / 1e6:.1f} MB do not fit into {file.name}: "
+            "make room, and the same command continues"
+        ) from error
+
+
+def check_room(folder: Path, size: int, content: str) -> None:
+    """Check that a folder has room, before work whose results it is to take.
+
+    Args:
+        folder: that exists.
+        size: in bytes.
+        content: what needs the room, for the message.
+
+    Raises:
+        DiskFullError: it has not; the error says how much it has and how much is needed.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise DiskFullError(
+            f"no room for {content}: {size / 1e6:.1f} MB are needed, and {free / 1e6:.1f} MB are free in "
+            f"{folder.parent}: make room, and the same command continues"
+        )
+
+
+def readable_for_all(folder: Path) -> None:
+    """Give a folder and its files the modes of finished ones."""
     for entry in folder.iterdir():
-        with contextlib.suppress(OSError):  # another process was faster
-            if entry.stat().st_mtime < time.time() - age:
-                shutil.rmtree(entry, ignore_errors=True)
-
-
-def mark_used(folder: Path) -> None:
-    """Mark a folder in the cache as used now."""
-    with contextlib.suppress(OSError):  # the folder is gone, or may not be written by this user
-        os.utime(folder)
+        if entry.is_file():
+            entry.chmod(_FILE_MODE)
+    folder.chmod(_FOLDER_MODE)
 
 
 def sha256(path: Path) -> str:

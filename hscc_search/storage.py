@@ -1,5 +1,6 @@
 """Open the databases of studies: any that Optuna's RDB storage supports, or Optuna's proxy in front of one."""
 
+import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -12,10 +13,11 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, run_grpc_proxy_server
 from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from hscc_search.errors import StorageError, one_line, quoted
+from hscc_search.storage_faults import explained, may_pass
 
 # Seconds to wait for another writer's lock (SQLite), and for a server to answer (PostgreSQL, proxy).
 BUSY_SECONDS = 60
@@ -152,7 +154,7 @@ def _locked(engine: Engine, number: int) -> Iterator[None]:
 
 
 def patiently(call: Callable[P, R], attempt_failed: Callable[[RetryCallState], None] | None = None) -> Callable[P, R]:
-    """Make a function that repeats a call while the storage cannot be reached.
+    """Make a function that repeats a call while the storage cannot be reached, and that may pass.
 
     Args:
         call: uses a storage.
@@ -162,25 +164,13 @@ def patiently(call: Callable[P, R], attempt_failed: Callable[[RetryCallState], N
         The function; it raises the last error after :data:`PATIENCE_SECONDS`.
     """
     patient_call: Callable[P, R] = retry(
-        retry=retry_if_exception(comes_from_storage),
+        retry=retry_if_exception(may_pass),
         wait=wait_random_exponential(multiplier=0.1, max=2),
         stop=stop_after_delay(PATIENCE_SECONDS),
         before_sleep=attempt_failed,
         reraise=True,
     )(call)
     return patient_call
-
-
-def comes_from_storage(error: BaseException | None) -> bool:
-    """Tell whether an error is a storage error or was raised while one was handled.
-
-    Optuna 5 raises unrelated errors when its storage becomes unreachable.
-    """
-    while error is not None:
-        if isinstance(error, (StorageInternalError, SQLAlchemyError, RpcError)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def serve_proxy(url: str, host: str, port: int, started: Callable[[str], None]) -> None:
@@ -209,6 +199,12 @@ def _proxy(url: URL) -> GrpcStorageProxy:
     """Connect to Optuna's proxy in front of a database."""
     if not url.host or not url.port:
         raise StorageError(f"storage {url} names no proxy: use grpc://HOST:PORT")
+    try:
+        socket.getaddrinfo(url.host, url.port)
+    except OSError as error:
+        raise StorageError(
+            f"no proxy at {url.host}:{url.port} ({error.strerror}): name the host on which `hscc-search proxy` runs"
+        ) from error
     proxy = GrpcStorageProxy(host=url.host, port=url.port)
     try:
         proxy.wait_server_ready(timeout=CONNECT_SECONDS)
@@ -241,24 +237,35 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
         yield parsed, options
     except (NoSuchModuleError, ImportError) as error:
         raise StorageError(f"no driver for storage {without_password(url)}: {one_line(error)}") from error
-    except (DBAPIError, StorageInternalError, sqlite3.DatabaseError) as error:
-        cause = error.__cause__ or error if isinstance(error, StorageInternalError) else error
-        cause = cause.orig or cause if isinstance(cause, DBAPIError) else cause
-        raise StorageError(f"cannot use storage {without_password(url)}: {one_line(cause)}") from error
-    # Tables of another Optuna version raise RuntimeError, a path that no file can have OSError, options of the wrong
-    # type the others.
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
-        raise StorageError(f"cannot use storage {without_password(url)}: {one_line(error)}") from error
+    # Tables of another Optuna version raise RuntimeError, options of the wrong type ValueError or TypeError, tables
+    # without their rows AssertionError, and a lock file beside the database or a path that no file can have OSError.
+    except (
+        DBAPIError,
+        StorageInternalError,
+        sqlite3.Error,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AssertionError,
+        OSError,
+    ) as error:
+        raise explained(without_password(url), error) from error
 
 
 def _check_sqlite_file(url: URL) -> None:
     if not url.database or url.database == ":memory:":
         raise StorageError("storage sqlite:// without a file forgets everything: use sqlite:///studies.db")
+    name = without_password(str(url))
     if url.database.startswith("file:"):
-        raise StorageError(f"storage {without_password(str(url))} is an URI within an URL: use sqlite:///studies.db")
+        raise StorageError(f"storage {name} is an URI within an URL: use sqlite:///studies.db")
     path = Path(url.database)
-    if path.exists() and not path.is_file():
-        raise StorageError(f"cannot use storage {without_password(str(url))}: {path.absolute()} is no file")
-    folder = path.parent
-    if not folder.is_dir():
-        raise StorageError(f"cannot use storage {without_password(str(url))}: there is no folder {folder.absolute()}")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise StorageError(f"cannot use storage {name}: there is no folder {path.parent.absolute()}") from None
+    except OSError as error:  # a name that is too long, or below a file
+        raise StorageError(f"cannot use storage {name}: {error.strerror}: name another file") from error
+    else:
+        if not path.is_file():
+            raise StorageError(f"cannot use storage {name}: {path.absolute()} is no file")

@@ -2,6 +2,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import time
 import uuid
 from dataclasses import dataclass
@@ -77,12 +78,15 @@ SLOW = {
     "test_any_study_file.py",
     "test_bad_input.py",
     "test_before.py",
+    "test_cache.py",
     "test_chaos.py",
     "test_install.py",
     "test_memory.py",
     "test_public_names.py",
     "test_readme.py",
     "test_storage.py",
+    "test_storage_faults.py",
+    "test_temporary.py",
 }
 # Changes to the digits study after which trials take a moment.
 SMALL = {
@@ -170,6 +174,22 @@ def image_folder(tmp_path):
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a disk of a few kilobytes: ``small_disk(400)``; returns its folder. Only root may do that."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(kilobytes, options="rw"):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k,{options}", "tmpfs", str(folder)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("this user may not mount a disk")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "--lazy", str(folder)], capture_output=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,43 +1,18 @@
 import os
 import stat
-import time
 from pathlib import Path
 
 import pytest
 
-from hscc_search.errors import ConfigError
-from hscc_search.files import folder_written_whole, mark_used, remove_abandoned, remove_unused, written_whole
-
-HOUR = 3600
-
-
-def aged(folder, name, hours):
-    path = folder / name
-    path.mkdir()
-    (path / "content").write_text("of some kind")
-    for entry in (path / "content", path):
-        os.utime(entry, (time.time() - hours * HOUR,) * 2)
-    return path
-
-
-def test_what_nobody_used_for_a_while_is_removed(tmp_path):
-    old, new, read = (aged(tmp_path, name, hours) for name, hours in (("old", 50), ("new", 40), ("read", 50)))
-    mark_used(read)
-    remove_unused(tmp_path, 48 * HOUR)
-    assert sorted(tmp_path.iterdir()) == [new, read]
-    assert not old.exists()
-    assert (read / "content").read_text() == "of some kind"
-
-
-def test_what_a_killed_process_left_is_removed_and_the_rest_is_not(tmp_path):
-    aged(tmp_path, ".left", 30)
-    others = [aged(tmp_path, ".in-work", 1), aged(tmp_path, "finished", 30)]
-    remove_abandoned(tmp_path)
-    assert sorted(tmp_path.iterdir()) == others
-
-
-def test_marking_what_is_gone_is_no_error(tmp_path):
-    mark_used(tmp_path / "gone")
+from hscc_search.errors import DiskFullError, UnwritableError
+from hscc_search.files import (
+    check_new_folder,
+    check_room,
+    checked_output,
+    folder_written_whole,
+    reserve,
+    written_whole,
+)
 
 
 def mode_of(path):
@@ -70,7 +45,7 @@ def test_only_a_regular_file_is_ever_replaced(tmp_path, make):
     path = tmp_path / "page.html"
     make(path)
     before = path.stat()
-    with pytest.raises(ConfigError, match="not a regular file"), written_whole(path):
+    with pytest.raises(UnwritableError, match="not a regular file"), written_whole(path):
         raise AssertionError("it must be refused before anything is written")
     assert list(tmp_path.iterdir()) == [path]
     assert stat.S_IFMT(path.stat().st_mode) == stat.S_IFMT(before.st_mode)
@@ -78,7 +53,7 @@ def test_only_a_regular_file_is_ever_replaced(tmp_path, make):
 
 @pytest.mark.parametrize("write", [written_whole, folder_written_whole])
 def test_a_place_that_cannot_be_written_to_is_named(write):
-    with pytest.raises(ConfigError, match=r"cannot write to /proc/made-up"), write(Path("/proc/made-up")):
+    with pytest.raises(UnwritableError, match=r"cannot write to /proc/made-up"), write(Path("/proc/made-up")):
         raise AssertionError("it must be refused before anything is written")
 
 
@@ -102,3 +77,70 @@ def test_a_failure_while_writing_leaves_everything_as_it_was(tmp_path):
         raise ValueError("once")
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("p" * 300, "File name too long"),
+        ("/".join(["folder"] * 900), "File name too long"),
+        ("absent/page.html", "there is no folder"),
+        ("file/page.html", "there is no folder"),
+        (".", "not a regular file"),
+        ("/proc/page.html", "cannot write to /proc/page.html"),
+        ("/dev/null", "not a regular file"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_in_one_line(tmp_path, name, said):
+    (tmp_path / "file").touch()
+    with pytest.raises(UnwritableError, match=said):
+        checked_output(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("m" * 300, "File name too long"),
+        ("new/" + "m" * 300, "File name too long"),
+        ("file/new", "is a file"),
+        ("file", "is a file"),
+        ("link/new", "is a file"),
+        ("/proc/made/up", "cannot write to /proc/made/up"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path, name, said):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UnwritableError, match=said):
+        check_new_folder(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_places_that_can_be_written_to_are_left_as_they_are(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "page.html")
+    assert checked_output(tmp_path / "link") == tmp_path / "page.html"
+    check_new_folder(tmp_path / "new" / "deeper")
+    check_new_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_read_only_disk_is_refused(small_disk):
+    folder = small_disk(100, "ro")
+    for check, path in ((checked_output, folder / "page.html"), (check_new_folder, folder / "new" / "deeper")):
+        with pytest.raises(UnwritableError, match="Read-only"):
+            check(path)
+
+
+def test_room_is_taken_before_a_file_is_mapped(small_disk):
+    folder = small_disk(400)
+    with (folder / "fits").open("wb") as file:
+        file.write(b"head")
+        reserve(file, 100_000, "an array")
+    assert (folder / "fits").stat().st_size == 100_004
+    with (folder / "large").open("wb") as file, pytest.raises(DiskFullError, match=r"an array: 1\.0 MB do not fit"):
+        reserve(file, 1_000_000, "an array")
+    (folder / "large").unlink()
+    check_room(folder, 100_000, "an array")
+    with pytest.raises(DiskFullError, match=r"an array: 1\.0 MB are needed, and 0\.3 MB are free in"):
+        check_room(folder, 1_000_000, "an array")

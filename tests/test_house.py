@@ -12,8 +12,10 @@ PACKAGE = ROOT / "hscc_search"
 # From the ground up. A module imports from its own floor and from those below it, never from one above.
 FLOORS = (
     "errors",
-    "files memory progress resources",
+    "temporary files memory progress resources",
+    "cache",
     "config",
+    "storage_faults",
     "storage",
     "pareto",  # numbers only: neither torch nor Optuna
     "data",

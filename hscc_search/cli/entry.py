@@ -6,14 +6,16 @@ import warnings
 
 import click
 
+from hscc_search.cli.cache import cache
 from hscc_search.cli.data import data
 from hscc_search.cli.inspection import inspect
 from hscc_search.cli.results import compare, export, front
 from hscc_search.cli.storages import dashboard, studies
 from hscc_search.cli.work import proxy, run, train, worker
-from hscc_search.errors import HsccError, one_line, printable
+from hscc_search.errors import HsccError, HsccWarning, one_line, printable
 from hscc_search.memory import keep_freed_memory
 from hscc_search.report.terminal import err_console
+from hscc_search.temporary import FULL
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -22,13 +24,15 @@ def commands() -> None:
     """Search for the best ways to compress a convolutional network: accuracy against FLOPs."""
 
 
-for command in (inspect, train, run, worker, proxy, front, compare, export, studies, dashboard, data):
+for command in (inspect, train, run, worker, proxy, front, compare, export, studies, dashboard, data, cache):
     commands.add_command(command)
 
 
 def main() -> None:
     """Run a command; bad input ends it with one line and exit code 2, Ctrl-C with 130."""
     warnings.simplefilter("ignore")
+    warnings.simplefilter("default", HsccWarning)
+    warnings.showwarning = lambda message, *_: _warn(str(message))
     keep_freed_memory()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service is ended by SIGTERM, a person presses Ctrl-C
     try:
@@ -46,6 +50,17 @@ def main() -> None:
     except BrokenPipeError:  # the reader, such as head, has ended
         sys.stdout = open("/dev/null", "w")  # noqa: PTH123, SIM115
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _refuse(
+            f"no room{f' for {error.filename}' if error.filename else ''} ({error.strerror}): make room, and the "
+            "same command continues"
+        )
+
+
+def _warn(message: str) -> None:
+    err_console.print(printable(f"warning: {message}"), style="yellow", soft_wrap=True)
 
 
 def _refuse(message: str) -> None:

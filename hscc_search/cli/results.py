@@ -17,7 +17,8 @@ from hscc_search.cli.options import (
     storage_option,
 )
 from hscc_search.cli.printing import quiet_optuna, say, show_front
-from hscc_search.errors import printable
+from hscc_search.errors import UnwritableError, printable
+from hscc_search.files import checked_output
 from hscc_search.memory import uncollected
 from hscc_search.report.formats import front_csv, front_json
 from hscc_search.report.terminal import out_console, progress_bars
@@ -43,8 +44,11 @@ from hscc_search.report.terminal import out_console, progress_bars
 @uncollected()
 def front(study_name: str, storage: str, output_format: str, html: Path | None) -> None:
     """Show the front of STUDY_NAME, with the dense network beside it."""
-    if html is not None and not html.parent.is_dir():
-        raise click.BadParameter(f"there is no folder {html.parent}", param_hint="--html")
+    if html is not None:
+        try:
+            checked_output(html)
+        except UnwritableError as error:
+            raise click.BadParameter(str(error), param_hint="--html") from error
     from hscc_search.search.stored_study import read_study
 
     quiet_optuna()

@@ -37,7 +37,7 @@ def train(study: str, data: Path | None, device: str) -> None:
     from hscc_search.evaluation.predictions import predict
 
     with progress_bars() as report:
-        opened = open_dense(config, device, report)
+        opened = open_dense(config, device, report, keep=True)
     validation = opened.parts.validation
     scores = predict(opened.network, validation, config.data, opened.device)
     accuracy = float((scores.argmax(axis=1) == validation.labels).mean())

@@ -9,6 +9,7 @@ A comparison that was stopped can continue: a network that has a file is not mea
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from hscc_search.comparison.record import Asked, ComparedNetwork, ComparisonRecord
 from hscc_search.config import StudyConfig
 from hscc_search.errors import ConfigError
-from hscc_search.files import written_whole
+from hscc_search.files import check_new_folder, written_whole
 
 
 def claim(folder: Path, record: ComparisonRecord) -> StudyConfig:
@@ -32,6 +33,8 @@ def claim(folder: Path, record: ComparisonRecord) -> StudyConfig:
     Raises:
         ConfigError: the folder holds something else, is damaged, or cannot be written to.
     """
+    if not os.path.lexists(folder):
+        check_new_folder(folder)
     path = folder / "comparison.json"
     if path.exists():
         before = _read_record(path)

@@ -66,7 +66,7 @@ def compare(
         missing = [asked for asked in every if asked.seed == seed and not network_path(out, asked).exists()]
         if missing:
             opened = open_dense(_config_of_split(config, seed, epochs), device, report)
-            if opened.weights_file is None and len(set(seeds)) > 1:
+            if opened.given and len(set(seeds)) > 1:
                 raise ConfigError(
                     f"the weights that {config.model.name} comes with belong to one split: "
                     "give one seed, or training.when: always, so that each split is trained"

@@ -2,20 +2,23 @@
 
 import hashlib
 import os
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from PIL import Image
 
+from hscc_search.cache import DamagedError, cache_folder, entry_written, use_entry, warn_unwritable
 from hscc_search.config import CopyKind, DataConfig
 from hscc_search.data.copies import Look, copy_groups, look_of
 from hscc_search.data.decode import contrast_of, file_digest, pixels_of, read_image
 from hscc_search.data.folder import find_images
-from hscc_search.errors import DataError
-from hscc_search.files import cache_folder, folder_written_whole
+from hscc_search.errors import DataError, UnwritableError
+from hscc_search.files import check_room
 from hscc_search.progress import Progress, Report, silent
 
 # Part of the cache key: raise it when the same file would be decoded to other pixels, or copies judged otherwise.
@@ -70,6 +73,15 @@ class _Source:
         return read_image(self.path)
 
 
+@dataclass(frozen=True)
+class _Decoded:
+    """What is known of all images once they have been read: their pixels, contrasts, and groups by kind of copies."""
+
+    images: np.ndarray
+    contrasts: np.ndarray
+    groups: dict[CopyKind, np.ndarray]
+
+
 def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
     """Read the images that a study file names, from the cache if they have been read before.
 
@@ -88,36 +100,48 @@ def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
         )
     listing = "\n".join(f"{source.class_name} {source.digest}" for source in sources)
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
-    folder = cache_folder("pixels") / f"{fingerprint[:32]}-{config.image_size}-v{_PIXEL_VERSION}"
-    if not folder.exists():
-        _fill(folder, sources, config.image_size, report)
-    groups, by_shape = np.load(folder / f"{config.copies}.npy"), np.load(folder / "shape.npy")
+    entry = cache_folder("pixels") / f"{fingerprint[:32]}-{config.image_size}-v{_PIXEL_VERSION}"
+    decoded = _read_decoded(entry) or _decode_and_keep(entry, sources, config.image_size, report)
+    groups, by_shape = decoded.groups[config.copies], decoded.groups["shape"]
     return Dataset(
-        images=np.load(folder / "images.npy", mmap_mode="r"),
+        images=decoded.images,
         labels=np.array([classes.index(source.class_name) for source in sources], np.int64),
         classes=classes,
         groups=groups,
         fingerprint=fingerprint,
-        contrasts=np.load(folder / "contrasts.npy"),
+        contrasts=decoded.contrasts,
         names=tuple(source.name for source in sources),
         notes=notes,
         judgement="" if np.array_equal(groups, by_shape) else hashlib.sha256(groups.tobytes()).hexdigest(),
     )
 
 
-def _fill(folder: Path, sources: Sequence[_Source], image_size: int, report: Report) -> None:
-    """Read all images, and write what is known of them into a folder of the cache."""
-    images, contrasts, groups = _decode(sources, image_size, report)
+def _read_decoded(entry: Path) -> _Decoded | None:
+    """Read an entry of the cache; None without an entry, or with a damaged one."""
     try:
-        with folder_written_whole(folder) as temporary:
-            np.save(temporary / "images.npy", images)
-            np.save(temporary / "contrasts.npy", contrasts)
-            for kind, numbers in groups.items():
+        use = use_entry(entry)
+    except DamagedError:
+        return None
+    images = np.load(entry / "images.npy", mmap_mode="r")
+    weakref.finalize(images, use.end)
+    groups: dict[CopyKind, np.ndarray] = {kind: np.load(entry / f"{kind}.npy") for kind in get_args(CopyKind)}
+    return _Decoded(images, np.load(entry / "contrasts.npy"), groups)
+
+
+def _decode_and_keep(entry: Path, sources: Sequence[_Source], image_size: int, report: Report) -> _Decoded:
+    """Decode images into an entry of the cache, or into memory where the cache cannot be written to."""
+    try:
+        with entry_written(entry) as temporary:
+            check_room(temporary, len(sources) * 3 * image_size**2, f"{len(sources)} decoded images")
+            decoded = _decode(sources, image_size, report)
+            np.save(temporary / "images.npy", decoded.images)
+            np.save(temporary / "contrasts.npy", decoded.contrasts)
+            for kind, numbers in decoded.groups.items():
                 np.save(temporary / f"{kind}.npy", numbers)
-    except OSError:
-        # Expected where another process has finished the same folder first; else the folder is missing.
-        if not folder.exists():
-            raise
+    except UnwritableError:
+        warn_unwritable()
+        return _decode(sources, image_size, report)
+    return _read_decoded(entry) or decoded  # what the entry holds takes no memory
 
 
 def _folder_sources(folder: Path, class_level: int | None) -> tuple[list[_Source], tuple[str, ...]]:
@@ -143,10 +167,8 @@ def _digit_sources() -> list[_Source]:
     ]
 
 
-def _decode(
-    sources: Sequence[_Source], image_size: int, report: Report
-) -> tuple[np.ndarray, np.ndarray, dict[CopyKind, np.ndarray]]:
-    """Read all images: their pixels, their contrasts, as in :class:`Dataset`, and the groups of copies of each kind."""
+def _decode(sources: Sequence[_Source], image_size: int, report: Report) -> _Decoded:
+    """Read all images."""
 
     def read(source: _Source) -> tuple[np.ndarray, int, Look]:
         image = source.open()
@@ -160,4 +182,4 @@ def _decode(
             images[index], contrasts[index] = pixels, contrast
             looks.append(look)
             report(Progress("reading images", index + 1, len(sources)))
-    return images, contrasts, copy_groups(looks)
+    return _Decoded(images, contrasts, copy_groups(looks))

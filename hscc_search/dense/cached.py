@@ -8,18 +8,20 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from errno import EACCES, EROFS
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import nn
 
+from hscc_search.cache import TRAINING_LOCK, cache_folder
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset
 from hscc_search.dense.identity import UNKNOWN
 from hscc_search.dense.weights import load_weights, read_checkpoint
-from hscc_search.errors import ModelError
-from hscc_search.files import cache_folder
+from hscc_search.errors import ModelError, UnwritableError
+from hscc_search.files import check_writable
 from hscc_search.progress import Notice, Progress, Report
 
 # Part of the cache key: raise it when the same configuration would train to other weights.
@@ -88,33 +90,44 @@ def _module_source(name: str) -> str | None:
 def read_cached(network: nn.Module, path: Path, report: Report) -> bool:
     """Read weights from a file of the cache into a network, and tell whether it was there and sound.
 
-    A damaged file is removed, so that it is made again.
+    A damaged file is removed, so that it is made again; where nothing can be written it stays.
 
     Raises:
         ModelError: it cannot be removed.
     """
-    if not path.exists():
-        return False
     try:
+        if not path.exists():
+            return False
         load_weights(network, read_checkpoint(path).tensors, f"checkpoint {path}")
+    except PermissionError:  # a folder of another user
+        return False
     except ModelError as error:
         report(Notice(f"training: weights in the cache are of no use and made again: {error}"))
         try:
             path.unlink(missing_ok=True)
         except OSError as reason:
-            raise ModelError(f"cannot remove {path} ({reason.strerror}): remove it, or set HSCC_CACHE") from error
+            if reason.errno not in (EACCES, EROFS):  # else what is trained is not kept either
+                raise ModelError(f"cannot remove {path} ({reason.strerror}): remove it, or set HSCC_CACHE") from error
         return False
     return True
 
 
 @contextmanager
-def exclusively(path: Path, progress: Progress, report: Report) -> Iterator[None]:
-    """Hold the lock of a file while it is made; where another process holds the lock, report that and wait."""
-    lock = FileLock(path.with_suffix(".lock"))
+def exclusively(path: Path, progress: Progress, report: Report) -> Iterator[bool]:
+    """Hold the lock of a file while it is made; where another process holds the lock, report that and wait.
+
+    Yields whether the file can be written at all; where it cannot, nothing is locked.
+    """
+    try:
+        check_writable(path.parent, path)
+    except UnwritableError:
+        yield False
+        return
+    lock = FileLock(path.with_suffix(TRAINING_LOCK))
     try:
         acquired = lock.acquire(blocking=False)
     except Timeout:
         report(replace(progress, note="waiting for another process that trains it"))
         acquired = lock.acquire()
     with acquired:
-        yield
+        yield True

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hscc_search.cache import warn_unwritable
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
 from hscc_search.dense.cached import checkpoint_path, exclusively, path_before, read_cached
@@ -16,7 +17,7 @@ from hscc_search.dense.identity import START, UNKNOWN, changed_parts, identity
 from hscc_search.dense.start import Start, build, start_of
 from hscc_search.dense.training import train
 from hscc_search.dense.weights import check_values, load_checkpoint, read_checkpoint, tensors_digest, weights_digest
-from hscc_search.errors import ModelError, StudyError
+from hscc_search.errors import ModelError, StudyError, UnwritableError
 from hscc_search.evaluation.predictions import predict
 from hscc_search.progress import Notice, Progress, Report, silent
 
@@ -33,8 +34,8 @@ class Opened:
         device: where the network is.
         identity: of the network, see :func:`hscc_search.dense.identity.identity`; its weights at build only where these
             were trained or kept.
-        weights_file: the checkpoint or the file in the cache that holds the weights; None where they come with the
-            network.
+        weights_file: the checkpoint or the file in the cache that holds the weights; None where no file does.
+        given: whether the weights come with the network.
     """
 
     config: StudyConfig
@@ -44,6 +45,7 @@ class Opened:
     device: torch.device
     identity: Mapping[str, str] = field(default_factory=dict)
     weights_file: Path | None = None
+    given: bool = False
 
 
 def open_dense(
@@ -55,6 +57,7 @@ def open_dense(
     network: Mapping[str, str] | None = None,
     labels: np.ndarray | None = None,
     look: Callable[[Opened], None] | None = None,
+    keep: bool = False,
 ) -> Opened:
     """Open the images and the dense network of a study, and train the network unless it has trained weights.
 
@@ -67,17 +70,19 @@ def open_dense(
         network: identity of that network; None or empty for a new study, and for one that stored none.
         labels: of the validation part that the study was started on, None for a new study.
         look: called with the images and the network as it is built, before anything is trained.
+        keep: whether not to train at all where the cache cannot keep the weights.
 
     Raises:
         HsccError: the images or the network cannot be used, a metric names an unknown class, or the study was started
             with other images or another network.
+        UnwritableError: the network is to be trained, and its weights are to be kept and could not be.
     """
     opened = open_built(config, device, report, fingerprint, labels)
     if network:
         _check_code(opened, network)
     if look is not None:
         look(opened)
-    opened = _with_weights(opened, report, weights, network or {})
+    opened = _with_weights(opened, report, weights, network or {}, keep)
     if weights not in (None, weights_digest(opened.network)):
         raise StudyError(
             f"study {config.name} was started with another dense network: "
@@ -102,8 +107,17 @@ def open_built(
             with other images.
     """
     chosen_device = choose_device(device)
-    dataset = load_dataset(config.data, report)
     # Checked before a network would be trained on the wrong images.
+    dataset, parts = _same_images(config, report, fingerprint, labels)
+    built = build(config, len(dataset.classes))
+    return Opened(config, dataset, parts, built, chosen_device, identity(built))
+
+
+def _same_images(
+    config: StudyConfig, report: Report, fingerprint: str | None, labels: np.ndarray | None
+) -> tuple[Dataset, Parts]:
+    """Read and split the images; refuse others than those of the study, and another split."""
+    dataset = load_dataset(config.data, report)
     if fingerprint not in (None, dataset.fingerprint):
         raise StudyError(
             f"study {config.name} was started on other images than those at {config.data.path}: "
@@ -116,8 +130,7 @@ def open_built(
             f"study {config.name} was started on another split of these images (version 0.1.0 took images of equal "
             "shape and other colours for copies): start a study of another name on them"
         )
-    built = build(config, len(dataset.classes))
-    return Opened(config, dataset, parts, built, chosen_device, identity(built))
+    return dataset, parts
 
 
 def _check_code(opened: Opened, before: Mapping[str, str]) -> None:
@@ -142,7 +155,7 @@ def with_checkpoint(opened: Opened, checkpoint: Path, report: Report) -> Opened:
     return replace(opened, weights_file=checkpoint, identity={**opened.identity, START: "checkpoint"})
 
 
-def _with_weights(opened: Opened, report: Report, weights: str | None, before: Mapping[str, str]) -> Opened:
+def _with_weights(opened: Opened, report: Report, weights: str | None, before: Mapping[str, str], keep: bool) -> Opened:
     """Give the dense network its weights: from the checkpoint, as they come, from the cache, or trained now."""
     config, network = opened.config, opened.network
     if config.model.checkpoint is not None:
@@ -155,12 +168,12 @@ def _with_weights(opened: Opened, report: Report, weights: str | None, before: M
     check_values(network.state_dict(), f"{config.model.name}, as it is built,")
     start = start_of(config, len(opened.dataset.classes), network, lambda: _knows_something(opened))
     if start.trained:
-        return _trained(opened, start, report, weights)
+        return _trained(opened, start, report, weights, keep)
     report(Notice(f"training: {start.words}"))
-    return opened
+    return replace(opened, given=True)
 
 
-def _trained(opened: Opened, start: Start, report: Report, weights: str | None) -> Opened:
+def _trained(opened: Opened, start: Start, report: Report, weights: str | None, keep: bool) -> Opened:
     """Take trained weights from the cache, or train the network now."""
     config, network, name = opened.config, opened.network, opened.config.model.name
     path = checkpoint_path(config, opened.dataset, opened.identity)
@@ -169,14 +182,18 @@ def _trained(opened: Opened, start: Start, report: Report, weights: str | None) 
             report(Notice(f"training: none: {name} was trained before, and its weights are in {known}"))
             return replace(opened, weights_file=known)
     report(Notice(f"training: {start.words}"))
-    unknown = [part for part, digest in opened.identity.items() if digest == UNKNOWN]
-    if unknown or not start.repeatable:
-        reason = f"{unknown[0]} cannot be compared" if unknown else f"{name} gives other weights on each call"
-        report(Notice(f"training: {reason}, so nothing is taken from the cache: go on with --checkpoint {path}"))
-    with exclusively(path, Progress("training the dense network", 0, config.training.epochs), report):
-        if not read_cached(network, path, report):
-            train(network, config, opened.parts, path, opened.device, report)
-    return replace(opened, weights_file=path)
+    with exclusively(path, Progress("training the dense network", 0, config.training.epochs), report) as kept:
+        if not kept and keep:
+            raise UnwritableError(f"{path.parent} cannot be written to: set HSCC_CACHE to another folder")
+        if not kept:
+            warn_unwritable()
+        unknown = [part for part, digest in opened.identity.items() if digest == UNKNOWN]
+        if kept and (unknown or not start.repeatable):
+            reason = f"{unknown[0]} cannot be compared" if unknown else f"{name} gives other weights on each call"
+            report(Notice(f"training: {reason}, so nothing is taken from the cache: go on with --checkpoint {path}"))
+        if not (kept and read_cached(network, path, report)):
+            train(network, config, opened.parts, path if kept else None, opened.device, report)
+    return replace(opened, weights_file=path if kept else None)
 
 
 def _trained_before(opened: Opened, weights: str | None) -> tuple[Path, ...]:
@@ -189,7 +206,7 @@ def _trained_before(opened: Opened, weights: str | None) -> tuple[Path, ...]:
     path = path_before(opened.config, opened.dataset)
     try:
         return (path,) if path.exists() and tensors_digest(read_checkpoint(path).tensors) == weights else ()
-    except ModelError:  # damaged
+    except (ModelError, OSError):  # damaged, or in a folder of another user
         return ()
 
 

@@ -1,11 +1,10 @@
 """Train the dense network, once: the user's cache folder holds finished weights and the state after each epoch."""
 
-import contextlib
 import hashlib
 import io
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -16,13 +15,15 @@ from hscc_search.config import StudyConfig
 from hscc_search.data import Parts
 from hscc_search.dense.epochs import Descent, label_loss, run_epoch, start_descent
 from hscc_search.dense.weights import save_weights
-from hscc_search.errors import ConfigError, ModelError, one_line
+from hscc_search.errors import UnwritableError, one_line
 from hscc_search.evaluation.predictions import predict
 from hscc_search.files import written_whole
 from hscc_search.progress import Notice, Progress, Report, silent
 
 # Largest share of the time that goes into writing the state of an unfinished training.
 _WRITING_SHARE = 0.05
+# Suffix of the file of an unfinished training, beside the weights that it is to make.
+_UNFINISHED = ".unfinished"
 # Bytes of the digest that ends the file of an unfinished training.
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
@@ -31,7 +32,7 @@ def train(
     network: nn.Module,
     config: StudyConfig,
     parts: Parts,
-    path: Path,
+    path: Path | None,
     device: torch.device,
     report: Report = silent,
 ) -> None:
@@ -44,16 +45,18 @@ def train(
         network: changed in place, left in evaluation mode.
         config: of the study.
         parts: train part to learn from, validation part to report on.
-        path: of the safetensors file; the unfinished state lies beside it.
+        path: of the safetensors file; the unfinished state lies beside it. None keeps nothing.
         device: where to train.
         report: told after each epoch.
 
     Raises:
-        ModelError: the training diverged, or the weights cannot be written.
+        ModelError: the training diverged.
+        UnwritableError: the weights, or the state after an epoch, cannot be written.
+        DiskFullError: there is no room for them; what the last state holds is not lost.
     """
     training = config.training
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_suffix(_UNFINISHED) if path is not None else None
 
     def begin() -> Descent:
         return start_descent(network, config, parts.train, training.learning_rate, training.epochs, device)
@@ -62,29 +65,25 @@ def train(
     last_written, writing_seconds = time.monotonic(), 0.0
     for epoch in range(finished_epochs, training.epochs):
         loss = run_epoch(descent, epoch, label_loss(config))
-        if not math.isfinite(loss):
-            raise ModelError(f"the training diverged in epoch {epoch + 1} (loss {loss}): lower training.learning_rate")
         start = time.monotonic()
-        if (start - last_written) * _WRITING_SHARE >= writing_seconds:
-            # Without room for it the training goes on, and could not be continued.
-            with contextlib.suppress(OSError, RuntimeError, ConfigError):
-                _write_state(descent, epoch + 1, unfinished)
+        if unfinished is not None and (start - last_written) * _WRITING_SHARE >= writing_seconds:
+            _write_state(descent, epoch + 1, unfinished)
             last_written = time.monotonic()
             writing_seconds = last_written - start
         right = predict(network, parts.validation, config.data, device).argmax(1) == parts.validation.labels
         note = f"loss {loss:.3f}, validation accuracy {right.mean():.3f}"
         report(Progress("training the dense network", epoch + 1, training.epochs, note))
-    _write_weights(network.eval(), path)
-    with contextlib.suppress(OSError):
-        unfinished.unlink(missing_ok=True)
+    network.eval()
+    if path is not None:
+        _write_weights(network, path)
 
 
 def _resume(
-    begin: Callable[[], Descent], unfinished: Path, device: torch.device, report: Report
+    begin: Callable[[], Descent], unfinished: Path | None, device: torch.device, report: Report
 ) -> tuple[Descent, int]:
     """Begin the training, or continue it where its state was written; also give the number of finished epochs."""
     descent = begin()
-    if not unfinished.exists():
+    if unfinished is None or not unfinished.exists():
         return descent, 0
     initial = {name: value.clone() for name, value in descent.network.state_dict().items()}
     try:
@@ -122,7 +121,7 @@ def _write_state(descent: Descent, epochs: int, path: Path) -> None:
         "schedule": descent.schedule.state_dict(),
         "epochs": epochs,
     }
-    with written_whole(path) as temporary:
+    with _written(path) as temporary:
         torch.save(state, temporary)
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").digest()
@@ -131,8 +130,20 @@ def _write_state(descent: Descent, epochs: int, path: Path) -> None:
 
 
 def _write_weights(network: nn.Module, path: Path) -> None:
+    """Write the weights, and remove the unfinished state, which they replace."""
+    with _written(path) as temporary:
+        save_weights(network.state_dict(), temporary)
+    with suppress(OSError):
+        path.with_suffix(_UNFINISHED).unlink(missing_ok=True)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Write a file of the cache whole; the errors of torch and of safetensors, too, end in one line."""
     try:
         with written_whole(path) as temporary:
-            save_weights(network.state_dict(), temporary)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"cannot write the trained weights to {path} ({one_line(error)}): set HSCC_CACHE") from error
+            yield temporary
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise UnwritableError(
+            f"cannot write to {path} ({one_line(error)}): set HSCC_CACHE to another folder"
+        ) from error

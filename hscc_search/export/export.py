@@ -1,5 +1,6 @@
 """Export a trial: compress again, write a folder, and check it by running both models that were written."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.data import Part
 from hscc_search.dense.opened import Opened
 from hscc_search.dense.weights import save_weights
-from hscc_search.errors import ExportError
+from hscc_search.errors import ExportError, UnwritableError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
 from hscc_search.evaluation.predictions import batches
@@ -37,7 +38,7 @@ from hscc_search.export.folder import (
     write_yaml,
 )
 from hscc_search.export.loading import build_module
-from hscc_search.files import folder_written_whole
+from hscc_search.files import check_new_folder, folder_written_whole
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.onnx import write_onnx
@@ -77,8 +78,9 @@ def export(
         The content of ``metrics.json``.
 
     Raises:
-        ExportError: ``out`` exists or cannot be written, the network cannot be exported to ONNX, or the two written
-            models disagree.
+        ExportError: ``out`` exists, the network cannot be exported to ONNX, or the two written models disagree.
+        UnwritableError: ``out`` cannot be written.
+        DiskFullError: there is no room.
         StudyError: the images or the dense network are not the study's.
     """
     _check_output(out)
@@ -89,7 +91,7 @@ def export(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExportError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
+        raise UnwritableError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
     with folder_written_whole(out) as folder:
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result)
@@ -106,11 +108,9 @@ def export(
 
 
 def _check_output(out: Path) -> None:
-    if out.exists():
+    if os.path.lexists(out):
         raise ExportError(f"output folder {out} exists: name one that does not")
-    nearest = next(folder for folder in out.absolute().parents if folder.exists())
-    if not nearest.is_dir():
-        raise ExportError(f"cannot write to {out}: {nearest} is a file: name another output folder")
+    check_new_folder(out)
 
 
 def _compress_again(

@@ -1,13 +1,16 @@
 """List, remove and copy the studies of a storage. Needs no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import optuna
 from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StorageError, StudyError
+from hscc_search.search.record import StudyRecord
 from hscc_search.search.stored_study import (
     find_study,
     get_trial,
@@ -18,6 +21,7 @@ from hscc_search.search.stored_study import (
 )
 from hscc_search.search.workers.heartbeat import at_work, worker_of
 from hscc_search.storage import existing_storage, open_storage
+from hscc_search.storage_faults import in_one_line, undamaged
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def list_studies(storage: str | BaseStorage) -> list[StudyStatus]:
         StorageError: the storage cannot be reached.
     """
     opened = existing_storage(storage) if isinstance(storage, str) else storage
-    return [_status(opened, name) for name in optuna.get_all_study_names(opened)]
+    with in_one_line(opened), undamaged(opened):
+        return [_status(opened, name) for name in optuna.get_all_study_names(opened)]
 
 
 def _status(storage: BaseStorage, name: str) -> StudyStatus:
@@ -91,13 +96,17 @@ def remove_study(storage: str, name: str) -> None:
         StudyError: workers are working on it.
     """
     opened = existing_storage(storage)
-    study = known_study(opened, name)
+    with in_one_line(opened), undamaged(opened):
+        _remove_idle(known_study(opened, name), opened)
+
+
+def _remove_idle(study: optuna.Study, storage: BaseStorage) -> None:
     active = [trial for trial in study.get_trials(deepcopy=False) if at_work(trial)]
     if active:
         workers = len({worker_of(trial) for trial in active})
         noun = "worker" if workers == 1 else "workers"
-        raise StudyError(f"study {name} has {workers} {noun} at work: stop them first")
-    optuna.delete_study(study_name=name, storage=opened)
+        raise StudyError(f"study {study.study_name} has {workers} {noun} at work: stop them first")
+    optuna.delete_study(study_name=study.study_name, storage=storage)
 
 
 def copy_study(storage: str, name: str, to_name: str, to_storage: str | None = None) -> int:
@@ -111,20 +120,34 @@ def copy_study(storage: str, name: str, to_name: str, to_storage: str | None = N
         StudyError: as :func:`hscc_search.search.stored_study.read_study`.
     """
     source = existing_storage(storage)
-    study = known_study(source, name)
-    record = read_record(study)
-    if record is None:
-        raise StorageError(f"study {name!r} was not started yet: there is nothing to copy")
-    config = StudyConfig.from_tree({**record.config.stored(), "name": to_name}, f"copy of study {name}")
-    target = source if to_storage is None else open_storage(to_storage)
-    if find_study(target, to_name) is not None:
-        raise StorageError(f"there is a study {to_name!r} already: give the copy another name")
-    copied = optuna.create_study(study_name=to_name, storage=target, directions=study.directions)
-    try:
+    with in_one_line(source), undamaged(source):
+        study = known_study(source, name)
+        record = read_record(study)
+        if record is None:
+            raise StorageError(f"study {name!r} was not started yet: there is nothing to copy")
+        config = StudyConfig.from_tree({**record.config.stored(), "name": to_name}, f"copy of study {name}")
         trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-        copied.add_trials(trials)
-        write_record(copied, replace(record, config=config))
-    except BaseException:  # a half-made copy would occupy the name
-        optuna.delete_study(study_name=to_name, storage=target)
-        raise
+        target = source if to_storage is None else open_storage(to_storage)
+    with in_one_line(target):
+        _add_study(target, replace(record, config=config), study.directions, trials)
     return len(trials)
+
+
+def _add_study(
+    target: BaseStorage, record: StudyRecord, directions: Sequence[StudyDirection], trials: Sequence[FrozenTrial]
+) -> None:
+    """Make a study of finished trials, whole or not at all.
+
+    Raises:
+        StorageError: there is one of that name.
+    """
+    name = record.config.name
+    if find_study(target, name) is not None:
+        raise StorageError(f"there is a study {name!r} already: give the copy another name")
+    copied = optuna.create_study(study_name=name, storage=target, directions=directions)
+    try:
+        copied.add_trials(trials)
+        write_record(copied, record)
+    except BaseException:  # a half-made copy would occupy the name
+        optuna.delete_study(study_name=name, storage=target)
+        raise

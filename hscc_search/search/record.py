@@ -2,7 +2,7 @@
 
 A study's record is one attribute of Optuna's study, so that a study has it whole or not at all. A trial's record is two
 attributes of Optuna's trial: the measurements, from which the front comes, and the plan of its layers, which is read
-for one trial at a time.
+for one trial at a time. What is long in any of them, as with hundreds of layers or of classes, is stored packed.
 
 ``FORMAT`` is raised when a record holds other things, or when the same sample would give another network; then
 ``from_stored`` learns to read the format before, and ``READ`` names both.
@@ -10,6 +10,8 @@ for one trial at a time.
 
 import base64
 import importlib.metadata
+import json
+import lzma
 import platform
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,6 +30,9 @@ from hscc_search.storage import without_password
 
 FORMAT = 5
 READ = (4, FORMAT)
+
+# Key of packed values, and the most characters that are stored as they are: MySQL takes 65,535 bytes for an attribute.
+_SHORTENED, _LONG = "packed", 30_000
 
 # Keys among the attributes of Optuna's study and trials.
 STUDY, MEASURED, PLAN, FAILURE = "hscc", "measured", "plan", "failure"
@@ -77,11 +82,13 @@ class StudyRecord:
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
-        return {
+        head = {
             "version": FORMAT,
             "hscc_search": importlib.metadata.version("hscc-search"),
             "config": {**self.config.stored(), "storage": without_password(self.config.storage)},
             "versions": self.versions,
+        }
+        rest = {
             "fingerprint": self.fingerprint,
             "classes": list(self.classes),
             "labels": _packed(self.labels.astype("<u2").tobytes()),
@@ -94,6 +101,7 @@ class StudyRecord:
             "inspection": None if self.inspection is None else self.inspection.stored(),
             "notices": list(self.notices),
         }
+        return {**head, **_shortened(rest)}  # the head is read by versions that read nothing else
 
     @classmethod
     def from_stored(cls, tree: Mapping[str, Any]) -> "StudyRecord":
@@ -111,6 +119,7 @@ class StudyRecord:
                 f"hscc-search {importlib.metadata.version('hscc-search')} reads the formats "
                 f"{' and '.join(map(str, READ))}"
             )
+        tree = {**tree, **_whole(tree)}
         dense = tree["dense"]
         return cls(
             config=StudyConfig.from_stored(tree["config"], f"stored study {name}"),
@@ -152,7 +161,7 @@ class TrialRecord:
             **_stored_measured(self.measured),
             "violations": dict(self.violations),
         }
-        return {MEASURED: measured, PLAN: [layer.stored() for layer in self.plan]}
+        return {MEASURED: _shortened(measured), PLAN: _shortened([layer.stored() for layer in self.plan])}
 
 
 def point_from_stored(trial: int, tree: Mapping[str, Any]) -> Point:
@@ -160,6 +169,7 @@ def point_from_stored(trial: int, tree: Mapping[str, Any]) -> Point:
 
     In format 4 the sample was called settings, and a violation was negative where a constraint was kept.
     """
+    tree = _whole(tree)
     return Point(
         metrics=tree["metrics"],
         errors=tree["errors"],
@@ -170,9 +180,9 @@ def point_from_stored(trial: int, tree: Mapping[str, Any]) -> Point:
     )
 
 
-def plan_from_stored(tree: Sequence[dict[str, Any]]) -> tuple[LayerPlan, ...]:
+def plan_from_stored(tree: Any) -> tuple[LayerPlan, ...]:
     """Read the plan of each layer in a trial."""
-    return tuple(map(LayerPlan.from_stored, tree))
+    return tuple(map(LayerPlan.from_stored, _whole(tree)))
 
 
 def versions() -> dict[str, str]:
@@ -190,6 +200,19 @@ def _stored_measured(measured: Measured) -> dict[str, Any]:
         "errors": dict(measured.errors),
         "predictions": _packed(measured.predictions),
     }
+
+
+def _shortened(tree: Any) -> Any:
+    """JSON-compatible values as they are, or packed where they are long."""
+    text = json.dumps(tree)
+    return tree if len(text) <= _LONG else {_SHORTENED: base64.b85encode(lzma.compress(text.encode())).decode()}
+
+
+def _whole(tree: Any) -> Any:
+    """Undo :func:`_shortened`."""
+    if isinstance(tree, Mapping) and _SHORTENED in tree:
+        return json.loads(lzma.decompress(base64.b85decode(tree[_SHORTENED])))
+    return tree
 
 
 def _packed(values: bytes) -> str:

@@ -32,6 +32,7 @@ from hscc_search.search.record import (
     point_from_stored,
 )
 from hscc_search.storage import existing_storage
+from hscc_search.storage_faults import in_one_line, undamaged
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def read_study(storage: str | BaseStorage, name: str) -> Study:
         StudyError: the study was not made by hscc-search, or by a version whose format this one does not read.
     """
     opened = existing_storage(storage) if isinstance(storage, str) else storage
-    return study_as_it_stands(known_study(opened, name), opened)
+    with in_one_line(opened), undamaged(opened):
+        return study_as_it_stands(known_study(opened, name), opened)
 
 
 def study_as_it_stands(study: optuna.Study, storage: BaseStorage) -> Study:
@@ -126,11 +128,12 @@ def study_as_it_stands(study: optuna.Study, storage: BaseStorage) -> Study:
     if record is None:
         raise StorageError(f"study {study.study_name!r} was not started yet: start it with `hscc-search run`")
     points, failures = [], {}
-    for outcome in _outcomes(study, storage):
-        if outcome.state == TrialState.FAIL:
-            failures[outcome.trial] = outcome.failure or "its process ended"
-        elif outcome.state == TrialState.COMPLETE and outcome.measured is not None:
-            points.append(point_from_stored(outcome.trial, outcome.measured))
+    with undamaged(storage):
+        for outcome in _outcomes(study, storage):
+            if outcome.state == TrialState.FAIL:
+                failures[outcome.trial] = outcome.failure or "its process ended"
+            elif outcome.state == TrialState.COMPLETE and outcome.measured is not None:
+                points.append(point_from_stored(outcome.trial, outcome.measured))
     return Study(record, tuple(points), failures, partial(_plan, storage, study._study_id))
 
 
@@ -160,9 +163,10 @@ def read_record(study: optuna.Study) -> StudyRecord | None:
     Raises:
         StudyError: as :func:`read_study`.
     """
-    stored = study.user_attrs.get(STUDY)
-    if stored is not None:
-        return StudyRecord.from_stored(stored)
+    with undamaged(study._storage):
+        stored = study.user_attrs.get(STUDY)
+        if stored is not None:
+            return StudyRecord.from_stored(stored)
     if study.get_trials(deepcopy=False):
         raise StudyError(
             f"study {study.study_name!r} in this storage was not made by hscc-search: choose another name or storage"
@@ -228,4 +232,5 @@ def _outcomes(study: optuna.Study, storage: BaseStorage) -> Iterator[_Outcome]:
 
 
 def _plan(storage: BaseStorage, study_id: int, number: int) -> tuple[LayerPlan, ...]:
-    return plan_from_stored(get_trial(storage, study_id, number).user_attrs[PLAN])
+    with in_one_line(storage), undamaged(storage):
+        return plan_from_stored(get_trial(storage, study_id, number).user_attrs[PLAN])

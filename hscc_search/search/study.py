@@ -1,7 +1,5 @@
 """Start, continue or join a study, with one process or several."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +32,8 @@ from hscc_search.search.trial import Prepared, measure, prepare
 from hscc_search.search.workers.crew import work_together
 from hscc_search.search.workers.ledger import Ledger
 from hscc_search.search.workers.worker import work
-from hscc_search.storage import comes_from_storage, existing_storage, find_storage, open_storage, without_password
+from hscc_search.storage import existing_storage, find_storage, open_storage
+from hscc_search.storage_faults import in_one_line, undamaged
 
 
 def run_study(
@@ -54,7 +53,8 @@ def run_study(
     Raises:
         HsccError: bad input, a study whose file has changed, or several trials in a row that fail.
     """
-    ready = start_study(config, device, report, strict)
+    with in_one_line(config.storage):
+        ready = start_study(config, device, report, strict)
     if ready is not None:
         _run_trials(*ready, config, device, report, workers)
     return read_study(config.storage, config.name)
@@ -86,7 +86,8 @@ def work_on(
         HsccError: there is no such study, its images or its dense network are not available on this machine, or
             several trials in a row fail.
     """
-    ready = join_study(storage, name, data, checkpoint, timeout, device, report)
+    with in_one_line(storage):
+        ready = join_study(storage, name, data, checkpoint, timeout, device, report)
     if ready is not None:
         _, prepared = ready
         _run_trials(*ready, prepared.config, device, report, workers)
@@ -96,7 +97,7 @@ def work_on(
 def _run_trials(
     ledger: Ledger, prepared: Prepared, config: StudyConfig, device: str, report: Report, workers: int
 ) -> None:
-    with _lost_in_one_line(config.storage):
+    with in_one_line(config.storage):
         if workers == 1:
             work(ledger, prepared, report)
         else:
@@ -117,8 +118,10 @@ def start_study(
         HsccError: bad input, or a study whose file, images or dense network have changed.
     """
     storage = find_storage(config.storage)
-    study = find_study(storage, config.name) if storage is not None else None
-    record = read_record(study) if study is not None else None
+    with undamaged(config.storage):
+        study = find_study(storage, config.name) if storage is not None else None
+        record = read_record(study) if study is not None else None
+        finished = _finished(study) if study is not None else 0
     if record is not None:
         config = config.as_started(record.config)
         differences = config.differences(record.config)
@@ -127,16 +130,15 @@ def start_study(
                 f"study {config.name} was started with another study file ({'; '.join(differences)}): "
                 "restore these values, or give the changed study a name of its own"
             )
-        if study is not None and _finished(study) >= config.trials:
+        if finished >= config.trials:
             return None
     notices = Notices(report, strict)
     prepared, space = _prepare(config, record, device, report, notices)
-    with _lost_in_one_line(config.storage):
-        storage = storage or open_storage(config.storage)
-        if study is None or record is None:
-            study = _create(prepared, storage, notices)
-        else:  # fields that may change take the values of the last run, such as the number of trials
-            write_record(study, replace(record, config=config))
+    storage = storage or open_storage(config.storage)
+    if study is None or record is None:
+        study = _create(prepared, storage, notices)
+    else:  # fields that may change take the values of the last run, such as the number of trials
+        write_record(study, replace(record, config=config))
     return Ledger(study, storage, space), prepared
 
 
@@ -167,13 +169,15 @@ def join_study(
         HsccError: there is no such study, or its images or its dense network are not available on this machine.
     """
     opened = existing_storage(storage)
-    study = known_study(opened, name)
-    record = read_record(study)
+    with undamaged(storage):
+        study = known_study(opened, name)
+        record = read_record(study)
+        finished = _finished(study)
     if record is None:
         raise StorageError(f"study {name!r} was not started yet: start it with `hscc-search run`")
     config = record.config.with_paths(data, checkpoint)
     config = config.model_copy(update={"storage": storage, "timeout": timeout})
-    if _finished(study) >= config.trials:
+    if finished >= config.trials:
         return None
     prepared, space = _prepare(config, record, device, report, Notices(report, strict=False))
     upgrade_record(study)
@@ -226,15 +230,3 @@ def _create(prepared: Prepared, storage: BaseStorage, notices: Notices) -> optun
 
 def _finished(study: optuna.Study) -> int:
     return sum(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
-
-
-@contextmanager
-def _lost_in_one_line(storage: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not comes_from_storage(error):
-            raise
-        raise StorageError(
-            f"lost the storage {without_password(storage)}: finished trials are kept, and the same command continues"
-        ) from error

@@ -1,4 +1,5 @@
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from click.testing import CliRunner
 
 from hscc_search.cli import commands
 from hscc_search.config import find_study_file
+from hscc_search.errors import HsccWarning, UnwritableError
 
 
 @pytest.fixture
@@ -41,7 +43,26 @@ def test_train_has_nothing_to_do_where_there_is_a_checkpoint(study_file):
     assert not (study_file.parent / "cache").exists()
 
 
-def test_train_keeps_the_weights_that_a_network_comes_with_and_says_so(study_file, monkeypatch):
+def test_weights_that_could_not_be_kept_are_not_trained(study_file, small_disk, monkeypatch):
+    disk = small_disk(100, "ro")
+    monkeypatch.setenv("HSCC_CACHE", str(disk))
+    with pytest.warns(HsccWarning, match="images are decoded"):
+        ended = CliRunner().invoke(commands, ["train", str(study_file), "--device", "cpu"])
+    assert isinstance(ended.exception, UnwritableError)
+    assert str(ended.exception) == f"{disk}/checkpoints cannot be written to: set HSCC_CACHE to another folder"
+    assert "training the dense network" not in ended.stderr
+
+
+def test_weights_that_are_in_the_cache_need_not_be_written(study_file, small_disk, monkeypatch):
+    monkeypatch.setenv("HSCC_CACHE", str(small_disk(40_000)))
+    arguments = ["train", str(study_file), "--device", "cpu"]
+    told = CliRunner().invoke(commands, arguments, catch_exceptions=False).stdout
+    small_disk(40_000, "remount,ro")
+    assert CliRunner().invoke(commands, arguments, catch_exceptions=False).stdout == told
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["a cache", "a cache that cannot be written to"])
+def test_train_keeps_the_weights_that_a_network_comes_with_and_says_so(study_file, small_disk, monkeypatch, written):
     (study_file.parent / "own_given.py").write_text(
         "from torch import nn\n\n\ndef make(classes):\n    layer = nn.Linear(768, classes)\n"
         "    nn.init.eye_(layer.weight), nn.init.zeros_(layer.bias)\n    return nn.Sequential(nn.Flatten(), layer)\n"
@@ -50,7 +71,10 @@ def test_train_keeps_the_weights_that_a_network_comes_with_and_says_so(study_fil
     tree = yaml.safe_load(study_file.read_text())
     tree["model"]["name"] = "own_given:make"
     study_file.write_text(yaml.safe_dump(tree))
-    done = CliRunner().invoke(commands, ["train", str(study_file), "--device", "cpu"], catch_exceptions=False)
+    if not written:
+        monkeypatch.setenv("HSCC_CACHE", str(small_disk(100, "ro")))
+    with nullcontext() if written else pytest.warns(HsccWarning, match="images are decoded"):
+        done = CliRunner().invoke(commands, ["train", str(study_file), "--device", "cpu"], catch_exceptions=False)
     assert done.stderr.startswith("training: none: own_given:make returns the same weights under different seeds")
     accuracy_line, next_line = done.stdout.splitlines()
     assert accuracy_line.startswith("dense own_given:make: accuracy 0.")

@@ -1,12 +1,15 @@
+import gc
+import os
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from hscc_search.cache import remove_entry
 from hscc_search.config import DataConfig
 from hscc_search.data import check_folder, load_dataset, split
-from hscc_search.errors import DataError, HsccError
+from hscc_search.errors import DataError, DiskFullError, HsccError, HsccWarning
 
 QUADRANTS = np.zeros((20, 30, 3), np.uint8)
 QUADRANTS[:10, :15], QUADRANTS[:10, 15:], QUADRANTS[10:, :15] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -75,6 +78,64 @@ def test_an_interrupted_reading_leaves_nothing_in_the_cache(image_folder, tmp_pa
     assert list((tmp_path / "cache" / "pixels").iterdir()) == []
     (folder / "dog" / "3.png").write_bytes(whole)
     assert read(folder)[1] == 8
+
+
+def flip(path, share):
+    """Flip one bit at a share of a file's length."""
+    damaged = bytearray(path.read_bytes())
+    damaged[int(share * len(damaged))] ^= 4
+    path.write_bytes(damaged)
+
+
+DAMAGES = {
+    "a pixel": lambda entry: flip(entry / "images.npy", 0.9),
+    "a group": lambda entry: flip(entry / "near.npy", 0.95),
+    "a contrast": lambda entry: flip(entry / "contrasts.npy", 0.95),
+    "a header": lambda entry: flip(entry / "shape.npy", 0.1),
+    "no groups": lambda entry: (entry / "exact.npy").unlink(),
+    "emptied": lambda entry: os.truncate(entry / "images.npy", 0),
+    "of version 0.1.0": lambda entry: (entry / "checksums.json").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_pixels_that_are_not_what_was_written_are_decoded_again(image_folder, tmp_path, damage):
+    folder = image_folder({"cat": 4, "dog": 4})
+    first, _ = read(folder)
+    (entry,) = (tmp_path / "cache" / "pixels").iterdir()
+    pixels = first.images.copy()
+    damage(entry)
+    again, decoded = read(folder)
+    assert (decoded, read(folder)[1]) == (8, 0)
+    assert np.array_equal(again.images, pixels)
+    assert same(again, read(folder)[0])
+
+
+def test_pixels_stay_in_the_cache_while_they_are_used(image_folder, tmp_path):
+    dataset, _ = read(image_folder({"cat": 4, "dog": 4}))
+    (entry,) = (tmp_path / "cache" / "pixels").iterdir()
+    assert not remove_entry(entry)
+    del dataset
+    gc.collect()
+    assert remove_entry(entry)
+
+
+def test_with_a_cache_that_cannot_be_written_to_the_images_are_the_same(image_folder, small_disk, monkeypatch):
+    folder = image_folder({"cat": 4, "dog": 4})
+    expected, _ = read(folder)
+    monkeypatch.setenv("HSCC_CACHE", str(small_disk(100, "ro")))
+    with pytest.warns(HsccWarning, match="cannot be written to"):
+        dataset, decoded = read(folder)
+    assert decoded == 8
+    assert same(dataset, expected)
+
+
+def test_a_disk_without_room_is_named_before_anything_is_decoded(image_folder, small_disk, monkeypatch):
+    monkeypatch.setenv("HSCC_CACHE", str(small_disk(40)))
+    steps = []
+    with pytest.raises(DiskFullError, match=r"8 decoded images: 0\.1 MB are needed, and 0\.0 MB are free"):
+        load_dataset(DataConfig(path=image_folder({"cat": 4, "dog": 4}), image_size=64), steps.append)
+    assert steps == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(image_folder, tmp_path, monkeypatch):

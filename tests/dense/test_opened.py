@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hscc_search.data import load_dataset, split
 from hscc_search.dense.cached import path_before
@@ -13,7 +13,7 @@ from hscc_search.dense.networks import DigitsCNN
 from hscc_search.dense.opened import open_dense
 from hscc_search.dense.start import build
 from hscc_search.dense.weights import weights_digest
-from hscc_search.errors import ConfigError, ModelError, StudyError
+from hscc_search.errors import ConfigError, HsccWarning, ModelError, StudyError
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,42 @@ def test_a_trained_network_is_taken_from_the_cache(study, told):
     ]
     assert weights_digest(first) == weights_digest(again)
     assert not again.training
+
+
+def test_weights_of_a_version_without_digests_are_taken_as_they_are(study, told):
+    config = study(training__epochs=1)
+    first = open_dense(config, "cpu")
+    save_file(load_file(first.weights_file), first.weights_file)
+    assert weights_digest(open_dense(config, "cpu", told).network) == weights_digest(first.network)
+    assert told.steps == []
+
+
+def test_with_a_cache_that_cannot_be_written_to_the_network_is_the_same(study, small_disk, monkeypatch, told):
+    config = study(training__epochs=1)
+    expected = weights_digest(open_dense(config, "cpu").network)
+    monkeypatch.setenv("HSCC_CACHE", str(small_disk(100, "ro")))
+    with pytest.warns(HsccWarning, match="networks trained"):
+        opened = open_dense(config, "cpu", told)
+    assert weights_digest(opened.network) == expected
+    assert (opened.weights_file, opened.given) == (None, False)
+    assert [step.done for step in told.steps if "training" in step.task] == [1]
+
+
+def test_damaged_weights_in_a_cache_that_cannot_be_written_to_stay_and_are_not_taken(
+    study, small_disk, monkeypatch, told
+):
+    config = study(training__epochs=1)
+    monkeypatch.setenv("HSCC_CACHE", str(small_disk(40_000)))
+    first = open_dense(config, "cpu")
+    content = bytearray(first.weights_file.read_bytes())
+    content[-1000] ^= 4
+    first.weights_file.write_bytes(content)
+    small_disk(40_000, "remount,ro")
+    with pytest.warns(HsccWarning, match="cannot be written to"):
+        again = open_dense(config, "cpu", told)
+    assert weights_digest(again.network) == weights_digest(first.network)
+    assert [line for line in told.lines if "of no use" in line] == told.lines[:1]
+    assert first.weights_file.read_bytes() == content
 
 
 def test_a_network_that_another_process_trains_is_waited_for(study, told):

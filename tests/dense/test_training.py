@@ -13,7 +13,7 @@ from hscc_search.dense.opened import open_dense
 from hscc_search.dense.start import build
 from hscc_search.dense.training import train
 from hscc_search.dense.weights import weights_digest
-from hscc_search.errors import HsccError, ModelError
+from hscc_search.errors import DiskFullError, HsccError, ModelError
 from hscc_search.evaluation.predictions import predict
 from hscc_search.progress import Notice
 
@@ -75,12 +75,13 @@ def test_training_teaches_the_digits_and_reports_on_each_epoch(plain_study, told
 
 
 @pytest.mark.parametrize("change", [{"training__learning_rate": 100.0}, {"data__std": [0.0001] * 3}])
-def test_a_training_that_diverges_ends_with_its_epoch(study, change):
+def test_a_training_that_diverges_ends_with_its_epoch(study, own_cache, change):
     epochs = []
     config = study(training__epochs=40, **change)
     with pytest.raises(ModelError, match=r"the network diverged in epoch \d \(loss (nan|inf)\): lower the learning"):
         open_dense(config, "cpu", lambda progress: epochs.append(progress.done))
     assert len(epochs) < 9
+    assert not list((own_cache / "checkpoints").glob("*.safetensors"))
 
 
 def test_a_part_that_is_smaller_than_a_batch_trains_too(study, tmp_path):
@@ -174,15 +175,30 @@ def test_an_unfinished_training_of_another_network_begins_anew(cut, told, tmp_pa
     assert weights_digest(resumed.network) == weights_digest(unbroken)
 
 
-def test_a_training_that_diverges_ends_in_one_line(cut, own_cache, study):
-    cut()
-    with pytest.raises(ModelError, match=r"the training diverged in epoch \d \(loss (nan|inf)\): lower training"):
-        open_dense(study(model__name="own_small:make", training__learning_rate=100), "cpu")
-    assert not list((own_cache / "checkpoints").glob("*.safetensors"))
-
-
 def test_weights_that_cannot_be_written_are_said_in_one_line(cut, tmp_path):
     config, _ = cut()
     parts = open_dense(config, "cpu").parts
     with pytest.raises(HsccError, match="cannot write"):
         train(build(config, 10), config, parts, tmp_path / "absent" / "weights.safetensors", CPU)
+
+
+@pytest.mark.parametrize(
+    ("kilobytes", "file", "left"),
+    [(3000, "unfinished", {".lock"}), (5200, "safetensors", {".lock", ".unfinished"})],
+    ids=["for the state", "for the weights beside it"],
+)
+def test_a_training_that_finds_no_room_ends_in_one_line_and_goes_on_later(
+    study, small_disk, monkeypatch, told, kilobytes, file, left
+):
+    config, disk = study(training__epochs=1), small_disk(kilobytes)
+    monkeypatch.setenv("HSCC_CACHE", str(disk))
+    with pytest.raises(DiskFullError, match=rf"no room for .*\.{file}: .* free in {disk}"):
+        open_dense(config, "cpu")
+    assert {path.suffix for path in (disk / "checkpoints").iterdir()} == left
+    small_disk(40_000, "remount")
+    opened = open_dense(config, "cpu", told)
+    assert len([step for step in told.steps if "training" in step.task]) == (".unfinished" not in left)
+    assert {path.name for path in (disk / "checkpoints").iterdir()} == {
+        opened.weights_file.name,
+        opened.weights_file.with_suffix(".lock").name,
+    }

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored_values import counts, layer_plans, metrics, names, plan_in_format_4, samples, shares
 
+from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.cost import CountedCost
@@ -127,3 +129,41 @@ def test_an_unknown_format_is_refused_by_both_formats_and_versions(changed, writ
     )
     with pytest.raises(StudyError, match=message):
         StudyRecord.from_stored({**tree, **changed})
+
+
+COLUMN = 65_535  # bytes that MySQL takes for an attribute
+
+
+def test_what_is_long_is_stored_short_and_comes_back():
+    """A network of 502 convolutions, and a set of 1000 classes with 20,000 validation images."""
+    chance = np.random.default_rng(0)
+    regions = [tuple(tuple(int(rank) for rank in chance.integers(1, 200, 3)) for _ in range(9)) for _ in range(502)]
+    plan = [
+        LayerPlan(f"stages.{number // 10}.blocks.{number}.conv", 10**8 + number, 10**7 - number, (ranks,), (None,))
+        for number, ranks in enumerate(regions)
+    ]
+    classes = [f"class number {number}" for number in range(1000)]
+    labels = np.sort(chance.integers(0, 1000, 20_000)).astype("<u2")
+    guesses = np.where(chance.random(20_000) < 0.7, labels, chance.integers(0, 1000, 20_000)).astype("<u2")
+    recalls = {f"recall:{name}": float(value) for name, value in zip(classes, chance.random(1000), strict=True)}
+    long = Measured({"accuracy": 0.7, **recalls}, recalls, guesses.tobytes())
+    trial = TrialRecord(long, {"energy": 0.9}, {}, plan).stored()
+    dense = dataclasses.replace(dense_record(), measured=long)
+    study = StudyRecord(CONFIG, "digest", tuple(classes), labels, dense, versions()).stored()
+    for stored in (trial[MEASURED], trial[PLAN], study):
+        assert len(json.dumps(stored)) < COLUMN
+    assert len(json.dumps([layer.stored() for layer in plan])) > COLUMN
+    assert plan_from_stored(through_json(trial[PLAN])) == tuple(plan)
+    assert point_from_stored(0, through_json(trial[MEASURED])).metrics == long.metrics
+    again = StudyRecord.from_stored(through_json(study))
+    assert again.stored() == study
+    np.testing.assert_array_equal(again.labels, labels)
+    # What another version needs to say that it does not read the study stays as it is.
+    assert (study["version"], study["config"]["name"]) == (FORMAT, "digits")
+
+
+def test_what_is_short_is_stored_as_it_is():
+    plan = [LayerPlan("conv", 10, 5, (((1, 2),),), (None,))]
+    stored = TrialRecord(NO_PREDICTIONS, {"energy": 0.9}, {}, plan).stored()
+    assert stored[PLAN] == [layer.stored() for layer in plan]
+    assert stored[MEASURED]["sample"] == {"energy": 0.9}

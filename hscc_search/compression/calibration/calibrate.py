@@ -1,7 +1,5 @@
 """Calibration: what one pass of the dense network over calibration images tells of its layers."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,23 +8,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from hscc_search.cache import DamagedError, Use, cache_folder, entry_written, tidy, use_entry, warn_unwritable
 from hscc_search.compression.calibration.batch_norm import absorb
 from hscc_search.compression.calibration.dense_pass import run_dense
 from hscc_search.compression.calibration.record import LayerRecord
-from hscc_search.compression.calibration.store import DAMAGE, cache_key, read_calibration, write_calibration
+from hscc_search.compression.calibration.store import cache_key, read_calibration, write_calibration
 from hscc_search.compression.form import Fold
 from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.stand_ins import copied
-from hscc_search.errors import CompressionError
-from hscc_search.files import (
-    TemporaryFolder,
-    cache_folder,
-    folder_written_whole,
-    mark_used,
-    remove_abandoned,
-    remove_unused,
-)
+from hscc_search.errors import CompressionError, UnwritableError
 from hscc_search.progress import Report, silent
+from hscc_search.temporary import TemporaryFolder
 
 Derived = TypeVar("Derived")
 
@@ -49,7 +41,7 @@ class Calibration:
         images: as the network takes them, float32 (images, 3, height, width).
         records: the layers that can be compressed, in execution order.
         inspection: of the network, layer by layer.
-        folder: the folder of the responses where it is removed with this object, None where it stays in the cache.
+        folder: the folder of the responses, which is removed with this object, or the use of an entry of the cache.
     """
 
     network: nn.Module
@@ -57,7 +49,7 @@ class Calibration:
     images: torch.Tensor
     records: tuple[LayerRecord, ...]
     inspection: Inspection
-    folder: TemporaryFolder | None = None
+    folder: TemporaryFolder | Use | None = None
     _derived: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def record(self, name: str) -> LayerRecord:
@@ -103,13 +95,14 @@ def calibrate(
             process then computes what all others on the machine read, and they share its memory.
 
     Raises:
-        CompressionError: a weight or a response is not finite, nothing can be compressed, or the calibration in the
-            cache is damaged and cannot be made again.
+        CompressionError: a weight or a response is not finite, nothing can be compressed, or what was written to the
+            cache cannot be read back.
         ConfigError: there is no cache folder.
+        DiskFullError: there is no room for the responses.
     """
     if keep:
         return _from_cache(network, images, report, batch_size)
-    folder = TemporaryFolder(prefix="hscc-calibration-")
+    folder = TemporaryFolder("hscc-calibration")
     folded, made = run_dense(network, images, folder.path, report, batch_size)
     return Calibration(folded, made.folds, images, made.records, made.inspection, folder)
 
@@ -117,52 +110,36 @@ def calibrate(
 def _from_cache(network: nn.Module, images: torch.Tensor, report: Report, batch_size: int) -> Calibration:
     """Read the calibration from the cache, where it is made first if there is none."""
     cache = cache_folder("calibrations")
-    folder = cache / cache_key(network, images, batch_size)
-    calibration = _read(folder, network, images.device)
+    entry = cache / cache_key(network, images, batch_size)
+    calibration = _read(entry, network, images.device)
+    if calibration is not None:
+        return calibration
+    tidy(cache, _UNUSED_SECONDS)
+    try:
+        _make(entry, network, images, report, batch_size)
+    except UnwritableError:
+        warn_unwritable()
+        return calibrate(network, images, report, batch_size)
+    calibration = _read(entry, network, images.device)
     if calibration is None:
-        remove_abandoned(cache)
-        remove_unused(cache, _UNUSED_SECONDS)
-        _make(folder, network, images, report, batch_size)
-        calibration = _read(folder, network, images.device)
-    if calibration is None:
-        raise CompressionError(f"what was just written to {folder} cannot be read back: set HSCC_CACHE to a sound disk")
+        raise CompressionError(f"what was just written to {entry} cannot be read back: set HSCC_CACHE to a sound disk")
     return calibration
 
 
-def _make(folder: Path, network: nn.Module, images: torch.Tensor, report: Report, batch_size: int) -> None:
-    """Calibrate into a folder of the cache."""
-    try:
-        with folder_written_whole(folder) as temporary:
-            _, made = run_dense(network, images, temporary, report, batch_size)
-            write_calibration(temporary, made)
-    except OSError:
-        # Where another process was faster, its calibration is as good.
-        if not folder.is_dir():
-            raise
+def _make(entry: Path, network: nn.Module, images: torch.Tensor, report: Report, batch_size: int) -> None:
+    """Calibrate into an entry of the cache."""
+    with entry_written(entry) as temporary:
+        _, made = run_dense(network, images, temporary, report, batch_size)
+        write_calibration(temporary, made)
 
 
-def _read(folder: Path, network: nn.Module, device: torch.device) -> Calibration | None:
-    """Read a network's calibration from a folder. None without a folder; a damaged one is removed."""
+def _read(entry: Path, network: nn.Module, device: torch.device) -> Calibration | None:
+    """Read a network's calibration from an entry of the cache. None without an entry, or with a damaged one."""
     try:
-        stored = read_calibration(folder, device)
-    except DAMAGE as damage:
-        if folder.exists():
-            _remove_damaged(folder, damage)
+        use = use_entry(entry)
+    except DamagedError:
         return None
-    mark_used(folder)
+    stored = read_calibration(entry, device)
     folded = copied(network).requires_grad_(True)
     absorb(folded, stored.folds)
-    return Calibration(folded, stored.folds, stored.images, stored.records, stored.inspection)
-
-
-def _remove_damaged(folder: Path, damage: Exception) -> None:
-    try:
-        # Moved out of the way of others first, since removing takes time; files that these have mapped stay readable.
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        shutil.rmtree(folder.rename(aside), ignore_errors=True)
-    except FileNotFoundError:
-        pass  # another process removed it
-    except OSError as error:
-        raise CompressionError(
-            f"the calibration in {folder} is damaged ({damage}) and cannot be removed ({error.strerror})"
-        ) from error
+    return Calibration(folded, stored.folds, stored.images, stored.records, stored.inspection, use)

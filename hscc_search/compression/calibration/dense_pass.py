@@ -11,10 +11,11 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from hscc_search.compression.calibration.activation import activation_bounds
 from hscc_search.compression.calibration.examination import examine, inspection_of
-from hscc_search.compression.calibration.gather import LayerStatistics
+from hscc_search.compression.calibration.gather import LayerStatistics, response_bytes
 from hscc_search.compression.calibration.hooks import Inputs, hooked
 from hscc_search.compression.calibration.store import StoredCalibration
 from hscc_search.errors import CompressionError
+from hscc_search.files import check_room
 from hscc_search.progress import Progress, Report
 
 
@@ -35,6 +36,7 @@ def run_dense(
 
     Raises:
         CompressionError: a weight or a response is not finite, or nothing can be compressed.
+        DiskFullError: there is no room for the responses.
     """
     examined = examine(network, images)
     network = examined.network.requires_grad_(False)  # only the gradients of the responses are needed
@@ -49,6 +51,8 @@ def run_dense(
             "the network has no convolution or fully connected layer that can be compressed "
             f"({'; '.join(reasons[:3]) or 'it has none'})"
         )
+    needed = sum(response_bytes(layer, examined.layers[name], len(images)) for name, layer in eligible.items())
+    check_room(folder, needed, f"the responses of {len(eligible)} layers to {len(images)} images")
     statistics = {
         name: LayerStatistics(name, layer, examined.layers[name], len(images), folder / f"{number}.npy")
         for number, (name, layer) in enumerate(eligible.items())

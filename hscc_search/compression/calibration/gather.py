@@ -1,5 +1,6 @@
 """Statistics of a layer, gathered while the calibration images pass."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hscc_search.compression.calibration.lattice import choose_lattice, position
 from hscc_search.compression.calibration.maps import map_size, maps_of
 from hscc_search.compression.calibration.record import InputStatistics, LayerRecord
 from hscc_search.errors import CompressionError
+from hscc_search.files import reserve
 
 
 class LayerStatistics:
@@ -36,8 +38,7 @@ class LayerStatistics:
         self.profiles = torch.zeros(channels, height, width, dtype=torch.float64, device=device)
         self.squares = torch.zeros(self.lattice.positions, channels, dtype=torch.float64, device=device)
         self.inputs = _input_sums(layer, examined.input_shape)
-        shape = (self.lattice.positions, images, channels)
-        self.responses = np.lib.format.open_memmap(file, "w+", np.float32, shape)
+        self.responses = _mapped(file, (self.lattice.positions, images, channels))
         self.seen = 0
 
     def add_output(self, output: torch.Tensor) -> None:
@@ -89,6 +90,25 @@ class LayerStatistics:
     def _on_lattice(self, maps: torch.Tensor) -> torch.Tensor:
         every = slice(self.lattice.start, None, self.lattice.step)
         return positions_first(maps[:, :, every, every])
+
+
+def response_bytes(layer: nn.Conv2d | nn.Linear, examined: ExaminedLayer, images: int) -> int:
+    """Size of the responses of a layer to some images."""
+    lattice = choose_lattice(*map_size(layer, examined.output_shape))
+    return 4 * lattice.positions * images * len(layer.weight)
+
+
+def _mapped(file: Path, shape: tuple[int, ...]) -> np.memmap:
+    """Make a file for an array and map it, after its room on the disk has been taken.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
+    with file.open("wb") as opened:
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(opened, header)
+        reserve(opened, 4 * math.prod(shape), "the responses of a layer")
+    return np.lib.format.open_memmap(file, "r+")
 
 
 class _InputSums:

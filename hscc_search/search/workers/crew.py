@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
@@ -21,6 +23,7 @@ from hscc_search.search.trial import Prepared
 from hscc_search.search.workers.ledger import Ledger
 from hscc_search.search.workers.worker import LOOK_SECONDS, work
 from hscc_search.storage import patiently
+from hscc_search.storage_faults import in_one_line
 
 # Deaths, with no trial finished between them, after which the crew gives up; one trial may cost two processes.
 _DEATHS_IN_A_ROW = 10
@@ -58,7 +61,8 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
     wanted = ledger.space.config.trials
     finished, deaths = ledger.finished, 0
     report(Progress("searching", finished, wanted))
-    crew = [_start(context, join, threads) for _ in range(count)]
+    work_in_process = partial(_join_and_work, join, ledger.space.config.storage, threads)
+    crew = [_start(context, work_in_process) for _ in range(count)]
     reason = ""
     try:
         while crew:
@@ -74,16 +78,16 @@ def work_together(count: int, ledger: Ledger, join: Join, report: Report = silen
                     continue
                 deaths += 1
                 _raise_cause(member, deaths)
-                crew.append(_start(context, join, threads))
+                crew.append(_start(context, work_in_process))
     finally:
         _dismiss([member.process for member in crew])
     if reason:
         report(Progress("searching", ledger.finished, wanted, reason))
 
 
-def _start(context: SpawnContext | ForkServerContext, join: Join, threads: int) -> _Member:
+def _start(context: SpawnContext | ForkServerContext, work_in_process: Callable[[Connection], None]) -> _Member:
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_join_and_work, args=(join, threads, sending))
+    process = context.Process(target=work_in_process, args=(sending,))
     process.start()
     sending.close()
     return _Member(process, receiving)
@@ -129,20 +133,22 @@ def _context() -> SpawnContext | ForkServerContext:
     return context
 
 
-def _join_and_work(join: Join, threads: int, messages: Connection) -> None:
+def _join_and_work(join: Join, storage: str, threads: int, messages: Connection) -> None:
     """Join a study and work on it, in a process of its own."""
     # SIGTERM acts like Ctrl-C: shells start background jobs with SIGINT ignored, which processes inherit.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parent = multiprocessing.parent_process()
     assert parent is not None
     keep_freed_memory()
+    warnings.simplefilter("ignore")  # the command has printed what a user should know
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(threads)
     try:
-        ready = patiently(join)()
-        if ready is not None:
-            ledger, prepared = ready
-            messages.send(work(ledger, prepared, keep_on=parent.is_alive))  # an orphan has to end by itself
+        with in_one_line(storage):
+            ready = patiently(join)()
+            if ready is not None:
+                ledger, prepared = ready
+                messages.send(work(ledger, prepared, keep_on=parent.is_alive))  # an orphan has to end by itself
     except HsccError as error:
         messages.send(str(error))
         raise SystemExit(2) from error

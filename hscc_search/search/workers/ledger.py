@@ -24,7 +24,8 @@ from hscc_search.search.record import FAILURE
 from hscc_search.search.space import Sample, Space
 from hscc_search.search.stored_study import Study, study_as_it_stands
 from hscc_search.search.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, process_ended, signature
-from hscc_search.storage import comes_from_storage, lockable, locked, patiently
+from hscc_search.storage import lockable, locked, patiently
+from hscc_search.storage_faults import comes_from_storage
 
 # Number of workers that may die of one trial before the trial fails.
 _ATTEMPTS = 2

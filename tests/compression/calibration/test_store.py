@@ -1,7 +1,9 @@
 import gc
 import hashlib
+import multiprocessing
 import os
-import time
+import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +11,13 @@ from command_line import FORKS
 from geometry import SIDE, Residual, random_images, seeded, smooth_images
 from torch import nn
 
+from hscc_search.cache import remove_entry
 from hscc_search.compression.calibration.calibrate import calibrate
 from hscc_search.compression.calibration.store import cache_key
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
 from hscc_search.dense.networks import DigitsCNN
-from hscc_search.errors import CompressionError, ConfigError
+from hscc_search.errors import CompressionError, ConfigError, DiskFullError, HsccWarning
 
 
 @pytest.fixture
@@ -96,24 +99,25 @@ def test_the_key_depends_on_the_network_the_images_and_the_batch_size():
     assert cache_key(network, x.clone(), 64) == cache_key(network, x, 64)
 
 
-def truncate(folder):
-    with (folder / "1.npy").open("r+b") as file:
-        file.truncate(file.seek(0, 2) - 1)
+def flip(path, share):
+    """Flip one bit at a share of a file's length."""
+    damaged = bytearray(path.read_bytes())
+    damaged[int(share * len(damaged))] ^= 4
+    path.write_bytes(damaged)
 
 
 DAMAGES = {
-    "a response file is short": truncate,
-    "a response file is missing": lambda folder: (folder / "0.npy").unlink(),
-    "the images are missing": lambda folder: (folder / "images.npy").unlink(),
-    "the list is short": lambda folder: (folder / "calibration.json").write_text('{"sizes": {'),
-    "the list is missing": lambda folder: (folder / "calibration.json").unlink(),
-    "the list lacks an entry": lambda folder: (folder / "calibration.json").write_text('{"sizes": {}}'),
+    "a bit of a response": lambda folder: flip(folder / "1.npy", 0.7),
+    "a bit of the images": lambda folder: flip(folder / "images.npy", 0.9),
+    "a bit of the statistics": lambda folder: flip(folder / "statistics.npz", 0.5),
+    "a bit of a figure": lambda folder: flip(folder / "calibration.json", 0.5),
+    "a response file is short": lambda folder: os.truncate(folder / "1.npy", 1000),
     "all is gone": lambda folder: [file.unlink() for file in folder.iterdir()],
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_folder_is_made_again(cache, damage):
+def test_a_damaged_calibration_is_made_again(cache, damage):
     network, x = DigitsCNN(5, SIDE), smooth_images(8)
     before = calibrate(network, x, keep=True)
     expected = weights_of(before)
@@ -127,18 +131,44 @@ def test_a_damaged_folder_is_made_again(cache, damage):
     assert same(weights_of(calibrate(network, x, must_not_run, keep=True)), expected)
 
 
-def test_damage_that_cannot_be_removed_is_an_error_of_one_line(cache, monkeypatch):
+def test_a_calibration_that_is_used_stays_in_the_cache(cache):
+    calibration = calibrate(DigitsCNN(5, SIDE), smooth_images(8), keep=True)
+    (entry,) = cache.iterdir()
+    assert not remove_entry(entry)
+    part = replace(calibration, images=calibration.images[:4])
+    del calibration
+    assert not remove_entry(entry)
+    del part
+    assert remove_entry(entry)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_with_a_cache_that_cannot_be_written_to_the_calibration_is_the_same(small_disk, monkeypatch, damaged):
+    disk = small_disk(20_000)
+    monkeypatch.setenv("HSCC_CACHE", str(disk))
     network, x = DigitsCNN(5, SIDE), smooth_images(8)
-    calibrate(network, x, keep=True)
-    (folder,) = cache.iterdir()
-    truncate(folder)
-
-    def refuse(*_):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("pathlib.Path.rename", refuse)
-    with pytest.raises(CompressionError, match=r"is damaged \(1\.npy is not .*cannot be removed \(Permission denied\)"):
+    if damaged:
         calibrate(network, x, keep=True)
+        flip(next(disk.glob("calibrations/*/0.npy")), 0.5)
+    small_disk(20_000, "remount,ro")
+    with pytest.warns(HsccWarning, match=rf"the cache {disk} cannot be written to"):
+        passing = calibrate(network, x, keep=True)
+    monkeypatch.delenv("HSCC_CACHE")
+    assert same(weights_of(passing), weights_of(calibrate(network, x)))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("kilobytes", [40, 400, 1000])
+def test_a_disk_without_room_for_the_responses_is_named_before_the_pass(small_disk, monkeypatch, kilobytes, keep):
+    disk = small_disk(kilobytes)
+    monkeypatch.setenv("HSCC_CACHE", str(disk))
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    network, x = DigitsCNN(5, SIDE), smooth_images(64)
+    with pytest.raises(DiskFullError, match=rf"responses of 5 layers to 64 images: \d\.\d MB are needed, and .*{disk}"):
+        calibrate(network, x, must_not_run, keep=keep)
+    assert [path for path in disk.rglob("*") if path.is_file()] == []
+    small_disk(40_000, "remount")
+    assert calibrate(network, x, keep=keep).records
 
 
 def test_a_cache_that_is_no_folder_is_an_error_of_one_line(tmp_path, monkeypatch):
@@ -157,17 +187,21 @@ def test_a_pass_that_fails_keeps_nothing(cache):
     assert list(cache.iterdir()) == []
 
 
-def test_folders_of_killed_processes_are_removed_after_a_day(cache):
+def calibrate_and_die(network, x):
+    def die(_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    calibrate(network, x, die, batch_size=2, keep=True)
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(cache):
     network, x = DigitsCNN(5, SIDE), smooth_images(4)
-    day = 86400
-    for name, age, file_age in (("old", 2, 2), ("running", 2, 0), ("young", 0, 0)):
-        folder = cache / f".{name}.x"
-        folder.mkdir(parents=True)
-        (folder / "0.npy").write_text("")
-        os.utime(folder / "0.npy", (time.time() - file_age * day,) * 2)
-        os.utime(folder, (time.time() - age * day,) * 2)
+    process = multiprocessing.get_context("fork").Process(target=calibrate_and_die, args=(network, x.flip(0)))
+    process.start()
+    process.join()
+    assert [path.name[0] for path in cache.iterdir()] == [".", "."]
     calibrate(network, x, keep=True)
-    assert {folder.name for folder in cache.iterdir()} == {".running.x", ".young.x", cache_key(network, x, 64)}
+    assert [folder.name for folder in cache.iterdir()] == [cache_key(network, x, 64)]
 
 
 def race(start, results, cache_folder):
