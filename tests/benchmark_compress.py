@@ -1,7 +1,8 @@
 """Time and memory of compressing, beside the passes of the dense network. Run by `make benchmark`.
 
-Prints two comparisons, each made within one run: AlexNet compressed with given calibration against forward passes of
-the dense network over the calibration images; and the peak memory of compressing stacks of equal layers, 4 and 16 of
+Prints three comparisons, each made within one run: the examination of AlexNet and ResNet-18, with its self-check at
+full rank, against their calibration; AlexNet compressed with given calibration against forward passes of the dense
+network over the calibration images; and the peak memory of compressing stacks of equal layers, 4 and 16 of
 them, which grows with the largest layer and not with their number (read from Linux's /proc).
 """
 
@@ -9,12 +10,14 @@ import multiprocessing
 import statistics
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from hscc_search.compression.calibration.calibrate import BATCH_SIZE, calibrate
+from hscc_search.compression.calibration.examination import examine
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
 from hscc_search.dense.networks import build_network
@@ -41,6 +44,17 @@ def seconds_of(work):
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def time_self_check():
+    """The examination of a network, with its self-check, beside the whole calibration that it is a part of."""
+    for name, image_size in (("alexnet", IMAGE_SIZE), ("resnet18", 128)):
+        torch.manual_seed(0)
+        network, images = build_network(name, 4, image_size), smooth_images(IMAGES, image_size)
+        checks = [seconds_of(partial(examine, network, images)) for _ in range(REPEATS)]
+        calibrations = [seconds_of(partial(calibrate, network, images)) for _ in range(2)]
+        share = statistics.median(checks) / statistics.median(calibrations)
+        print(f"{name}, {IMAGES} images: the examination takes {share:.3f} of the calibration")
 
 
 def time_beside_forward():
@@ -95,5 +109,6 @@ def memory_of_stacks():
 
 if __name__ == "__main__":
     keep_freed_memory()  # as the command line does
+    time_self_check()
     time_beside_forward()
     memory_of_stacks()

@@ -59,12 +59,14 @@ def check_replacing(network: nn.Module, sizes: Mapping[str, Size], images: torch
     Raises:
         CompressionError: the network answers otherwise although each layer alone can be replaced.
     """
-    checks = [_Check(network, sizes, _varied(images), divided) for divided in (False, True)]
+    maps = {name: size for name, size in sizes.items() if isinstance(network.get_submodule(name), nn.Conv2d)}
+    varied = _varied(images)
+    checks = [_Check(network, sizes, varied, divided=False), _Check(network, maps, varied, divided=True)]
     misfits: dict[str, str] = {}
     for check in checks:
-        misfits |= check.misfits([name for name in sizes if name not in misfits])
-    fitting = [name for name in sizes if name not in misfits]
+        misfits |= check.misfits([name for name in check.sizes if name not in misfits])
     for check in checks:
+        fitting = [name for name in check.sizes if name not in misfits]
         problem = check.problem(fitting) if misfits else None
         if problem is not None:
             raise CompressionError(
@@ -143,7 +145,7 @@ class _Check:
         layer: Any = self.network.get_submodule(name)
         height, width = self.sizes[name]
         rows, columns = _halves(height), _halves(width)
-        if not self.divided or isinstance(layer, nn.Linear):
+        if not self.divided:
             rows, columns = [(0, height)], [(0, width)]
         corners = [(row, column) for row in rows for column in columns]
         groups = getattr(layer, "groups", 1)
@@ -176,7 +178,7 @@ def _fit_exactly(layer: Any, form: LayerForm, x: torch.Tensor) -> tuple[nn.Modul
             stages: list[Any] = list(region) if isinstance(region, nn.Sequential) else [region]
             stages[0].weight.copy_(weight)
             if len(stages) == 2:
-                stages[1].weight.copy_(torch.eye(len(weight)).reshape(stages[1].weight.shape))
+                torch.nn.init.zeros_(stages[1].weight).flatten(1).fill_diagonal_(1)
             stages[-1].bias.copy_(bias if bias is not None else torch.zeros(()))
     return module, module(x)
 
