@@ -95,7 +95,7 @@ def test_commands_on_own_images_run(cli, image_folder, tmp_path):
     (tmp_path / "mine.yaml").write_text(study)
     torch.save(build_network("resnet18", 2, 32).state_dict(), tmp_path / "weights.pt")
     ran = [command for command in COMMANDS if "mine" in command or "IMAGES" in command]
-    assert len(ran) == 4
+    assert len(ran) == 5
     for command in ran:
         cli(*shlex.split(command)[1:], cwd=tmp_path)
     assert (tmp_path / "mine-compressed" / "README.md").exists()

@@ -8,6 +8,7 @@ import click
 
 from hscc_search.cli.cache import cache
 from hscc_search.cli.data import data
+from hscc_search.cli.inspection import inspect
 from hscc_search.cli.results import compare, export, front
 from hscc_search.cli.storages import dashboard, studies
 from hscc_search.cli.work import proxy, run, train, worker
@@ -23,7 +24,7 @@ def commands() -> None:
     """Search for the best ways to compress a convolutional network: accuracy against FLOPs."""
 
 
-for command in (train, run, worker, proxy, front, compare, export, studies, dashboard, data, cache):
+for command in (inspect, train, run, worker, proxy, front, compare, export, studies, dashboard, data, cache):
     commands.add_command(command)
 
 

@@ -119,7 +119,15 @@ def export(
     if finetune is not None:
         config = config.finetuned(finetune)
     record = study.record
-    point = select(rule, study.points, study.objectives, record.labels, record.classes, config.seed)
+    point = select(
+        rule,
+        study.points,
+        study.objectives,
+        record.labels,
+        record.classes,
+        config.seed,
+        most_parameters=study.dense["parameters"],
+    )
     with progress_bars() as report:
         metrics = export_trial(study, point, config, out, device, report)
     accuracy, dense_accuracy = (network.test.metrics["accuracy"] for network in (metrics.compressed, metrics.dense))

@@ -67,6 +67,7 @@ def train(study: str, data: Path | None, device: str) -> None:
 @data_option
 @checkpoint_option
 @device_option
+@click.option("--strict", is_flag=True, help="Refuse a new study that there is a warning about.")
 def run(
     study: str,
     storage: str | None,
@@ -76,6 +77,7 @@ def run(
     data: Path | None,
     checkpoint: Path | None,
     device: str,
+    strict: bool,
 ) -> None:
     """Start STUDY, a file or a name, or continue it until it has all its trials."""
     config = read_config(
@@ -92,7 +94,7 @@ def run(
     quiet_optuna()
     with progress_bars() as report:
         watch = Watch(report)
-        result = run_study(config, device, watch, workers)
+        result = run_study(config, device, watch, workers, strict)
     show_front(result)
     say(
         f"study {config.name}: {_how_far(len(result.points), config.trials, watch)}; "

@@ -1,6 +1,6 @@
 """Open the images, the split and the dense network of a study together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def open_dense(
     weights: str | None = None,
     network: Mapping[str, str] | None = None,
     labels: np.ndarray | None = None,
+    look: Callable[[Opened], None] | None = None,
     keep: bool = False,
 ) -> Opened:
     """Open the images and the dense network of a study, and train the network unless it has trained weights.
@@ -68,6 +69,7 @@ def open_dense(
         weights: digest of the dense network that the study was started with, None for a new study.
         network: identity of that network; None or empty for a new study, and for one that stored none.
         labels: of the validation part that the study was started on, None for a new study.
+        look: called with the images and the network as it is built, before anything is trained.
         keep: whether not to train at all where the cache cannot keep the weights.
 
     Raises:
@@ -75,20 +77,40 @@ def open_dense(
             with other images or another network.
         UnwritableError: the network is to be trained, and its weights are to be kept and could not be.
     """
-    chosen_device = choose_device(device)
-    # Checked before a network would be trained on the wrong images.
-    dataset, parts = _same_images(config, report, fingerprint, labels)
-    built = build(config, len(dataset.classes))
-    opened = Opened(config, dataset, parts, built, chosen_device, identity(built))
+    opened = open_built(config, device, report, fingerprint, labels)
     if network:
         _check_code(opened, network)
+    if look is not None:
+        look(opened)
     opened = _with_weights(opened, report, weights, network or {}, keep)
     if weights not in (None, weights_digest(opened.network)):
         raise StudyError(
             f"study {config.name} was started with another dense network: "
             "give the same weights with --checkpoint FILE, or start a study of another name with this one"
         )
-    return replace(opened, network=opened.network.to(chosen_device).eval())
+    return replace(opened, network=opened.network.to(opened.device).eval())
+
+
+def open_built(
+    config: StudyConfig,
+    device: str = "auto",
+    report: Report = silent,
+    fingerprint: str | None = None,
+    labels: np.ndarray | None = None,
+) -> Opened:
+    """Open the images of a study, and build its dense network without training it.
+
+    The arguments are those of :func:`open_dense`.
+
+    Raises:
+        HsccError: the images or the network cannot be used, a metric names an unknown class, or the study was started
+            with other images.
+    """
+    chosen_device = choose_device(device)
+    # Checked before a network would be trained on the wrong images.
+    dataset, parts = _same_images(config, report, fingerprint, labels)
+    built = build(config, len(dataset.classes))
+    return Opened(config, dataset, parts, built, chosen_device, identity(built))
 
 
 def _same_images(
@@ -124,16 +146,20 @@ def _check_code(opened: Opened, before: Mapping[str, str]) -> None:
         )
 
 
+def with_checkpoint(opened: Opened, checkpoint: Path, report: Report) -> Opened:
+    """Load the weights of a checkpoint into a network that was built."""
+    line = load_checkpoint(opened.network, checkpoint)
+    report(Notice(f"training: none: the weights are those of checkpoint {checkpoint}"))
+    if line is not None:
+        report(Notice(line))
+    return replace(opened, weights_file=checkpoint, identity={**opened.identity, START: "checkpoint"})
+
+
 def _with_weights(opened: Opened, report: Report, weights: str | None, before: Mapping[str, str], keep: bool) -> Opened:
     """Give the dense network its weights: from the checkpoint, as they come, from the cache, or trained now."""
     config, network = opened.config, opened.network
     if config.model.checkpoint is not None:
-        line = load_checkpoint(network, config.model.checkpoint)
-        report(Notice(f"training: none: the weights are those of checkpoint {config.model.checkpoint}"))
-        if line is not None:
-            report(Notice(line))
-        from_checkpoint = {**opened.identity, START: "checkpoint"}
-        return replace(opened, weights_file=config.model.checkpoint, identity=from_checkpoint)
+        return with_checkpoint(opened, config.model.checkpoint, report)
     if before.get(START, opened.identity[START]) != opened.identity[START]:
         raise StudyError(
             f"study {config.name} was started with another dense network, of other weights before training: "

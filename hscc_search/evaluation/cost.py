@@ -38,3 +38,12 @@ class CountedCost(Cost):
     macs_torch: int
     uncounted: dict[str, int]
     notes: tuple[str, ...] = ()
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values by name."""
+        return {**asdict(self), "notes": list(self.notes)}
+
+    @classmethod
+    def from_stored(cls, tree: dict[str, Any]) -> "CountedCost":
+        """Undo :meth:`stored`."""
+        return cls(**{**tree, "notes": tuple(tree.get("notes", ()))})

@@ -78,7 +78,8 @@ def count_macs(network: nn.Module, image: torch.Tensor) -> dict[str, int]:
     Source: torch's ``FlopCounterMode``, taught the operators of attention and of vectors that it does not know.
     """
     counts: Counter[str] = Counter()
-    with _without_fused_attention(), FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
+    counting = FlopCounterMode(display=False, custom_mapping=_MORE)
+    with _without_fused_attention(), _without_gradients(network), counting as counter:
         with _counted(dict(network.named_modules()), counter, counts):
             network(image.clone())
         counts[""] = counter.get_total_flops() // 2
@@ -101,6 +102,19 @@ def _counted(modules: Mapping[str, nn.Module], counter: FlopCounterMode, counts:
             handles.callback(module.register_forward_pre_hook(before).remove)
             handles.callback(module.register_forward_hook(after).remove)
         yield
+
+
+@contextmanager
+def _without_gradients(network: nn.Module) -> Iterator[None]:
+    """Let no parameter have a gradient: torch's counter fails where a module is given one that has, as an input."""
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.evaluation.quality import Quality
@@ -41,30 +42,46 @@ As a torch module that can be trained further, which takes the same pixels: `hsc
 {results}
 
 ± is one bootstrap standard error over images ({test_images} in the test part, {validation_images} in the validation \
-part). One multiply-add is one MAC and two FLOPs. The trial was chosen on the validation part; the test part was used \
-for this table only, with ONNX Runtime running model.onnx.
+part). One multiply-add is one MAC and two FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
+Runtime running model.onnx.{larger}
 
 ## Layers
 
-| layer | regions | ranks | fewer MACs |
-|---|---|---|---|
+{inspected}| layer | GMACs dense | regions | ranks | fewer MACs |
+|---|---|---|---|---|
 {layers}
 
 ## Limits
 
-Measured on images of the study's data set only. Other scanners, populations and image sizes were not tested; the \
-network is not a medical device.
+{notices}Measured on images of the study's data set only. Other scanners, populations and image sizes were not tested; \
+the network is not a medical device.
 """
 
 
-def model_card(metrics: Metrics, config: StudyConfig, plan: Sequence[LayerPlan]) -> str:
+def model_card(
+    metrics: Metrics,
+    config: StudyConfig,
+    plan: Sequence[LayerPlan],
+    inspection: Inspection,
+    notices: Sequence[str] = (),
+) -> str:
     """Write the model card in Markdown: how to run the network, its results, its layers and its limits.
 
     Args:
         metrics: of the dense and the compressed network.
         config: of the study.
         plan: of each layer.
+        inspection: of the dense network.
+        notices: what the user was warned of when the study was created.
     """
+    if config.model.checkpoint is None:
+        test_part = "the test part was used for this table only"
+    else:
+        test_part = (
+            "which images the dense network's checkpoint was trained on is not known, so that the test part may hold "
+            "some of them"
+        )
+    dense, compressed = metrics.dense.cost.parameters, metrics.compressed.cost.parameters
     return _CARD.format(
         study=metrics.study,
         model=config.model.name,
@@ -79,6 +96,12 @@ def model_card(metrics: Metrics, config: StudyConfig, plan: Sequence[LayerPlan])
         test_images=metrics.test_images,
         validation_images=metrics.validation_images,
         layers=_layers(plan),
+        test_part=test_part,
+        larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
+        inspected=f"{inspection.share:.1%} of the multiply-adds of the dense network are in layers that can be "
+        f"compressed; with all of these replaced at full rank its answers differ by {inspection.error:.0e} of what "
+        "they vary by.\n\n",
+        notices="".join(f"- {_in_markdown(line)}\n" for line in notices) + ("\n" if notices else ""),
     )
 
 
@@ -125,7 +148,8 @@ def _with_error(quality: Quality, metric: str) -> str:
 
 def _layers(plan: Sequence[LayerPlan]) -> str:
     return "\n".join(
-        f"| {layer.name} | {layer.regions or '-'} | {layer.summary} | {layer.macs_dense / layer.macs:.2f}x |"
+        f"| {layer.name} | {layer.macs_dense / 1e9:.4f} | {layer.regions or '-'} | {layer.summary} | "
+        f"{layer.macs_dense / layer.macs:.2f}x |"
         for layer in plan
         if layer.macs
     )

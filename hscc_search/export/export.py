@@ -9,9 +9,10 @@ import onnxruntime
 import torch
 from torch import nn
 
+from hscc_search.compression.inspection import Inspection
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part
-from hscc_search.dense.opened import Opened, open_dense
+from hscc_search.dense.opened import Opened
 from hscc_search.dense.weights import save_weights
 from hscc_search.errors import ExportError, UnwritableError
 from hscc_search.evaluation.cost import CountedCost
@@ -41,6 +42,7 @@ from hscc_search.files import check_new_folder, folder_written_whole
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.onnx import write_onnx
+from hscc_search.search.opening import open_again
 from hscc_search.search.record import StudyRecord
 from hscc_search.search.space import space_of
 from hscc_search.search.stored_study import Study
@@ -83,16 +85,8 @@ def export(
     """
     _check_output(out)
     record = study.record
-    opened = open_dense(
-        config,
-        device,
-        report,
-        fingerprint=record.fingerprint,
-        weights=record.dense.weights,
-        network=record.dense.network,
-        labels=record.labels,
-    )
-    result = _compress_again(opened, record, point, report)
+    opened = open_again(record, config, device, report)
+    result, inspection = _compress_again(opened, record, point, report)
     cost = _count(result, config.data.image_size)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +99,10 @@ def export(
         answers = _check(folder, opened.parts.test)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers)
-        _describe(folder, record, config, metrics, result)
+        _describe(folder, record, config, metrics)
+        card = model_card(metrics, config, result.compressed.plan, inspection, record.notices)
+        (folder / CARD).write_text(card, encoding="utf-8")
+        write_json(folder / MANIFEST, Manifest.of(folder).stored())
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
 
@@ -116,10 +113,12 @@ def _check_output(out: Path) -> None:
     check_new_folder(out)
 
 
-def _compress_again(opened: Opened, record: StudyRecord, point: Point, report: Report) -> TrialResult:
+def _compress_again(
+    opened: Opened, record: StudyRecord, point: Point, report: Report
+) -> tuple[TrialResult, Inspection]:
     prepared = prepare(opened, record.dense, report)
     setting = space_of(opened.config, prepared.calibration).setting(dict(point.sample))
-    return run_trial(prepared, setting, report)
+    return run_trial(prepared, setting, report), prepared.calibration.inspection
 
 
 def _count(result: TrialResult, image_size: int) -> CountedCost:
@@ -202,14 +201,11 @@ def _validation_quality(measured: Measured, record: StudyRecord) -> Quality:
     return measure_quality(predicted, record.labels, record.classes, record.config.seed)
 
 
-def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: Metrics, result: TrialResult) -> None:
-    """Write the files beside the models; the manifest last, since it holds the digests of all others."""
+def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: Metrics) -> None:
+    """Write the files beside the models but the card, and the manifest with the digests of all others."""
     origin = Origin(config, metrics.trial, metrics.sample, record.fingerprint, record.versions)
     write_json(folder / METRICS, metrics.stored())
     write_yaml(folder / CONFIG, origin.stored())
-    card = model_card(metrics, config, result.compressed.plan)
-    (folder / CARD).write_text(card, encoding="utf-8")
-    write_json(folder / MANIFEST, Manifest.of(folder).stored())
 
 
 def _onnx_scores(path: Path, part: Part) -> np.ndarray:

@@ -70,6 +70,7 @@ def select(
     labels: np.ndarray,
     classes: tuple[str, ...],
     seed: int = 0,
+    most_parameters: float | None = None,
 ) -> Point:
     """Choose a trial by a rule.
 
@@ -80,6 +81,7 @@ def select(
         labels: integers, shape (images,), true classes of the validation images.
         classes: class names.
         seed: of the bootstrap.
+        most_parameters: parameters of the dense network: the knee has no more, where any trial has no more.
 
     Raises:
         ConfigError: the text is not a rule.
@@ -90,7 +92,8 @@ def select(
             return _numbered(trial, points, objectives)
         case Knee():
             _require_feasible(points)
-            return _numbered(confidence(points, objectives, labels, classes, seed).knee, points, objectives)
+            surely = confidence(points, objectives, labels, classes, seed, most_parameters=most_parameters)
+            return _numbered(surely.knee, points, objectives)
         case MinAccuracy(accuracy):
             return _cheapest(accuracy, points)
         case MaxFlops(flops):

@@ -66,6 +66,8 @@ def front_page(study: Study, script_url: str | None) -> str:
         columns=columns(study),
         rows=rows(study, most_close=_MOST_CLOSE),
         line=front_line(study),
+        notices=study.record.notices,
+        inspection=study.record.inspection,
     )
 
 

@@ -53,7 +53,7 @@ def rows(study: Study, most_close: int | None = None) -> list[TableRow]:
 
 
 def front_line(study: Study) -> str:
-    """The line below the table: the hypervolume, and the numbers of close and of infeasible trials."""
+    """The line below the table: the hypervolume, and the numbers of close, infeasible and larger trials."""
     sentences = [] if study.front else [_why_empty(study)]
     sentences.append(f"hypervolume {study.hypervolume:.4f} (reference {reference_text(study)})")
     if study.close:
@@ -61,6 +61,11 @@ def front_line(study: Study) -> str:
     infeasible = sum(not point.feasible for point in study.points)
     if infeasible and study.front:
         sentences.append(f"{infeasible} of {len(study.points)} trials violate a constraint")
+    larger = [point for point in study.front if point["parameters"] > study.dense["parameters"]]
+    if larger:
+        knee = next((point for point in larger if point.trial == study.confidence.knee), None)
+        named = f", the knee too ({knee['parameters'] / study.dense['parameters']:.2f}x)" if knee is not None else ""
+        sentences.append(f"{len(larger)} trials of the front have more parameters than the dense network{named}")
     return "; ".join(sentences)
 
 

@@ -102,7 +102,10 @@ def front_table(study: "Study") -> Table:
 def counting_lines(study: "Study") -> Iterator[str]:
     """Notes on the counting of FLOPs: operators that are not counted, and where two counters disagree."""
     cost = study.record.dense.cost
-    if cost.macs != cost.macs_torch:
+    if cost.notes:
+        more = f" and {len(cost.notes) - 2} more" if len(cost.notes) > 2 else ""
+        yield f"MACs are torch's count: {'; '.join(cost.notes[:2])}{more}"
+    elif cost.macs != cost.macs_torch:  # as a study of version 0.1.0 stored them
         yield (
             f"warning: fvcore counts {cost.macs} MACs for the dense network, torch {cost.macs_torch}: "
             "one of them misses an operator"

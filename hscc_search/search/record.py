@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StudyError
@@ -66,6 +67,8 @@ class StudyRecord:
         labels: class of each validation image, uint16.
         dense: the dense network.
         versions: of Python and of the packages that the study was created with, by name.
+        inspection: of the dense network, layer by layer; None in a study of version 0.1.0.
+        notices: what the user was warned of when the study was created, one line each.
     """
 
     config: StudyConfig
@@ -74,6 +77,8 @@ class StudyRecord:
     labels: np.ndarray = field(compare=False, repr=False)
     dense: DenseRecord
     versions: dict[str, str]
+    inspection: Inspection | None = None
+    notices: tuple[str, ...] = ()
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -93,6 +98,8 @@ class StudyRecord:
                 "weights": self.dense.weights,
                 "network": dict(self.dense.network),
             },
+            "inspection": None if self.inspection is None else self.inspection.stored(),
+            "notices": list(self.notices),
         }
         return {**head, **_shortened(rest)}  # the head is read by versions that read nothing else
 
@@ -121,11 +128,13 @@ class StudyRecord:
             labels=np.frombuffer(_unpacked(tree["labels"]), "<u2"),
             dense=DenseRecord(
                 Measured(dense["metrics"], dense["errors"], _unpacked(dense["predictions"])),
-                CountedCost(**dense["cost"]),
+                CountedCost.from_stored(dense["cost"]),
                 dense["weights"],
                 dense.get("network", {}),
             ),
             versions=tree["versions"],
+            inspection=Inspection.from_stored(tree["inspection"]) if tree.get("inspection") else None,
+            notices=tuple(tree.get("notices", ())),
         )
 
 

@@ -75,7 +75,14 @@ class Study:
     def confidence(self) -> Confidence:
         """The front over bootstrap draws of the validation images."""
         record = self.record
-        return confidence(self.points, self.objectives, record.labels, record.classes, self.config.seed)
+        return confidence(
+            self.points,
+            self.objectives,
+            record.labels,
+            record.classes,
+            self.config.seed,
+            most_parameters=self.dense["parameters"],
+        )
 
     @cached_property
     def close(self) -> list[Point]:

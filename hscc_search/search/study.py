@@ -9,11 +9,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from hscc_search.config import StudyConfig
-from hscc_search.dense.opened import open_dense
+from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.dense.weights import weights_digest
 from hscc_search.errors import StorageError, StudyError
 from hscc_search.pareto.objectives import objectives_of
 from hscc_search.progress import Report, silent
+from hscc_search.search.beforehand import Notices, notices_before_training, notices_on_dense
+from hscc_search.search.opening import open_again
 from hscc_search.search.propose import directions_of
 from hscc_search.search.record import DenseRecord, StudyRecord, versions
 from hscc_search.search.space import Space, check_space, space_of
@@ -34,7 +36,9 @@ from hscc_search.storage import existing_storage, find_storage, open_storage
 from hscc_search.storage_faults import in_one_line, undamaged
 
 
-def run_study(config: StudyConfig, device: str = "auto", report: Report = silent, workers: int = 1) -> Study:
+def run_study(
+    config: StudyConfig, device: str = "auto", report: Report = silent, workers: int = 1, strict: bool = False
+) -> Study:
     """Start a study, or continue it, until it has ``config.trials`` finished trials in all.
 
     Every trial is stored when it finishes, so that whatever stops this function loses no finished trial.
@@ -44,12 +48,13 @@ def run_study(config: StudyConfig, device: str = "auto", report: Report = silent
         device: ``auto``, ``cpu`` or ``cuda``.
         report: told of reading, training, calibrating and each trial.
         workers: number of processes that share the trials.
+        strict: whether a new study is refused where there is something to warn of.
 
     Raises:
         HsccError: bad input, a study whose file has changed, or several trials in a row that fail.
     """
     with in_one_line(config.storage):
-        ready = start_study(config, device, report)
+        ready = start_study(config, device, report, strict)
     if ready is not None:
         _run_trials(*ready, config, device, report, workers)
     return read_study(config.storage, config.name)
@@ -101,7 +106,9 @@ def _run_trials(
             work_together(workers, ledger, join, report)
 
 
-def start_study(config: StudyConfig, device: str = "auto", report: Report = silent) -> tuple[Ledger, Prepared] | None:
+def start_study(
+    config: StudyConfig, device: str = "auto", report: Report = silent, strict: bool = False
+) -> tuple[Ledger, Prepared] | None:
     """Create a study where it does not exist, and prepare what its trials share.
 
     Returns:
@@ -125,10 +132,11 @@ def start_study(config: StudyConfig, device: str = "auto", report: Report = sile
             )
         if finished >= config.trials:
             return None
-    prepared, space = _prepare(config, record, device, report)
+    notices = Notices(report, strict)
+    prepared, space = _prepare(config, record, device, report, notices)
     storage = storage or open_storage(config.storage)
     if study is None or record is None:
-        study = _create(prepared, storage)
+        study = _create(prepared, storage, notices)
     else:  # fields that may change take the values of the last run, such as the number of trials
         write_record(study, replace(record, config=config))
     return Ledger(study, storage, space), prepared
@@ -171,46 +179,48 @@ def join_study(
     config = config.model_copy(update={"storage": storage, "timeout": timeout})
     if finished >= config.trials:
         return None
-    prepared, space = _prepare(config, record, device, report)
+    prepared, space = _prepare(config, record, device, report, Notices(report, strict=False))
     upgrade_record(study)
     return Ledger(study, opened, space), prepared
 
 
-def _prepare(config: StudyConfig, record: StudyRecord | None, device: str, report: Report) -> tuple[Prepared, Space]:
+def _prepare(
+    config: StudyConfig, record: StudyRecord | None, device: str, report: Report, notices: Notices
+) -> tuple[Prepared, Space]:
     """Prepare what the trials of a study share, and its space; images and network must be those of the record."""
     check_space(config)
     if record is None:
-        opened = open_dense(config, device, report)
+
+        def look(built: Opened) -> None:
+            notices.tell(notices_before_training(built))
+
+        opened = open_dense(config, device, report, look=look)
     else:
-        opened = open_dense(
-            config,
-            device,
-            report,
-            fingerprint=record.fingerprint,
-            weights=record.dense.weights,
-            network=record.dense.network,
-            labels=record.labels,
-        )
+        opened = open_again(record, config, device, report)
     prepared = prepare(opened, None if record is None else record.dense, report)
     space = space_of(config, prepared.calibration)
     space.check()
     return prepared, space
 
 
-def _create(prepared: Prepared, storage: BaseStorage) -> optuna.Study:
+def _create(prepared: Prepared, storage: BaseStorage, notices: Notices) -> optuna.Study:
     opened, config = prepared.opened, prepared.config
+    measured = measure(opened, opened.network, prepared.dense_cost, prepared.dense_latency)
+    notices.tell(notices_on_dense(opened, measured))
     record = StudyRecord(
         config=config,
         fingerprint=opened.dataset.fingerprint,
         classes=opened.dataset.classes,
         labels=opened.parts.validation.labels,
         dense=DenseRecord(
-            measured=measure(opened, opened.network, prepared.dense_cost, prepared.dense_latency),
+            measured=measured,
             cost=prepared.dense_cost,
             weights=weights_digest(opened.network),
             network=opened.identity,
         ),
         versions=versions(),
+        inspection=prepared.calibration.inspection,
+        notices=tuple(notices.lines),
     )
     directions = directions_of(objectives_of(config))
     study = optuna.create_study(study_name=config.name, storage=storage, directions=directions, load_if_exists=True)

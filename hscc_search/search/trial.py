@@ -16,12 +16,13 @@ from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.errors import CompressionError
 from hscc_search.evaluation.cost import Cost, CountedCost
 from hscc_search.evaluation.counters import cost_of, count_macs, measure_cost
-from hscc_search.evaluation.predictions import network_input, predict
+from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.pareto.objectives import needs_latency
 from hscc_search.pareto.points import Measured
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.latency import Runner, in_turns, runner
+from hscc_search.search.opening import calibration_images
 from hscc_search.search.record import DenseRecord
 
 
@@ -146,13 +147,6 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
         errors=_without_f1(quality.errors),
         predictions=predicted.astype("<u2").tobytes(),
     )
-
-
-def calibration_images(opened: Opened) -> torch.Tensor:
-    """Draw the calibration images of a study, normalised: float32, shape (images, 3, height, width), on the device."""
-    config = opened.config
-    subset = opened.parts.train.subset(config.compression.calibration_images, config.seed)
-    return network_input(torch.from_numpy(subset.images).to(opened.device), config.data)
 
 
 def load_dense(

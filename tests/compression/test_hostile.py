@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.calibration.examination import inspect
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
 from hscc_search.errors import HsccError
@@ -19,7 +20,7 @@ from hscc_search.evaluation.counters import count_macs, measure_cost
 
 # Networks that the generator makes; a thousand by HOSTILE=1000.
 EXAMPLES = int(os.environ.get("HOSTILE", "50"))
-IMAGES = smooth_images(48, side=16)
+IMAGES, OTHER_IMAGES = smooth_images(48, side=16), smooth_images(8, seed=1, side=16)
 
 convolutions = st.fixed_dictionaries(
     {},
@@ -34,18 +35,20 @@ convolutions = st.fixed_dictionaries(
 )
 
 
-def assert_equal(compressed, dense):
-    """Answers differ by at most 1e-4 of what they vary by, or by what single precision rounds away from their size."""
+def difference(compressed, dense):
+    """Largest difference of answers relative to what they vary by, beyond what single precision rounds away."""
     with torch.no_grad():
         wanted, answers = dense(IMAGES.clone()), compressed(IMAGES.clone())
     spread, size = (wanted - wanted.mean(dim=0)).norm(), wanted.norm()
-    assert (answers - wanted).norm() <= max(1e-4 * spread, 1e-5 * size)
+    return ((answers - wanted).norm() - 1e-5 * size) / spread
 
 
 def check(network, regions=1):
     """Check a network at full rank and at a budget; give the reasons of the layers that were left dense."""
     network.eval()
     calibration = calibrate(network, IMAGES.clone())
+    assert calibration.inspection.error < 1e-4
+    assert inspect(network, OTHER_IMAGES.clone()).error < 1e-4
     for setting in (
         Setting(energy=1.0),
         Setting(energy=1.0, regions=regions, region_strategy="grid"),
@@ -55,11 +58,11 @@ def check(network, regions=1):
         assert compressed.macs == count_macs(compressed.network, IMAGES[:1])[""] > 0
         assert all(0 <= layer.macs <= layer.macs_dense for layer in compressed.plan)
         if setting.budget is None:
-            assert_equal(compressed.network, network)
+            # Directions in which responses hardly vary are cut off even so, and the rest is fitted in single precision.
+            assert difference(compressed.network, network) < 1e-3
         else:
             assert compressed.macs * setting.budget <= calibration.macs
-    cost = measure_cost(network, 16)
-    assert cost.macs == calibration.macs
+    assert measure_cost(network, 16).macs == calibration.macs
     return {layer.name: layer.left_dense for layer in calibration.inspection.layers if layer.left_dense}
 
 

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.data.decode import pixels_of, read_image
@@ -43,7 +44,8 @@ def metrics_of(**changed):
 
 
 def card_of(plan=(), **changed):
-    return model_card(metrics_of(**changed), StudyConfig.from_file("digits"), plan)
+    inspection = Inspection((), 3_000_000_000, 7_000_000, 1e-6, 512)
+    return model_card(metrics_of(**changed), StudyConfig.from_file("digits"), plan, inspection)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hscc_search.compression.calibration.maps import map_size
 from hscc_search.compression.calibration.self_check import check_replacing
 from hscc_search.compression.form import Fold
 from hscc_search.compression.inspection import InspectedLayer, Inspection
+from hscc_search.dense.checked import check_network
 from hscc_search.errors import CompressionError
 from hscc_search.evaluation.counters import count_macs
 
@@ -46,8 +47,10 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
         images: as it takes them, float32 (images, 3, height, width); a few of them are used.
 
     Raises:
+        ModelError: the network is none whose answers depend on the image alone.
         CompressionError: a weight is not finite, or the network cannot be compressed.
     """
+    check_network(network, torch.cat([images[:1], images[-1:].flip(-1)]), type(network).__name__)
     _check_weights(network)
     folded, folds = fold_batch_norms(network, images[:1])
     layers = {name: layer for name, layer in folded.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
