@@ -315,7 +315,7 @@ def test_a_network_that_cannot_be_calibrated_is_no_failure_of_a_method(config, t
         (["--finetune", "-1"], ["--finetune"]),
         (["--out", "precious"], ["precious", "no comparison"]),
         (["--out", "precious/file"], ["file", "no comparison"]),
-        (["--out", "precious/file/new"], ["file", "another output folder"]),
+        (["--out", "precious/file/new"], ["file", "another folder"]),
         (["--data", "precious"], ["takes no path"]),
     ],
     ids=" ".join,
@@ -370,12 +370,12 @@ def test_a_checkpoint_belongs_to_one_split(config, tmp_path):
 
 
 def test_weights_that_a_network_comes_with_belong_to_one_split(config, tmp_path, monkeypatch):
-    (tmp_path / "own_given.py").write_text(
-        "from torch import nn\n\n\ndef make(classes):\n    layer = nn.Linear(768, classes)\n"
+    (tmp_path / "own_split.py").write_text(
+        "from torch import nn\n\n\ndef make(classes):\n    layer = nn.Linear(192, classes)\n"
         "    nn.init.eye_(layer.weight), nn.init.zeros_(layer.bias)\n    return nn.Sequential(nn.Flatten(), layer)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    own = config.model_copy(update={"model": config.model.model_copy(update={"name": "own_given:make"})})
-    with pytest.raises(ConfigError, match=r"own_given:make comes with belong to one split: give one seed"):
+    own = config.model_copy(update={"model": config.model.model_copy(update={"name": "own_split:make"})})
+    with pytest.raises(ConfigError, match=r"own_split:make comes with belong to one split: give one seed"):
         comparing.compare(own, [3.0], ["hscc"], [0, 1], 0, tmp_path / "out", "cpu")
     assert not list((tmp_path / "out" / "rows").iterdir())
