@@ -161,6 +161,6 @@ def test_a_card_says_what_became_of_each_layer():
         LayerPlan("unused", 0, 0, left_dense="unused"),
     )
     card = card_of(plan)
-    assert "| features.0 | 2 | total rank per region: 7, dense | 3.00x |" in card
-    assert "| classifier | - | left dense: tiny | 1.00x |" in card
+    assert "| features.0 | 0.0000 | 2 | total rank per region: 7, dense | 3.00x |" in card
+    assert "| classifier | 0.0000 | - | left dense: tiny | 1.00x |" in card
     assert "unused" not in card

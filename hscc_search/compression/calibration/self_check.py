@@ -61,7 +61,8 @@ def check_replacing(network: nn.Module, sizes: Mapping[str, Size], images: torch
     """
     maps = {name: size for name, size in sizes.items() if isinstance(network.get_submodule(name), nn.Conv2d)}
     varied = _varied(images)
-    checks = [_Check(network, sizes, varied, divided=False), _Check(network, maps, varied, divided=True)]
+    expected = _answers(network, varied)
+    checks = [_Check(network, chosen, varied, expected, chosen is maps) for chosen in (sizes, maps)]
     misfits: dict[str, str] = {}
     for check in checks:
         misfits |= check.misfits([name for name in check.sizes if name not in misfits])
@@ -93,9 +94,15 @@ class _Check:
         distance: of the answers when layers were replaced last, relative to how much answers vary.
     """
 
-    def __init__(self, network: nn.Module, sizes: Mapping[str, Size], images: torch.Tensor, divided: bool) -> None:
-        self.network, self.sizes, self.images, self.divided = network, sizes, images, divided
-        self.expected = _answers(network, images)
+    def __init__(
+        self,
+        network: nn.Module,
+        sizes: Mapping[str, Size],
+        images: torch.Tensor,
+        expected: list[torch.Tensor],
+        divided: bool,
+    ) -> None:
+        self.network, self.sizes, self.images, self.expected, self.divided = network, sizes, images, expected, divided
         self.distance = 0.0
 
     def misfits(self, names: list[str]) -> dict[str, str]:
@@ -120,7 +127,7 @@ class _Check:
         """How the network answers otherwise with the layers replaced, None if it does not."""
         fits = {name: partial(_fit_exactly, self.network.get_submodule(name), self._form(name)) for name in names}
         try:
-            replaced = replaced_in_order(self.network, fits, self.images)
+            replaced = replaced_in_order(self.network, fits, self.images[:_IMAGES])
             answers, of_one = _answers(replaced, self.images), _answers(replaced, self.images[:1])
         except Exception as error:  # whatever a forward pass raises when a layer is not what it expects
             return one_line(error, with_type=True)
