@@ -248,6 +248,7 @@ class Transposed(Block):
     def __init__(self, width, **kwargs):
         super().__init__(width)
         self.up = nn.ConvTranspose2d(width, width, 2, 2)
+        nn.init.kaiming_normal_(self.up.weight)
 
     def forward(self, x):
         return functional.avg_pool2d(self.up(super().forward(x)), 2)

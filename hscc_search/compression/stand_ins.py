@@ -206,7 +206,9 @@ class _Waiting(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if self.fitted or len(input) != self.images:
             raise CompressionError(f"layer {self.name} is not called once with all images, as in calibration it was")
-        module, output = self.fit(input)
+        # What is built in a part that runs in inference mode could never be trained.
+        with torch.inference_mode(False), torch.no_grad():
+            module, output = self.fit(input.clone() if input.is_inference() else input)
         self.fitted.append(module)
         return output
 

@@ -52,8 +52,7 @@ def confidence(
     The observed values differ by more than the true ones do, since noise has been added, and the plain bootstrap adds
     it a second time around values that are too far apart. So each draw's noise is widened by :func:`widening`.
     In simulated studies of 12 trials and 400 images, trials with a probability of 0.8 to 0.95 were on the true front in
-    88 % of the cases where true accuracies differed by far more than the noise (plain bootstrap: 88 %), and in 85 %
-    where they differed by no more than it (plain: 72 %). Where accuracy rises steadily, low probabilities are too low.
+    85 to 88 % of the cases (plain bootstrap: 72 to 88 %). Where accuracy rises steadily, low probabilities are too low.
 
     Args:
         points: finished trials in any order.
@@ -62,8 +61,7 @@ def confidence(
         classes: class names.
         seed: of the draws.
         draws: number of draws.
-        most_parameters: parameters of the dense network; the knee is one of the trials that have no more, if there is
-            one. None for any number.
+        most_parameters: of the knee, unless all trials have more; None for any number.
 
     Raises:
         StudyError: a trial lacks a metric, predictions do not fit the labels, or a recall names an unknown class.

@@ -65,9 +65,17 @@ def notices_before_training(opened: Opened) -> tuple[str, ...]:
 
 
 def notices_on_dense(opened: Opened, measured: Measured) -> tuple[str, ...]:
-    """Lines on what the dense network answers to the validation images."""
+    """Lines on where the weights of the dense network come from, and on what it answers to the validation images."""
     predicted = np.frombuffer(measured.predictions, "<u2").astype(np.int64)
-    return notices_on_answers(predicted, opened.parts.validation.labels, opened.dataset.classes)
+    lines = notices_on_answers(predicted, opened.parts.validation.labels, opened.dataset.classes)
+    checkpoint = opened.config.model.checkpoint
+    if checkpoint is None:
+        return lines
+    unknown = (
+        f"which images the checkpoint {checkpoint.name} was trained on is not known: if some are in the validation or "
+        "the test part, accuracies are too high"
+    )
+    return (unknown, *lines)
 
 
 def _inspected(opened: Opened) -> Inspection:
@@ -80,8 +88,3 @@ def _inspected(opened: Opened) -> Inspection:
 def _lines(opened: Opened, inspection: Inspection) -> Iterator[str]:
     yield from notices_on_images(opened.dataset, opened.parts)
     yield from inspection.notices()
-    if opened.config.model.checkpoint is not None:
-        yield (
-            f"which images the checkpoint {opened.config.model.checkpoint.name} was trained on is not known: if some "
-            "are in the validation or the test part, accuracies are too high"
-        )

@@ -20,7 +20,7 @@ def test_the_page_renders_with_the_network_off(study, chromium, tmp_path):
     assert "FLOPs against accuracy" in chromium.inner_text("body")
     # The front, the knee and the dense network at least.
     assert chromium.locator(".scatterlayer .trace").count() >= 3
-    rows = chromium.locator("table tr").count()
+    rows = chromium.locator("table.front tr").count()
     assert rows == 1 + 1 + len({*study.confidence.close, *(point.trial for point in study.front)})
 
 
@@ -48,4 +48,4 @@ def test_a_page_names_objectives_and_constraints_and_says_whether_there_is_a_fro
     assert ("no trial is finished yet" in text) == (trials == "none finished")
     assert ("(knee)" in text) == (trials == "some feasible")
     if trials == "none feasible":
-        assert chromium.locator("table tr").count() == 2
+        assert chromium.locator("table.front tr").count() == 2
