@@ -193,10 +193,11 @@ def print_markdown(rows):
 
 {len(rows)} networks: {outcomes}. One of each family of torchvision and timm (the smallest), and
 some in the style of papers that neither has. Random weights, {IMAGES} calibration images, the smallest image size
-that the network takes. Taken: 90 % of the multiply-adds or more are in layers that can be compressed. Error: difference of the
-answers with all these layers replaced at full rank, relative to how much answers vary, on calibration images and on
-others. Cut: multiply-adds of the dense over those of the compressed network, both counted while they run, where
-{BUDGET}x was asked for. Made by `python tests/sweep_networks.py TABLE.csv`, and printed by the same with `--markdown`.
+that the network takes. Taken: 90 % of the multiply-adds or more are in layers that can be compressed. Error:
+difference of the answers with all these layers replaced at full rank, relative to how much answers vary, on
+calibration images and on others. Cut: multiply-adds of the dense over those of the compressed network, both counted
+while they run, where {BUDGET}x was asked for. Made by `python tests/sweep_networks.py TABLE.csv`, and printed by the
+same with `--markdown`.
 """)
     print("|", " | ".join(COLUMNS), "|")
     print("|", " | ".join("---" for _ in COLUMNS), "|")
