@@ -21,7 +21,7 @@ def write_onnx(module: nn.Module, image_size: int, path: Path) -> None:
         path: of the file to write, weights included.
 
     Raises:
-        ExportError: torch cannot export the network.
+        ExportError: torch cannot export the network, or for one size of batch alone.
     """
     example = torch.zeros(2, 3, image_size, image_size)
     try:
@@ -43,3 +43,10 @@ def write_onnx(module: nn.Module, image_size: int, path: Path) -> None:
         message = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
         raise ExportError(f"torch cannot export this network to ONNX: {message}") from error
     onnx.checker.check_model(path)
+    batch = onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0]
+    if batch.HasField("dim_value"):
+        path.unlink()
+        raise ExportError(
+            f"torch exports this network to ONNX for batches of {batch.dim_value} images alone, as its forward pass "
+            "goes through the images one by one: write it for a whole batch"
+        )

@@ -1,0 +1,30 @@
+import pytest
+import torch
+from torch import nn
+
+from hscc_search.errors import ExportError
+from hscc_search.runtime.onnx import write_onnx
+
+
+class ImageByImage(nn.Module):
+    """Standardises image by image in Python, or by each image's own statistics for the whole batch."""
+
+    def __init__(self, loop):
+        super().__init__()
+        self.loop, self.head = loop, nn.Linear(192, 2)
+
+    def forward(self, x):
+        if self.loop:
+            x = torch.stack([(image - image.mean()) / (image.std() + 1e-5) for image in x])
+        else:
+            x = (x - x.mean((1, 2, 3), keepdim=True)) / (x.std((1, 2, 3), keepdim=True) + 1e-5)
+        return self.head(x.flatten(1))
+
+
+def test_a_graph_for_one_size_of_batch_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ExportError, match="for batches of 2 images alone"):
+        write_onnx(ImageByImage(loop=True).eval(), 8, path)
+    assert not path.exists()
+    write_onnx(ImageByImage(loop=False).eval(), 8, path)
+    assert path.exists()
