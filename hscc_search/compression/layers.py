@@ -145,10 +145,7 @@ class GroupedRegionConv2d(nn.Module):
 def build(layer: nn.Module, form: LayerForm) -> nn.Module:
     """Build a compressed layer of the given form to take the place of ``layer``; its weights are still to be set."""
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    with torch.device("meta"):  # drawing weights that nobody will use takes longer than the rest
-        module = _built(layer, form)
-    module.to_empty(device=layer.weight.device)
-    return stand_in(module, layer)
+    return stand_in(_built(layer, form), layer)
 
 
 def _built(layer: nn.Conv2d | nn.Linear, form: LayerForm) -> nn.Module:

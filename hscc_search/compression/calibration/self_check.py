@@ -176,7 +176,9 @@ def _halves(size: int) -> list[tuple[int, int]]:
 
 def _fit_exactly(layer: Any, form: LayerForm, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
     """A module of full rank that computes what the layer does, and its output."""
-    module = build(layer, form).to(device=x.device, dtype=layer.weight.dtype).eval()
+    with torch.device("meta"):  # drawing weights that nobody will use takes longer than the rest
+        module = build(layer, form)
+    module.to_empty(device=x.device).to(layer.weight.dtype).eval()
     groups = group_modules(module)
     weights = layer.weight.chunk(len(groups))
     biases = [None] * len(groups) if layer.bias is None else layer.bias.chunk(len(groups))
