@@ -79,6 +79,8 @@ def own_module(tmp_path, monkeypatch):
     folder = tmp_path / "own"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
+    # Python would take the bytecode of a text of equal length that was written within the same second.
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     written = set()
 
     def write(**texts):
