@@ -47,6 +47,11 @@ class Opened:
     weights_file: Path | None = None
     given: bool = False
 
+    @property
+    def trained_elsewhere(self) -> bool:
+        """Whether the weights come from a checkpoint or with the network, trained on images that are not known."""
+        return self.given or self.config.model.checkpoint is not None
+
 
 def open_dense(
     config: StudyConfig,

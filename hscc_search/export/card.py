@@ -64,6 +64,7 @@ def model_card(
     plan: Sequence[LayerPlan],
     inspection: Inspection,
     notices: Sequence[str] = (),
+    trained_elsewhere: bool = False,
 ) -> str:
     """Write the model card in Markdown: how to run the network, its results, its layers and its limits.
 
@@ -73,14 +74,14 @@ def model_card(
         plan: of each layer.
         inspection: of the dense network.
         notices: what the user was warned of when the study was created.
+        trained_elsewhere: whether the images that the dense network was trained on are not known.
     """
-    if config.model.checkpoint is None:
-        test_part = "the test part was used for this table only"
-    else:
+    if trained_elsewhere:
         test_part = (
-            "which images the dense network's checkpoint was trained on is not known, so that the test part may hold "
-            "some of them"
+            "which images the dense network was trained on is not known, so that the test part may hold some of them"
         )
+    else:
+        test_part = "the test part was used for this table only"
     dense, compressed = metrics.dense.cost.parameters, metrics.compressed.cost.parameters
     return _CARD.format(
         study=metrics.study,

@@ -100,7 +100,8 @@ def export(
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers)
         _describe(folder, record, config, metrics)
-        card = model_card(metrics, config, result.compressed.plan, inspection, record.notices)
+        plan, elsewhere = result.compressed.plan, opened.trained_elsewhere
+        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere)
         (folder / CARD).write_text(card, encoding="utf-8")
         write_json(folder / MANIFEST, Manifest.of(folder).stored())
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))

@@ -68,11 +68,10 @@ def notices_on_dense(opened: Opened, measured: Measured) -> tuple[str, ...]:
     """Lines on where the weights of the dense network come from, and on what it answers to the validation images."""
     predicted = np.frombuffer(measured.predictions, "<u2").astype(np.int64)
     lines = notices_on_answers(predicted, opened.parts.validation.labels, opened.dataset.classes)
-    checkpoint = opened.config.model.checkpoint
-    if checkpoint is None:
+    if not opened.trained_elsewhere:
         return lines
     unknown = (
-        f"which images the checkpoint {checkpoint.name} was trained on is not known: if some are in the validation or "
+        "which images the weights of the dense network were trained on is not known: if some are in the validation or "
         "the test part, accuracies are too high"
     )
     return (unknown, *lines)

@@ -22,7 +22,7 @@ from hscc_search.comparison.folder import network_path, read_network
 from hscc_search.comparison.record import Asked
 from hscc_search.comparison.summary import summarise
 from hscc_search.config import StudyConfig
-from hscc_search.errors import CompressionError, ConfigError
+from hscc_search.errors import ConfigError, ModelError
 
 STUDY = {
     "name": "own",
@@ -292,7 +292,7 @@ def test_a_network_that_cannot_be_calibrated_is_no_failure_of_a_method(config, t
     with torch.no_grad():
         next(ruined.parameters()).fill_(math.nan)
     monkeypatch.setattr(comparing, "open_dense", lambda *rest: replace(opened, network=ruined))
-    with pytest.raises(CompressionError, match="not all finite"):
+    with pytest.raises(ModelError, match="not finite"):
         comparing.compare(config, [3.0], ["global-svd"], [0], 0, tmp_path / "out", "cpu")
 
 

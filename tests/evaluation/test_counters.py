@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hscc_search.dense.networks import build_network
-from hscc_search.evaluation.counters import measure_cost
+from hscc_search.evaluation.counters import count_macs, measure_cost
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +71,37 @@ def test_measuring_leaves_the_network_as_it_was():
     measure_cost(network, 32)
     assert not network.training
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+class Products(nn.Module):
+    """Products of a matrix and a vector, of two vectors, and attention, by functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.vector, self.matrix = nn.Parameter(torch.randn(8)), nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x):
+        rows = x.flatten()[: 6 * 8].view(6, 8)
+        products = torch.mv(rows, self.vector).sum() + torch.dot(rows[0], self.vector)
+        added = torch.addmv(torch.zeros(5), self.matrix, self.vector).sum()
+        tokens = rows.view(1, 2, 3, 8)  # two heads of three tokens
+        return products + added + nn.functional.scaled_dot_product_attention(tokens, tokens, tokens).sum()
+
+
+def test_products_that_torchs_own_counter_misses_are_counted():
+    attention = 2 * (3 * 3 * 8) * 2  # scores and their mixture, for each head
+    assert count_macs(Products().eval(), torch.randn(1, 3, 4, 4))[""] == 6 * 8 + 8 + 5 * 8 + attention
+
+
+def test_a_fused_attention_layer_is_counted_as_its_parts_are():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    network = nn.Sequential(nn.Flatten(2), nn.Linear(16, 8), layer)
+    projections, products, wide = 3 * (4 * 8 * 8), 2 * (3 * 3 * 8), 3 * (2 * 8 * 16)
+    assert count_macs(network, torch.randn(1, 3, 4, 4))[""] == 3 * 16 * 8 + projections + products + wide
+
+
+def test_what_fvcore_misses_is_said_with_the_layer_and_counted():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    cost = measure_cost(network, 8)
+    assert cost.macs == 8 * 8 * (3 * 4 * 9 + 4 * 4)
+    assert cost.notes == ("0: fvcore misses 6,912 of 6,912 MACs, which torch counts",)

@@ -43,9 +43,10 @@ def metrics_of(**changed):
     return Metrics(**{**given, **changed})
 
 
-def card_of(plan=(), **changed):
+def card_of(plan=(), notices=(), trained_elsewhere=False, **changed):
     inspection = Inspection((), 3_000_000_000, 7_000_000, 1e-6, 512)
-    return model_card(metrics_of(**changed), StudyConfig.from_file("digits"), plan, inspection)
+    config = StudyConfig.from_file("digits")
+    return model_card(metrics_of(**changed), config, plan, inspection, notices, trained_elsewhere)
 
 
 @pytest.fixture
@@ -164,3 +165,11 @@ def test_a_card_says_what_became_of_each_layer():
     assert "| features.0 | 0.0000 | 2 | total rank per region: 7, dense | 3.00x |" in card
     assert "| classifier | 0.0000 | - | left dense: tiny | 1.00x |" in card
     assert "unused" not in card
+
+
+def test_a_card_says_that_images_of_training_are_not_known_and_repeats_the_warnings():
+    known, unknown = card_of(), card_of(notices=["classes are small"], trained_elsewhere=True)
+    assert "the test part was used for this table only" in known
+    assert "the test part was used for this table only" not in unknown
+    assert "the dense network was trained on is not known" in unknown
+    assert "- classes are small\n" in unknown

@@ -7,12 +7,12 @@ import torch
 import torch_pruning
 from torch import nn
 from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from hscc_search.compression.baselines.ladder import allowance, check_reach
 from hscc_search.compression.calibration.calibrate import BATCH_SIZE, Calibration
 from hscc_search.compression.calibration.hooks import hooked
 from hscc_search.compression.stand_ins import copied
+from hscc_search.evaluation.counters import count_macs
 
 # Steps from the dense network to an empty one; each takes out the same share of the channels.
 _STEPS = 200
@@ -106,13 +106,13 @@ def _prune(network: nn.Module, last_layer: nn.Module, images: torch.Tensor, dens
 @torch.no_grad()
 def _decisions(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The class that the network decides for, one for each image."""
-    return torch.cat([network(batch).argmax(dim=1) for batch in images.split(BATCH_SIZE)])
+    return torch.cat([network(batch.clone()).argmax(dim=1) for batch in images.split(BATCH_SIZE)])
 
 
 def _compute_gradients(network: nn.Module, images: torch.Tensor, decisions: torch.Tensor) -> None:
     network.zero_grad(set_to_none=True)
     for batch, decided in zip(images.split(BATCH_SIZE), decisions.split(BATCH_SIZE), strict=True):
-        functional.cross_entropy(network(batch), decided, reduction="sum").backward()
+        functional.cross_entropy(network(batch.clone()), decided, reduction="sum").backward()
 
 
 @torch.no_grad()
@@ -120,9 +120,6 @@ def _macs_and_last_layer(network: nn.Module, image: torch.Tensor) -> tuple[int, 
     """Multiply-adds of one image, and the convolution or fully connected layer that runs last."""
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     names: list[str] = []
-    with (
-        hooked(layers, after=lambda name, inputs, output: names.append(name)),
-        FlopCounterMode(display=False) as counter,
-    ):
-        network(image)
-    return counter.get_total_flops() // 2, layers[names[-1]]
+    with hooked(layers, after=lambda name, inputs, output: names.append(name)):
+        macs = count_macs(network, image)[""]
+    return macs, layers[names[-1]]

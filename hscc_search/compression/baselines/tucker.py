@@ -71,7 +71,7 @@ def _input_positions(calibration: Calibration, layers: Sequence[Target]) -> dict
         positions[name] = prod(inputs[0].shape[2:])
 
     with hooked({target.name: target.layer for target in layers}, before=record_positions):
-        calibration.network(calibration.images[:1])
+        calibration.network(calibration.images[:1].clone())
     return positions
 
 

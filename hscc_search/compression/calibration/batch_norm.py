@@ -177,7 +177,7 @@ def _find_folds(network: nn.Module, image: torch.Tensor) -> list[Fold]:
     watching_layers = hooked(layers, after=readers.after_layer)
     watching_norms = hooked(norms, before=readers.before_norm, after=readers.after_norm)
     with watching_layers, watching_norms, readers:
-        network(image)
+        network(image.clone())
     registered = Counter(id(module) for _, module in network.named_modules(remove_duplicate=False))
     folds = []
     for output, norm_name in readers.pairs():
@@ -240,7 +240,8 @@ def _is_finite(layer: Any) -> bool:
 
 
 def _outputs(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    return [value.double() for value in tree_leaves(network(x)) if isinstance(value, torch.Tensor)]
+    # Of the input a copy, since a forward pass may normalise it in place.
+    return [value.double() for value in tree_leaves(network(x.clone())) if isinstance(value, torch.Tensor)]
 
 
 def _agrees(network: nn.Module, inputs: list[torch.Tensor], expected: list[list[torch.Tensor]]) -> bool:

@@ -95,8 +95,9 @@ def calibrate(
             process then computes what all others on the machine read, and they share its memory.
 
     Raises:
-        CompressionError: a weight or a response is not finite, nothing can be compressed, or what was written to the
-            cache cannot be read back.
+        ModelError: a weight is not finite, or the network is none whose answers depend on the image alone.
+        CompressionError: a response is not finite, nothing can be compressed, or what was written to the cache cannot
+            be read back.
         ConfigError: there is no cache folder.
         DiskFullError: there is no room for the responses.
     """

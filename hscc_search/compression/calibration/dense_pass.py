@@ -35,7 +35,8 @@ def run_dense(
         A copy of the network with its batch norms folded, and what was gathered.
 
     Raises:
-        CompressionError: a weight or a response is not finite, or nothing can be compressed.
+        ModelError: a weight is not finite, or the network is none whose answers depend on the image alone.
+        CompressionError: a response is not finite, or nothing can be compressed.
         DiskFullError: there is no room for the responses.
     """
     examined = examine(network, images)

@@ -13,7 +13,7 @@ from hscc_search.compression.calibration.self_check import check_replacing
 from hscc_search.compression.form import Fold
 from hscc_search.compression.inspection import InspectedLayer, Inspection
 from hscc_search.dense.checked import check_network
-from hscc_search.errors import CompressionError
+from hscc_search.dense.weights import check_values
 from hscc_search.evaluation.counters import count_macs
 
 # Share of the network's multiply-adds below which a layer is not worth an approximation.
@@ -47,11 +47,11 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
         images: as it takes them, float32 (images, 3, height, width); a few of them are used.
 
     Raises:
-        ModelError: the network is none whose answers depend on the image alone.
-        CompressionError: a weight is not finite, or the network cannot be compressed.
+        ModelError: a weight is not finite, or the network is none whose answers depend on the image alone.
+        CompressionError: the network cannot be compressed.
     """
+    check_values(network.state_dict(), f"the dense network {type(network).__name__}")
     check_network(network, torch.cat([images[:1], images[-1:].flip(-1)]), type(network).__name__)
-    _check_weights(network)
     folded, folds = fold_batch_norms(network, images[:1])
     layers = {name: layer for name, layer in folded.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     examined = examine_layers(folded, layers, images[:1])
@@ -81,13 +81,19 @@ def inspect(network: nn.Module, images: torch.Tensor) -> Inspection:
         images: as it takes them, float32 (images, 3, height, width), as many as are meant for calibration.
 
     Raises:
-        CompressionError: a weight is not finite, or the network cannot be compressed.
+        ModelError: a weight is not finite, or the network is none whose answers depend on the image alone.
+        CompressionError: the network cannot be compressed.
     """
     return inspection_of(examine(network, images), len(images))
 
 
 def inspection_of(examined: Examined, images: int) -> Inspection:
-    """Gather what was found about a network that is to be calibrated on a number of images."""
+    """Gather what was found about a network.
+
+    Args:
+        examined: the network.
+        images: number of images that it is to be calibrated on.
+    """
     inspected = []
     for name, layer in examined.layers.items():
         module = examined.network.get_submodule(name)
@@ -114,11 +120,3 @@ def _kind(layer: nn.Conv2d | nn.Linear) -> str:
     if isinstance(layer, nn.Linear):
         return name
     return f"{name} {'x'.join(map(str, layer.kernel_size))}"
-
-
-def _check_weights(network: nn.Module) -> None:
-    for name, value in network.state_dict().items():
-        if value.is_floating_point() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value))).all():
-            raise CompressionError(
-                f"weights {name} of the dense network are not all finite: train it again or use another checkpoint"
-            )

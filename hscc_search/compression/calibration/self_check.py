@@ -125,6 +125,8 @@ class _Check:
 
     def problem(self, names: Sequence[str]) -> str | None:
         """How the network answers otherwise with the layers replaced, None if it does not."""
+        if not names:
+            return None
         fits = {name: partial(_fit_exactly, self.network.get_submodule(name), self._form(name)) for name in names}
         try:
             replaced = replaced_in_order(self.network, fits, self.images[:_IMAGES])

@@ -300,3 +300,19 @@ def test_a_network_without_batch_norms_is_copied():
     assert folds == ()
     assert folded is not dense
     assert weights_digest(folded) == weights_digest(dense)
+
+
+def test_an_input_that_is_normalised_in_place_stays_and_all_is_folded():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.bn(self.conv(x.sub_(0.5).div_(0.25)))
+
+    x = image()
+    before = x.clone()
+    _, folds = fold_batch_norms(trained_like(InPlace()), x)
+    assert len(folds) == 1
+    assert torch.equal(x, before)

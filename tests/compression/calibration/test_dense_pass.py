@@ -13,7 +13,7 @@ from hscc_search.compression.form import Fold
 from hscc_search.compression.ranks.choice import choose_ranks
 from hscc_search.compression.setting import Setting
 from hscc_search.dense.networks import DigitsCNN
-from hscc_search.errors import CompressionError
+from hscc_search.errors import CompressionError, ModelError
 
 
 @pytest.mark.parametrize("count", [1, 5, 64, 65])
@@ -99,7 +99,7 @@ def test_weights_that_are_not_finite_are_named():
     network = DigitsCNN(10)
     with torch.no_grad():
         network[5].weight[0, 0, 0, 0] = math.nan
-    with pytest.raises(CompressionError, match=r"5\.weight"):
+    with pytest.raises(ModelError, match=r"5\.weight"):
         calibrate(network, random_images())
 
 
@@ -114,7 +114,7 @@ def test_responses_that_are_not_finite_name_their_layer():
 def test_statistics_of_a_batch_norm_that_are_not_finite_are_named():
     network = seeded(Residual)
     network.norm.running_mean[0] = math.inf
-    with pytest.raises(CompressionError, match=r"norm\.running_mean"):
+    with pytest.raises(ModelError, match=r"norm\.running_mean"):
         calibrate(network, random_images())
 
 
