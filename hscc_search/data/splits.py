@@ -15,10 +15,12 @@ class Part:
     Attributes:
         images: uint8, shape (images, 3, image_size, image_size), RGB.
         labels: int64, shape (images,).
+        groups: int64, shape (images,); images with the same number belong together, and are drawn again together.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    groups: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,7 +37,7 @@ class Part:
             members = np.flatnonzero(self.labels == label)
             positions[generator.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
         chosen = np.sort(np.argsort(positions, kind="stable")[:count])
-        return Part(self.images[chosen], self.labels[chosen])
+        return Part(self.images[chosen], self.labels[chosen], self.groups[chosen])
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def split(dataset: Dataset, validation: float, test: float, seed: int) -> Parts:
                     f"{own.sum():,} images are {len(np.unique(dataset.groups[own])):,} groups of copies; add images, "
                     "remove the class, or say with data.copies what a copy is"
                 )
-    return Parts(*(Part(dataset.images[part], dataset.labels[part]) for part in indices))
+    return Parts(*(Part(dataset.images[part], dataset.labels[part], dataset.groups[part]) for part in indices))
 
 
 def _one_of_each(part: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -100,7 +100,7 @@ def test_a_subset_holds_each_class_in_proportion(labels, count, seed):
     by at most half an image per class.
     """
     labels = np.array(labels)
-    part = Part(np.arange(len(labels)), labels)
+    part = Part(np.arange(len(labels)), labels, np.arange(len(labels)))
     subset = part.subset(count, seed)
     assert len(subset) == min(count, len(part))
     assert np.all(np.diff(subset.images) > 0)
@@ -112,6 +112,6 @@ def test_a_subset_holds_each_class_in_proportion(labels, count, seed):
 
 
 def test_a_subset_is_drawn_by_its_seed():
-    part = Part(np.arange(200), np.arange(200) % 4)
+    part = Part(np.arange(200), np.arange(200) % 4, np.arange(200))
     np.testing.assert_array_equal(part.subset(40, 1).images, part.subset(40, 1).images)
     assert not np.array_equal(part.subset(40, 1).images, part.subset(40, 2).images)

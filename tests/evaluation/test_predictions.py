@@ -32,7 +32,7 @@ def test_batches_hold_every_image_once_and_in_order():
 
 def test_scores_are_those_of_all_images_at_once_in_evaluation_mode():
     network = nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).train()
-    part = Part(pixels(BATCH_SIZE + 3), np.zeros(BATCH_SIZE + 3, np.int64))
+    part = Part(pixels(BATCH_SIZE + 3), np.zeros(BATCH_SIZE + 3, np.int64), np.arange(BATCH_SIZE + 3))
     scores = predict(network, part, CONFIG, torch.device("cpu"))
     assert (scores.dtype, scores.shape) == (np.float32, (BATCH_SIZE + 3, 4))
     with torch.no_grad():
