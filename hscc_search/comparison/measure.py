@@ -15,6 +15,7 @@ from hscc_search.comparison.folder import claim, network_path, read_network, wri
 from hscc_search.comparison.methods import METHODS
 from hscc_search.comparison.record import DENSE, Asked, ComparedNetwork, ComparisonRecord
 from hscc_search.compression.calibration.calibrate import Calibration, calibrate
+from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.config import StudyConfig
 from hscc_search.data import load_dataset
 from hscc_search.dense.fine_tuning import fine_tune
@@ -134,7 +135,7 @@ class _Split:
     @cached_property
     def dense_runners(self) -> dict[str, Runner]:
         """Runners of the dense network by runtime, to be timed in turns with each compressed one."""
-        return runners(copy.deepcopy(self.opened.network).cpu(), self.opened.config.data.image_size)
+        return runners(_plain(self.opened, self.opened.network).cpu(), self.opened.config.data.image_size)
 
 
 def _measure_split(split: _Split, missing: Sequence[Asked]) -> Iterator[ComparedNetwork]:
@@ -187,7 +188,7 @@ def _measure(split: _Split, network: nn.Module, asked: Asked, seconds: float) ->
         reason = "the network answers with values that are not finite"
         return ComparedNetwork(asked, seconds=seconds, failure=reason)
     predicted = scores.argmax(axis=1)
-    cost = measure_cost(network, config.data.image_size)
+    cost = measure_cost(_plain(opened, network) if asked.method == DENSE else network, config.data.image_size)
     timed = asked.epochs == 0 and asked.method != DENSE
     latency, dense_latency = _latencies(split, network) if timed else ({}, {})
     return ComparedNetwork(
@@ -200,6 +201,11 @@ def _measure(split: _Split, network: nn.Module, asked: Asked, seconds: float) ->
         dense_latency=dense_latency,
         seconds=seconds,
     )
+
+
+def _plain(opened: Opened, network: nn.Module) -> nn.Module:
+    """A copy of the dense network without what its weights take to be computed, which is no cost of an answer."""
+    return make_plain(network, calibration_images(opened, 1))[0]
 
 
 def _latencies(split: _Split, network: nn.Module) -> tuple[dict[str, float], dict[str, float]]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hscc_search.compression.calibration.calibrate import Calibration, calibrate
+from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.compress import Compressed, compress
 from hscc_search.compression.setting import Setting
 from hscc_search.config import StudyConfig
@@ -75,16 +76,18 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
         CompressionError: the network cannot be compressed, or its cost is another one than the study stores.
     """
     config = opened.config
+    images = calibration_images(opened)
+    plain, _ = make_plain(opened.network, images[:1])  # what a weight takes to be computed is no cost of an answer
     dense_runner, dense_latency = None, None
     if needs_latency(config):
-        dense_runner = runner(copy.deepcopy(opened.network).cpu(), config.data.image_size, config.latency.runtime)
+        dense_runner = runner(copy.deepcopy(plain).cpu(), config.data.image_size, config.latency.runtime)
         if dense is not None:
             dense_latency = dense.measured["latency"]
         else:
             times = in_turns({"dense": dense_runner}, config.data.image_size, config.latency.batch_size)
             dense_latency = times["dense"]
-    cost = dense.cost if dense is not None else measure_cost(opened.network, config.data.image_size)
-    calibration = calibrate(opened.network, calibration_images(opened), report, keep=True)
+    cost = dense.cost if dense is not None else measure_cost(plain, config.data.image_size)
+    calibration = calibrate(opened.network, images, report, keep=True)
     if cost.macs != calibration.macs:
         raise CompressionError(
             f"{cost.macs:,} multiply-adds of the dense network are stored or counted on an empty image, and "

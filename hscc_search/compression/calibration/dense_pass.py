@@ -32,7 +32,7 @@ def run_dense(
         batch_size: images per batch.
 
     Returns:
-        A copy of the network with its batch norms folded, and what was gathered.
+        A copy of the network with its layers made plain and its batch norms folded, and what was gathered.
 
     Raises:
         ModelError: a weight is not finite, or the network is none whose answers depend on the image alone.
@@ -63,7 +63,7 @@ def run_dense(
     network.requires_grad_(True)
     records = tuple(layer.record(bounds.get(name)) for name, layer in statistics.items())
     inspection = inspection_of(examined, len(images))
-    return network, StoredCalibration(images, examined.folds, records, inspection)
+    return network, StoredCalibration(images, examined.plain, examined.folds, records, inspection)
 
 
 def _run_batches(

@@ -9,8 +9,9 @@ from hscc_search.compression.calibration.batch_norm import fold_batch_norms
 from hscc_search.compression.calibration.eligible import ExaminedLayer, examine_layers
 from hscc_search.compression.calibration.lattice import choose_lattice
 from hscc_search.compression.calibration.maps import map_size
+from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.calibration.self_check import check_replacing
-from hscc_search.compression.form import Fold
+from hscc_search.compression.form import Fold, PlainLayer
 from hscc_search.compression.inspection import InspectedLayer, Inspection
 from hscc_search.dense.checked import check_network
 from hscc_search.dense.weights import check_values
@@ -25,7 +26,8 @@ class Examined:
     """A network that was examined.
 
     Attributes:
-        network: a copy in evaluation mode, with its batch norms folded.
+        network: a copy in evaluation mode, with its layers made plain and its batch norms folded.
+        plain: the layers whose weight is computed no longer.
         folds: the folded batch norms.
         layers: the examination of each convolution and fully connected layer, in execution order.
         macs: multiply-adds per image of the whole network, counted while it ran.
@@ -33,6 +35,7 @@ class Examined:
     """
 
     network: nn.Module
+    plain: tuple[PlainLayer, ...]
     folds: tuple[Fold, ...]
     layers: dict[str, ExaminedLayer]
     macs: int
@@ -40,7 +43,7 @@ class Examined:
 
 
 def examine(network: nn.Module, images: torch.Tensor) -> Examined:
-    """Examine a network: fold its batch norms, count its cost, and check that its layers can be replaced.
+    """Make a network's layers plain, fold its batch norms, count its cost, and check that its layers can be replaced.
 
     Args:
         network: the dense network; it is not changed.
@@ -52,7 +55,8 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
     """
     check_values(network.state_dict(), f"the dense network {type(network).__name__}")
     check_network(network, torch.cat([images[:1], images[-1:].flip(-1)]), type(network).__name__)
-    folded, folds = fold_batch_norms(network, images[:1])
+    plain_network, plain = make_plain(network, images[:1])
+    folded, folds = fold_batch_norms(plain_network, images[:1])
     layers = {name: layer for name, layer in folded.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     examined = examine_layers(folded, layers, images[:1])
     counts = count_macs(folded, images[:1])
@@ -70,7 +74,7 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
     checked = check_replacing(folded, sizes, images)
     for name, misfit in checked.misfits.items():
         examined[name] = replace(examined[name], reason=misfit)
-    return Examined(folded, folds, examined, counts[""], checked.error)
+    return Examined(folded, plain, folds, examined, counts[""], checked.error)
 
 
 def inspect(network: nn.Module, images: torch.Tensor) -> Inspection:
