@@ -2,6 +2,7 @@
 
 import contextlib
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +75,21 @@ def _run_batches(
     report: Report,
 ) -> None:
     """Run all batches forwards and backwards, and add each layer's tensors to its statistics."""
+    images = 0  # of the batch that passes now
 
     def gather(name: str, inputs: Inputs, output: torch.Tensor) -> None:
         layer = statistics[name]
-        layer.add_output(output.detach())
+        layer.add_output(output.detach(), images)
         layer.add_input(inputs[0].detach())
         # A hook on the tensor, since an activation in place would change what a module's own hook sees.
         if output.requires_grad:
-            output.register_hook(layer.add_gradient)
+            output.register_hook(partial(layer.add_gradient, images=images))
 
     generator = torch.Generator().manual_seed(0)
     backwards = _backwards(network, batches[0][:2])
     done, total = 0, sum(len(batch) for batch in batches)
     for batch in batches:
+        images = len(batch)
         # Whoever calls may have switched gradients off.
         with torch.set_grad_enabled(backwards is not None), backwards or contextlib.nullcontext():
             with hooked(layers, after=gather):
