@@ -76,9 +76,10 @@ def model_card(
         notices: what the user was warned of when the study was created.
         trained_elsewhere: whether the images that the dense network was trained on are not known.
     """
-    if trained_elsewhere:
+    if trained_elsewhere or metrics.trained_further:
+        network = "dense network" if trained_elsewhere else "compressed network"
         test_part = (
-            "which images the dense network was trained on is not known, so that the test part may hold some of them"
+            f"which images the {network} was trained on is not known, so that the test part may hold some of them"
         )
     else:
         test_part = "the test part was used for this table only"
@@ -89,7 +90,7 @@ def model_card(
         ratio=metrics.flops_ratio,
         trial=metrics.trial,
         sample=_in_words(metrics.sample),
-        finetuned=_finetuned(metrics.finetuning_epochs),
+        finetuned=_finetuned(metrics),
         image_size=config.data.image_size,
         class_names=", ".join(map(_in_markdown, metrics.classes)),
         classes=list(metrics.classes),
@@ -117,7 +118,10 @@ def _in_words(sample: Mapping[str, Any]) -> str:
     )
 
 
-def _finetuned(epochs: int) -> str:
+def _finetuned(metrics: Metrics) -> str:
+    epochs = metrics.finetuning_epochs
+    if metrics.trained_further:
+        return ", then trained further in a way of the user's own, and measured anew"
     if not epochs:
         return ""
     return f", fine-tuned for {epochs} {'epoch' if epochs == 1 else 'epochs'}"

@@ -1,6 +1,7 @@
 """Export a trial: compress again, write a folder, and check it by running both models that were written."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +10,12 @@ import onnxruntime
 import torch
 from torch import nn
 
+from hscc_search.compression.compress import compress
 from hscc_search.compression.inspection import Inspection
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part
 from hscc_search.dense.opened import Opened
-from hscc_search.dense.weights import save_weights
+from hscc_search.dense.weights import check_values, save_weights
 from hscc_search.errors import ExportError, UnwritableError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
@@ -46,7 +48,7 @@ from hscc_search.search.opening import open_again
 from hscc_search.search.record import StudyRecord
 from hscc_search.search.space import space_of
 from hscc_search.search.stored_study import Study
-from hscc_search.search.trial import TrialResult, prepare, run_trial
+from hscc_search.search.trial import TrialResult, measure_trial, prepare, run_trial
 
 _STEPS = ("writing model.onnx", "loading the models back", "writing the model card")
 # Largest difference of scores between two runtimes, relative to the largest score: they add in different orders.
@@ -61,7 +63,13 @@ class _Answers(NamedTuple):
 
 
 def export(
-    study: Study, point: Point, config: StudyConfig, out: Path, device: str = "auto", report: Report = silent
+    study: Study,
+    point: Point,
+    config: StudyConfig,
+    out: Path,
+    device: str = "auto",
+    report: Report = silent,
+    tuned: nn.Module | None = None,
 ) -> Metrics:
     """Compress with a trial's setting again, write the folder, load both models back and measure them on the test part.
 
@@ -73,12 +81,15 @@ def export(
         out: a folder that does not exist yet.
         device: where the network is compressed.
         report: told of each step.
+        tuned: the trial's network after further training elsewhere, whose weights are exported; None for the weights
+            that compressing again, and fine-tuning where ``config`` says so, give.
 
     Returns:
         The content of ``metrics.json``.
 
     Raises:
-        ExportError: ``out`` exists, the network cannot be exported to ONNX, or the two written models disagree.
+        ExportError: ``out`` exists, the network cannot be exported to ONNX, the two written models disagree, or
+            ``tuned`` is not of the trial's form.
         UnwritableError: ``out`` cannot be written.
         DiskFullError: there is no room.
         StudyError: the images or the dense network are not the study's.
@@ -86,26 +97,28 @@ def export(
     _check_output(out)
     record = study.record
     opened = open_again(record, config, device, report)
-    result, inspection = _compress_again(opened, record, point, report)
+    result, inspection = _compress_again(opened, record, point, report, tuned)
     cost = _count(result, config.data.image_size)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnwritableError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
+    _make_parent(out)
     with folder_written_whole(out) as folder:
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
         answers = _check(folder, opened.parts.test)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
-        metrics = _measure(record, point, opened, result, cost, answers)
-        _describe(folder, record, config, metrics)
+        metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
         plan, elsewhere = result.compressed.plan, opened.trained_elsewhere
         card = model_card(metrics, config, plan, inspection, record.notices, elsewhere)
-        (folder / CARD).write_text(card, encoding="utf-8")
-        write_json(folder / MANIFEST, Manifest.of(folder).stored())
+        _describe(folder, record, config, metrics, card)
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
+
+
+def _make_parent(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
 
 
 def _check_output(out: Path) -> None:
@@ -115,11 +128,27 @@ def _check_output(out: Path) -> None:
 
 
 def _compress_again(
-    opened: Opened, record: StudyRecord, point: Point, report: Report
+    opened: Opened, record: StudyRecord, point: Point, report: Report, tuned: nn.Module | None
 ) -> tuple[TrialResult, Inspection]:
     prepared = prepare(opened, record.dense, report)
     setting = space_of(opened.config, prepared.calibration).setting(dict(point.sample))
-    return run_trial(prepared, setting, report), prepared.calibration.inspection
+    if tuned is None:
+        return run_trial(prepared, setting, report), prepared.calibration.inspection
+    compressed = compress(prepared.calibration, setting)
+    own, given = compressed.network.state_dict(), tuned.state_dict()
+    differing = [name for name in {**own, **given} if _shape(own, name) != _shape(given, name)]
+    if differing:
+        raise ExportError(
+            f"the given network is not of the form of {point.name}: {', '.join(differing[:3])} differ; "
+            "train what study.compressed() returns for this trial, without changing its layers"
+        )
+    check_values(given, "the given network")
+    compressed.network.load_state_dict(given)
+    return measure_trial(prepared, compressed), prepared.calibration.inspection
+
+
+def _shape(state: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
 
 
 def _count(result: TrialResult, image_size: int) -> CountedCost:
@@ -173,7 +202,13 @@ def _check(folder: Path, test: Part) -> _Answers:
 
 
 def _measure(
-    record: StudyRecord, point: Point, opened: Opened, result: TrialResult, cost: CountedCost, answers: _Answers
+    record: StudyRecord,
+    point: Point,
+    opened: Opened,
+    result: TrialResult,
+    cost: CountedCost,
+    answers: _Answers,
+    trained_further: bool,
 ) -> Metrics:
     """Measure the dense and the compressed network on the validation and the test part."""
     test, seed = opened.parts.test, opened.config.seed
@@ -185,7 +220,8 @@ def _measure(
         study=opened.config.name,
         trial=point.trial,
         sample=point.sample,
-        finetuning_epochs=opened.config.finetuning.epochs,
+        finetuning_epochs=0 if trained_further else opened.config.finetuning.epochs,
+        trained_further=trained_further,
         classes=record.classes,
         validation_images=len(record.labels),
         test_images=len(test),
@@ -202,11 +238,13 @@ def _validation_quality(measured: Measured, record: StudyRecord) -> Quality:
     return measure_quality(predicted, record.labels, record.classes, record.config.seed)
 
 
-def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: Metrics) -> None:
-    """Write the files beside the models but the card, and the manifest with the digests of all others."""
+def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: Metrics, card: str) -> None:
+    """Write the files beside the models, at last the manifest with the digests of all others."""
     origin = Origin(config, metrics.trial, metrics.sample, record.fingerprint, record.versions)
     write_json(folder / METRICS, metrics.stored())
     write_yaml(folder / CONFIG, origin.stored())
+    (folder / CARD).write_text(card, encoding="utf-8")
+    write_json(folder / MANIFEST, Manifest.of(folder).stored())
 
 
 def _onnx_scores(path: Path, part: Part) -> np.ndarray:

@@ -98,6 +98,7 @@ class Metrics:
         trial: its number.
         sample: the values that the search drew for it, by name.
         finetuning_epochs: epochs of fine-tuning after compression.
+        trained_further: whether somebody trained the network further in a way of their own.
         classes: class names.
         validation_images: size of the validation part.
         test_images: size of the test part.
@@ -111,6 +112,7 @@ class Metrics:
     trial: int
     sample: Mapping[str, Any]
     finetuning_epochs: int
+    trained_further: bool
     classes: tuple[str, ...]
     validation_images: int
     test_images: int

@@ -109,13 +109,23 @@ def run_trial(prepared: Prepared, setting: Setting, report: Report = silent) -> 
     compressed = compress(prepared.calibration, setting)
     if opened.config.finetuning.epochs:
         fine_tune(compressed.network, opened.network, opened.config, opened.parts.train, opened.device, report)
+    return measure_trial(prepared, compressed)
+
+
+def measure_trial(prepared: Prepared, compressed: Compressed) -> TrialResult:
+    """Count the multiply-adds of a compressed network while it runs, and measure it on the validation part.
+
+    Raises:
+        CompressionError: it answers with values that are not finite, or its multiply-adds are not those of its plan.
+        ExportError: the study measures latency, and the network cannot be exported to its runtime.
+    """
     counted = count_macs(compressed.network, prepared.calibration.images[:1])[""]
     if counted != compressed.macs:
         raise CompressionError(
             f"the compressed network takes {counted:,} multiply-adds, and by the plan of its layers {compressed.macs:,}"
         )
     cost = cost_of(compressed.network, counted)
-    measured = measure(opened, compressed.network, cost, _latency(prepared, compressed.network))
+    measured = measure(prepared.opened, compressed.network, cost, _latency(prepared, compressed.network))
     return TrialResult(compressed, measured)
 
 
