@@ -38,7 +38,7 @@ def _keys_beside(location: tuple[int | str, ...], root: type[BaseModel]) -> list
     """The keys that are allowed in place of a wrong one."""
     section = root
     for step in location[:-1]:
-        # An integer is an index into a list, and a name that is no key is that of an item: all items are of one section.
+        # Indices into a list, and names that are no keys, are those of items, which are all of one section.
         if step in section.model_fields:
             section = _section_of(section.model_fields[str(step)].annotation)
     return list(section.model_fields)

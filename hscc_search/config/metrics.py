@@ -49,6 +49,11 @@ def less_is_better(metric: str) -> bool:
     return metric in COSTS or metric in _LOSSES
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric comes with the package and lies between 0 and 1."""
+    return known_metric(metric) and metric not in (*COSTS, "log_loss")
+
+
 def needs_scores(metric: str) -> bool:
     """Whether a metric needs the scores of the classes: all do but costs and those of the predicted classes."""
     return metric not in COSTS and metric not in _OF_CLASSES and metric.split(":")[0] not in ("recall", "specificity")
@@ -70,9 +75,7 @@ class OwnMetricConfig(Section):
     worst: float | None = Field(
         None, description="worst value that counts in the hypervolume; without it 0, or 1 where lower is better"
     )
-    best: float | None = Field(
-        None, description="best value there is; without it 1, or 0 where lower is better"
-    )
+    best: float | None = Field(None, description="best value there is; without it 1, or 0 where lower is better")
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -122,11 +125,9 @@ class ConstraintConfig(Section):
 
     @model_validator(mode="after")
     def _bound_that_can_be_kept(self) -> "ConstraintConfig":
-        if self.metric in COSTS or self.metric == "log_loss":
-            if self.at_most is not None and self.at_most <= 0:
+        if not is_share(self.metric):
+            if known_metric(self.metric) and self.at_most is not None and self.at_most <= 0:
                 raise ValueError(f"at_most {self.at_most:g}: {self.metric} is above 0 for every network")
-            return self
-        if not known_metric(self.metric):
             return self
         if self.at_least is not None and self.at_least > 1:
             raise ValueError(f"at_least {self.at_least:g}: {self.metric} is a share, 0 to 1")

@@ -211,8 +211,8 @@ class StudyConfig(Section):
 
     @property
     def asked_metrics(self) -> tuple[str, ...]:
-        """The metrics that objectives, constraints and columns name, each once."""
-        return tuple(dict.fromkeys(name for _, name in self._metrics_by_key()))
+        """The metrics that objectives, constraints and columns name, and the study's own, each once."""
+        return tuple(dict.fromkeys([*(name for _, name in self._metrics_by_key()), *self.metrics]))
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Check that the classes that metrics name are among those of the images.

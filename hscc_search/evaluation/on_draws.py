@@ -136,4 +136,6 @@ def _calibration_error(scores: np.ndarray, labels: np.ndarray, weights: np.ndarr
 
 def _shares(parts: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Divide; NaN where there is nothing to divide by."""
-    return np.divide(parts, whole, out=np.full(whole.shape, np.nan, np.float64), where=whole > 0)
+    shares = np.full(whole.shape, np.nan)
+    np.divide(parts, whole, out=shares, where=whole > 0)
+    return shares

@@ -66,7 +66,7 @@ def measure_quality(
         StudyError: a metric needs scores and there are none, names an unknown class, or is the study's own and fails.
     """
     groups = None if groups is None or alone(groups) else groups
-    on_all, on_draws = _by_confusions(predicted, labels, classes, seed, groups)
+    on_all, errors = _by_confusions(predicted, labels, classes, seed, groups)
     for metric in asked:
         if metric in COSTS or metric in on_all:
             continue
@@ -74,20 +74,21 @@ def measure_quality(
             raise StudyError(f"no {metric}: the classes are {', '.join(classes)}")
         if scores is None:
             raise StudyError(f"{metric} needs the scores of all classes, and only the predicted classes are known")
-        on_all[metric], on_draws[metric] = _by_scores(metric, scores, labels, classes, seed, groups, own or {})
-    wanted = [name for name in on_all if name in asked or name.split(":")[0] in ("accuracy", "macro_f1", "recall", "f1")]
-    errors = {name: float(np.nanstd(on_draws[name])) for name in wanted}
+        on_all[metric], errors[metric] = _by_scores(metric, scores, labels, classes, seed, groups, own or {})
+    wanted = [
+        name for name in on_all if name in asked or name.split(":")[0] in ("accuracy", "macro_f1", "recall", "f1")
+    ]
     sizes = _sizes(labels, len(classes), groups)
     for name in wanted:
         if errors[name] < _AGREE and name not in (own or {}):
             errors[name] = _error_where_draws_agree(name, classes, sizes)
-    return Quality({name: on_all[name] for name in wanted}, errors)
+    return Quality({name: on_all[name] for name in wanted}, {name: errors[name] for name in wanted})
 
 
 def _by_confusions(
     predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str], seed: int, groups: np.ndarray | None
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Measure what the confusion matrix tells, on all images and on draws of them."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Measure what the confusion matrix tells, and how it varies over draws."""
     count = len(classes)
     cells = labels.astype(np.int64) * count + predicted
     confusion = np.bincount(cells, minlength=count * count)
@@ -97,8 +98,11 @@ def _by_confusions(
     else:
         counts = draw_counts(len(labels), BOOTSTRAP_DRAWS, seed, groups)
         draws = np.stack([np.bincount(cells, weights=row, minlength=count * count) for row in counts])
-    on_all, on_draws = (_named(_measures(table.reshape(-1, count, count)), classes) for table in (confusion, draws))
-    return {name: float(values[0]) for name, values in on_all.items()}, on_draws
+    on_all, on_draws = (_measures(cells.reshape(-1, count, count)) for cells in (confusion, draws))
+    return (
+        _named({measure: values[0] for measure, values in on_all.items()}, classes),
+        _named({measure: values.std(axis=0) for measure, values in on_draws.items()}, classes),
+    )
 
 
 def _by_scores(
@@ -109,18 +113,18 @@ def _by_scores(
     seed: int,
     groups: np.ndarray | None,
     own: Mapping[str, OwnMetric],
-) -> tuple[float, np.ndarray]:
-    """Measure a metric of scores on all images and on draws of them."""
+) -> tuple[float, float]:
+    """Measure a metric of scores, and how it varies over the draws on which it is defined."""
     if metric in own:
         counts = draw_counts(len(labels), OWN_DRAWS, seed, groups)
         whole = own_value(metric, own[metric], scores, labels)
-        return whole, own_on_draws(metric, own[metric], scores, labels, counts)
+        return whole, float(np.nanstd(own_on_draws(metric, own[metric], scores, labels, counts)))
     counts = draw_counts(len(labels), BOOTSTRAP_DRAWS, seed, groups)
     weights = np.vstack([np.ones((1, len(labels))), counts]).T.astype(np.float32, order="C")
     values = score_metric(metric, scores, labels, classes, weights)
     if not np.isfinite(values[0]):
         raise StudyError(f"{metric} is not defined: a class has no image, or all images are of one class")
-    return float(values[0]), values[1:]
+    return float(values[0]), float(np.nanstd(values[1:]))
 
 
 def _measures(confusions: np.ndarray) -> dict[str, np.ndarray]:
@@ -149,14 +153,14 @@ def _measures(confusions: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _named(measures: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, np.ndarray]:
+def _named(measures: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, float]:
     """Name the values of a measure: ``measure:CLASS`` where it has a value for each class."""
-    named: dict[str, np.ndarray] = {}
+    named: dict[str, float] = {}
     for measure, values in measures.items():
-        if values.ndim > 1:
-            named |= {f"{measure}:{name}": values[:, position] for position, name in enumerate(classes)}
+        if values.ndim:
+            named |= {f"{measure}:{name}": float(value) for name, value in zip(classes, values, strict=True)}
         else:
-            named[measure] = values
+            named[measure] = float(values)
     return named
 
 
@@ -172,9 +176,7 @@ def _sizes(labels: np.ndarray, count: int, groups: np.ndarray | None) -> tuple[i
     return len(np.unique(groups)), own, others
 
 
-def _error_where_draws_agree(
-    metric: str, classes: Sequence[str], sizes: tuple[int, np.ndarray, np.ndarray]
-) -> float:
+def _error_where_draws_agree(metric: str, classes: Sequence[str], sizes: tuple[int, np.ndarray, np.ndarray]) -> float:
     """The standard error of a metric that is the same in all draws: see :func:`measure_quality`.
 
     0 for losses, which are no shares, and for classes without an image.

@@ -25,7 +25,8 @@ def kept_scores(scores: np.ndarray) -> np.ndarray:
     """
     largest = float(np.finfo(SCORE_TYPE).max)
     if scores.ndim != 2 or scores.shape[1] < 2:
-        return np.clip(scores, -largest, largest).astype(SCORE_TYPE)
+        clipped: np.ndarray = np.clip(scores, -largest, largest).astype(SCORE_TYPE)
+        return clipped
     answered = scores.argmax(axis=1)[:, None]
     kept = np.maximum(log_softmax(scores.astype(np.float64), axis=1), -largest).astype(SCORE_TYPE)
     highest = np.take_along_axis(kept, answered, axis=1)

@@ -83,8 +83,8 @@ def confidence(
         most_parameters: of the knee, unless all trials have more; None for any number.
 
     Raises:
-        StudyError: a trial lacks a metric or its scores, predictions do not fit the labels, or a metric names an unknown
-            class or is the study's own and fails.
+        StudyError: a trial lacks a metric or its scores, predictions do not fit the labels, a metric names an unknown
+            class, or one of the study's own fails.
     """
     trials = sorted(points, key=lambda point: point.trial)
     probability = {point.trial: 0.0 for point in trials}
@@ -235,7 +235,7 @@ class _Bootstrap:
         """Compute draws chunk by chunk.
 
         Args:
-            counts: uint16, shape (draws, images), how often each image is drawn; those that the bootstrap was made with.
+            counts: uint16, shape (draws, images), how often each image is drawn, as the bootstrap was made with.
             rows: of the trials to compute, all by default.
 
         Yields:

@@ -16,8 +16,8 @@ def reference_point(
     """The two corners of the box in which the hypervolume is measured.
 
     Costs go from the dense network's to 0, accuracy from that of guessing the most frequent class to 1, AUROC from 0.5
-    to 1, log loss from that of guessing each class as often as it occurs to 0, the calibration error from 1 to 0, metrics
-    of the study's own from its worst value to its best one, and all others from 0 to 1.
+    to 1, log loss from that of guessing each class as often as it occurs to 0, the calibration error from 1 to 0, a
+    metric of the study's own from its worst value to its best one, and all others from 0 to 1.
 
     Args:
         dense: the dense network.

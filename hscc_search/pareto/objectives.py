@@ -7,9 +7,6 @@ from typing import Literal
 from hscc_search.config import StudyConfig
 from hscc_search.config.metrics import COSTS, class_of, less_is_better, needs_scores, specificity_of
 
-# Metrics that are no shares from 0 to 1, as far as they come with the package.
-_NO_SHARES = (*COSTS, "log_loss")
-
 
 @dataclass(frozen=True)
 class Objective:
@@ -105,11 +102,6 @@ def title(metric: str) -> str:
     if specificity is not None:
         return f"sensitivity to {of} at specificity {specificity:g}"
     return f"{titles.get(kind, kind)} of {of}" if of else titles.get(metric, metric)
-
-
-def is_share(objective: Objective) -> bool:
-    """Whether a metric lies between 0 and 1, as far as that is known."""
-    return objective.bounds is None and objective.metric not in _NO_SHARES
 
 
 def written(metric: str, value: float) -> str:

@@ -97,8 +97,8 @@ def scores_of(points: Sequence[Measured]) -> list[np.ndarray]:
     for point in points:
         if point.scores is None:
             raise StudyError(
-                f"{point.name} was stored without the scores of its classes, as hscc-search 0.1.0 did, so that it has no "
-                "metric of scores: start a study of another name"
+                f"{point.name} was stored without the scores of its classes, as by hscc-search 0.1.0, so that it has "
+                "no metric of scores: start a study of another name"
             )
         scores.append(point.scores)
     return scores

@@ -25,8 +25,8 @@ def resample(
         counts: float32, shape (draws, images), from :func:`hscc_search.evaluation.draws.draw_counts`.
 
     Returns:
-        Shape (points, draws): float32 for shares of images, float64 for means over classes. Points that are right on the same
-        images have the same accuracy and recalls, to the last bit.
+        Shape (points, draws): float32 for shares of images, float64 for means over classes. Points that are right on
+        the same images have the same accuracy and recalls, to the last bit.
 
     Raises:
         StudyError: the metric names an unknown class.

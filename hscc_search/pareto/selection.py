@@ -29,8 +29,8 @@ class ByTrial:
 class Bound:
     """The best feasible trial whose metric keeps a bound.
 
-    Where the bound is on a metric of answers, that of fewest FLOPs. Where it is on a cost, the most accurate one, or in a
-    study with a metric of scores and without accuracy among its objectives the best by the former.
+    Where the bound is on a metric of answers, that of fewest FLOPs. Where it is on a cost, the most accurate one; the
+    best by a metric of scores in a study that has one among its objectives, and not accuracy.
 
     Attributes:
         metric: its name.
@@ -137,6 +137,10 @@ def _numbered(trial: int | None, points: Sequence[Point], objectives: Sequence[O
 def _bounded(bound: Bound, points: Sequence[Point], objectives: Sequence[Objective]) -> Point:
     """The best feasible point that keeps a bound, by the rule of :class:`Bound`."""
     feasible = _require_feasible(points)
+    for objective in objectives:
+        if (objective.metric, not objective.maximise) == (bound.metric, bound.at_least):
+            right, word = ("min", "more") if objective.maximise else ("max", "less")
+            raise StudyError(f"of {bound.metric} {word} is better: use {right}-{bound.metric}:{bound.value:g}")
     sign = 1 if bound.at_least else -1
     fitting = [point for point in feasible if sign * point[bound.metric] >= sign * bound.value]
     goal = _goal(objectives)
@@ -149,7 +153,7 @@ def _bounded(bound: Bound, points: Sequence[Point], objectives: Sequence[Objecti
 
 
 def _goal(objectives: Sequence[Objective]) -> Objective:
-    """The metric that is best under a bound on a cost: accuracy, unless it is no objective and a metric of scores is."""
+    """The metric that is to be best under a bound on a cost, see :class:`Bound`."""
     accuracy = Objective("accuracy", maximise=True)
     of_scores = [objective for objective in objectives if objective.on_scores]
     return accuracy if accuracy in objectives or not of_scores else of_scores[0]

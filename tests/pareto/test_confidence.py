@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from scipy.special import ndtri
 
 from hscc_search.errors import StudyError
+from hscc_search.evaluation.draws import draw_counts
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.pareto import confidence as module
 from hscc_search.pareto.confidence import Confidence, Truth, confidence
 from hscc_search.pareto.front import front, knee
 from hscc_search.pareto.objectives import Objective
 from hscc_search.pareto.points import Point, predictions_of
-from hscc_search.evaluation.draws import draw_counts
 from hscc_search.pareto.resampling import widening
 
 FLOPS, LATENCY = Objective("flops", False), Objective("latency", False)
@@ -250,7 +250,9 @@ def test_of_trials_that_are_knees_equally_often_the_cheaper_wins():
     for draws in range(1, 41):
         dearer = (counts[:draws, 0] > counts[:draws, 1]).sum()
         tied += 2 * dearer == draws
-        assert confidence(trials, PLANE, Truth(labels, ("a", "b")), draws=draws).knee == (0 if 2 * dearer > draws else 1)
+        assert confidence(trials, PLANE, Truth(labels, ("a", "b")), draws=draws).knee == (
+            0 if 2 * dearer > draws else 1
+        )
     assert tied
 
 
