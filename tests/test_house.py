@@ -17,9 +17,9 @@ FLOORS = (
     "config",
     "storage_faults",
     "storage",
-    "pareto",  # numbers only: neither torch nor Optuna
     "data",
     "evaluation",
+    "pareto",  # numbers only: neither torch nor Optuna
     "runtime",
     "dense",
     "compression",  # knows nothing of images on disk, studies and trials

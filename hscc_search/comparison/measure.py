@@ -22,8 +22,11 @@ from hscc_search.dense.fine_tuning import fine_tune
 from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.errors import CompressionError, ConfigError
 from hscc_search.evaluation.counters import measure_cost
+from hscc_search.evaluation.draws import alone
+from hscc_search.evaluation.own import own_metrics
 from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
+from hscc_search.evaluation.scores import kept_scores
 from hscc_search.files import sha256
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.latency import Runner, measure_latency, runners
@@ -195,8 +198,18 @@ def _measure(split: _Split, network: nn.Module, asked: Asked, seconds: float) ->
         asked,
         macs=cost.macs,
         parameters=cost.parameters,
-        quality=measure_quality(predicted, test.labels, opened.dataset.classes, config.seed),
+        quality=measure_quality(
+            predicted,
+            test.labels,
+            opened.dataset.classes,
+            config.seed,
+            scores=kept_scores(scores),
+            groups=test.groups,
+            asked=config.asked_metrics,
+            own=own_metrics(config),
+        ),
         right=tuple((predicted == test.labels).astype(int).tolist()),
+        groups=() if alone(test.groups) else tuple(np.unique(test.groups, return_inverse=True)[1].tolist()),
         latency=latency,
         dense_latency=dense_latency,
         seconds=seconds,

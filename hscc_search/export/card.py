@@ -9,6 +9,7 @@ from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.evaluation.quality import Quality
 from hscc_search.export.folder import Metrics, Results
+from hscc_search.pareto.objectives import title
 
 _CARD = """\
 # {study}: {model}, {ratio:.2f}x fewer FLOPs
@@ -41,8 +42,9 @@ As a torch module that can be trained further, which takes the same pixels: `hsc
 |---|---|---|
 {results}
 
-± is one bootstrap standard error over images ({test_images} in the test part, {validation_images} in the validation \
-part). One multiply-add is one MAC and two FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
+± is one standard error over {units} ({test_images} in the test part, {validation_images} in the validation \
+part), by the bootstrap, or by Jeffreys' interval where all answers are right. One multiply-add is one MAC and two \
+FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
 Runtime running model.onnx.{larger}
 
 ## Layers
@@ -95,8 +97,9 @@ def model_card(
         class_names=", ".join(map(_in_markdown, metrics.classes)),
         classes=list(metrics.classes),
         results=_results(metrics),
-        test_images=metrics.test_images,
-        validation_images=metrics.validation_images,
+        units="images" if metrics.test_groups is None else "groups of images that belong together",
+        test_images=metrics.test_images if metrics.test_groups is None else metrics.test_groups,
+        validation_images=metrics.validation_images if metrics.validation_groups is None else metrics.validation_groups,
         layers=_layers(plan),
         test_part=test_part,
         larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
@@ -139,11 +142,25 @@ def _cells(results: Results, classes: Sequence[str]) -> dict[str, str]:
         "accuracy, test part": _with_error(results.test, "accuracy"),
         "macro F1, test part": _with_error(results.test, "macro_f1"),
         "accuracy, validation part": _with_error(results.validation, "accuracy"),
+        **_asked(results),
         **{f"recall of {_in_markdown(name)}, test part": f"{recalls[f'recall:{name}']:.3f}" for name in classes},
         "GMACs per image": f"{cost.macs / 1e9:.4f}",
         "GFLOPs per image": f"{cost.flops / 1e9:.4f}",
         "parameters": f"{cost.parameters:,}",
         "size in MB": f"{cost.megabytes:.1f}",
+    }
+
+
+def _asked(results: Results) -> dict[str, str]:
+    """The rows of the further metrics that the study asks for."""
+    common = ("accuracy", "macro_f1", "recall", "f1")
+    further = [name for name in results.test.metrics if name.split(":")[0] not in common]
+    parts = (("test", results.test), ("validation", results.validation))
+    return {
+        f"{_in_markdown(title(name))}, {part} part": _with_error(quality, name)
+        for name in further
+        for part, quality in parts
+        if name in quality.metrics
     }
 
 

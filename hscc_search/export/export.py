@@ -19,8 +19,11 @@ from hscc_search.dense.weights import check_values, save_weights
 from hscc_search.errors import ExportError, UnwritableError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
+from hscc_search.evaluation.draws import alone
+from hscc_search.evaluation.own import own_metrics
 from hscc_search.evaluation.predictions import batches
 from hscc_search.evaluation.quality import Quality, measure_quality
+from hscc_search.evaluation.scores import kept_scores
 from hscc_search.export.card import model_card
 from hscc_search.export.deployed import Deployed
 from hscc_search.export.folder import (
@@ -56,7 +59,7 @@ _TOLERANCE = 1e-3
 
 
 class _Answers(NamedTuple):
-    """The class that each written model predicts for each test image: integers, shape (images,)."""
+    """The scores that each written model gives each test image, before softmax: float32, shape (images, classes)."""
 
     onnx: np.ndarray
     torch: np.ndarray
@@ -198,7 +201,7 @@ def _check(folder: Path, test: Part) -> _Answers:
     scale = max(1.0, float(np.abs(by_torch).max()))
     if not gap <= _TOLERANCE * scale:
         raise ExportError(f"{ONNX} and {WEIGHTS} disagree: scores differ by up to {gap:g}")
-    return _Answers(by_onnx.argmax(axis=1), by_torch.argmax(axis=1))
+    return _Answers(by_onnx, by_torch)
 
 
 def _measure(
@@ -211,11 +214,10 @@ def _measure(
     trained_further: bool,
 ) -> Metrics:
     """Measure the dense and the compressed network on the validation and the test part."""
-    test, seed = opened.parts.test, opened.config.seed
-    dense_classes = _torch_scores(_deployed(opened.network, opened.config), test).argmax(axis=1)
-    dense_test, compressed_test = (
-        measure_quality(predicted, test.labels, record.classes, seed) for predicted in (dense_classes, answers.onnx)
-    )
+    test, validation = opened.parts.test, opened.parts.validation
+    dense_scores = _torch_scores(_deployed(opened.network, opened.config), test)
+    dense_test, compressed_test = (_test_quality(opened, scores) for scores in (dense_scores, answers.onnx))
+    by_onnx, by_torch = answers.onnx.argmax(axis=1), answers.torch.argmax(axis=1)
     return Metrics(
         study=opened.config.name,
         trial=point.trial,
@@ -227,15 +229,42 @@ def _measure(
         test_images=len(test),
         dense=Results(record.dense.cost, _validation_quality(record.dense.measured, record), dense_test),
         compressed=Results(cost, _validation_quality(result.measured, record), compressed_test),
-        right=int((answers.onnx == test.labels).sum()),
-        torch_differs_on=int((answers.onnx != answers.torch).sum()),
+        right=int((by_onnx == test.labels).sum()),
+        torch_differs_on=int((by_onnx != by_torch).sum()),
+        validation_groups=_groups(validation),
+        test_groups=_groups(test),
+    )
+
+
+def _groups(part: Part) -> int | None:
+    """Count the groups of a part; None where each image is one of its own."""
+    return None if alone(part.groups) else len(np.unique(part.groups))
+
+
+def _test_quality(opened: Opened, scores: np.ndarray) -> Quality:
+    """Measure scores on the test part, by all metrics that the study asks for."""
+    test, config = opened.parts.test, opened.config
+    return measure_quality(
+        scores.argmax(axis=1),
+        test.labels,
+        opened.dataset.classes,
+        config.seed,
+        scores=kept_scores(scores),
+        groups=test.groups,
+        asked=config.asked_metrics,
+        own=own_metrics(config),
     )
 
 
 def _validation_quality(measured: Measured, record: StudyRecord) -> Quality:
     """Measure the predictions on the validation part again, since stored metrics lack the F1 of single classes."""
-    predicted = np.frombuffer(measured.predictions, "<u2")
-    return measure_quality(predicted, record.labels, record.classes, record.config.seed)
+    predicted, config = np.frombuffer(measured.predictions, "<u2"), record.config
+    again = measure_quality(predicted, record.labels, record.classes, config.seed, groups=record.groups)
+    stored = [name for name in measured.errors if name not in again.metrics]
+    return Quality(
+        {**again.metrics, **{name: measured.metrics[name] for name in stored}},
+        {**again.errors, **{name: measured.errors[name] for name in stored}},
+    )
 
 
 def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: Metrics, card: str) -> None:

@@ -106,6 +106,8 @@ class Metrics:
         compressed: the compressed network; its quality on the test part is that of ``model.onnx``.
         right: test images that ``model.onnx`` classifies correctly.
         torch_differs_on: test images that the torch module puts into another class than ``model.onnx``.
+        validation_groups: groups of images in the validation part; None where each image is one of its own.
+        test_groups: groups of images in the test part, likewise.
     """
 
     study: str
@@ -120,6 +122,8 @@ class Metrics:
     compressed: Results
     right: int
     torch_differs_on: int
+    validation_groups: int | None = None
+    test_groups: int | None = None
 
     @property
     def flops_ratio(self) -> float:

@@ -12,19 +12,26 @@ from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.compress import Compressed, compress
 from hscc_search.compression.setting import Setting
 from hscc_search.config import StudyConfig
+from hscc_search.config.metrics import needs_scores
 from hscc_search.dense.fine_tuning import fine_tune
 from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.errors import CompressionError
 from hscc_search.evaluation.cost import Cost, CountedCost
 from hscc_search.evaluation.counters import cost_of, count_macs, measure_cost
+from hscc_search.evaluation.draws import draw_counts
+from hscc_search.evaluation.own import check_own_metrics, own_metrics
 from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
+from hscc_search.evaluation.scores import kept_scores
 from hscc_search.pareto.objectives import needs_latency
 from hscc_search.pareto.points import Measured
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.latency import Runner, in_turns, runner
 from hscc_search.search.opening import calibration_images
 from hscc_search.search.record import DenseRecord
+
+# Bytes of the scores of a trial that are stored though no metric of the study needs them.
+_MOST_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -145,8 +152,18 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
     scores = predict(network, validation, opened.config.data, opened.device)
     if not np.isfinite(scores).all():
         raise CompressionError("the network answers with values that are not finite")
-    predicted = scores.argmax(axis=1)
-    quality = measure_quality(predicted, validation.labels, opened.dataset.classes, opened.config.seed)
+    predicted, kept = scores.argmax(axis=1), kept_scores(scores)
+    config = opened.config
+    quality = measure_quality(
+        predicted,
+        validation.labels,
+        opened.dataset.classes,
+        config.seed,
+        scores=kept,
+        groups=validation.groups,
+        asked=config.asked_metrics,
+        own=own_metrics(config),
+    )
     costs = {
         "flops": cost.flops,
         "macs": cost.macs,
@@ -159,7 +176,23 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
         metrics={**costs, **_without_f1(quality.metrics)},
         errors=_without_f1(quality.errors),
         predictions=predicted.astype("<u2").tobytes(),
+        scores=kept if kept.nbytes <= _MOST_BYTES or any(map(needs_scores, config.asked_metrics)) else None,
     )
+
+
+def check_metrics(opened: Opened) -> None:
+    """Try the study's own metrics on the scores of the dense network, on all validation images and on one draw of them.
+
+    Raises:
+        ConfigError: one cannot be imported.
+        StudyError: one fails.
+    """
+    config, validation = opened.config, opened.parts.validation
+    if config.metrics:
+        functions = own_metrics(config)
+        scores = kept_scores(predict(opened.network, validation, config.data, opened.device))
+        counts = draw_counts(len(validation), 1, config.seed, validation.groups)
+        check_own_metrics(functions, scores, validation.labels, counts)
 
 
 def load_dense(
