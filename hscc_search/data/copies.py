@@ -119,10 +119,11 @@ def copy_groups(looks: Sequence[Look]) -> dict[CopyKind, np.ndarray]:
     """
     pairs = copy_pairs(looks, "shape")
     kinds: tuple[CopyKind, ...] = get_args(CopyKind)
-    return {kind: _linked(_of_kind(pairs, looks, kind), len(looks)) for kind in kinds}
+    return {kind: numbered_copies(_of_kind(pairs, looks, kind), len(looks)) for kind in kinds}
 
 
-def _linked(pairs: np.ndarray, count: int) -> np.ndarray:
+def numbered_copies(pairs: np.ndarray, count: int) -> np.ndarray:
+    """Number the images that pairs link, directly or by a chain, int64, shape (count,), in the order they come."""
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)  # type: ignore[no-any-return]
 

@@ -1,13 +1,13 @@
 """Run a network over images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 
 from hscc_search.config import DataConfig
-from hscc_search.data import Part
+from hscc_search.data import Images, Part
 
 # Images per batch wherever a network runs without training.
 BATCH_SIZE = 64
@@ -59,6 +59,6 @@ def predict(network: nn.Module, part: Part, config: DataConfig, device: torch.de
     return torch.cat(scores).numpy()
 
 
-def batches(images: np.ndarray) -> Sequence[np.ndarray]:
-    """Cut images, shape (images, ...), into batches of at most :data:`BATCH_SIZE`."""
-    return [images[first : first + BATCH_SIZE] for first in range(0, len(images), BATCH_SIZE)]
+def batches(images: Images) -> Iterator[np.ndarray]:
+    """Cut images, shape (images, ...), into batches of at most :data:`BATCH_SIZE`, each read when it is asked for."""
+    return (images[first : first + BATCH_SIZE] for first in range(0, len(images), BATCH_SIZE))

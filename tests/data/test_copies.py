@@ -218,11 +218,11 @@ def test_byte_copies_of_the_real_set_are_one_group_and_never_on_two_sides(mri, m
         if len(paths) > 1 or path in single
     )
     groups_of = defaultdict(set)
-    for (_, digest), group in zip(digests, dataset.groups.tolist(), strict=True):
+    for (_, digest), group in zip(digests, dataset.copies.tolist(), strict=True):
         groups_of[digest].add(group)
     assert all(len(groups) == 1 for groups in groups_of.values())
-    assert len(set(dataset.groups.tolist())) > 200
+    assert len(set(dataset.copies.tolist())) > 200
     for seed in range(3):
-        parts = split_indices(dataset.labels, dataset.groups, (0.7, 0.15, 0.15), seed)
+        parts = split_indices(dataset.labels, dataset.copies, (0.7, 0.15, 0.15), seed)
         sides = [{digests[index][1] for index in part} for part in parts]
         assert sum(map(len, sides)) == len(set.union(*sides))
