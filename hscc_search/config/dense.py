@@ -63,13 +63,21 @@ def _steps(name: str) -> list[str]:
 class DataConfig(Section):
     """The images, their size, and their division into parts."""
 
-    source: Literal["folder", "digits", "table"] = Field(
+    source: Literal["folder", "digits", "table", "python"] = Field(
         "folder",
-        description="a folder of your own, a table of images, or the handwritten digits that come with scikit-learn",
+        description="a folder of your own, a table of images, torch Datasets of your own, or the handwritten digits "
+        "that come with scikit-learn",
     )
     path: FilePath | None = Field(
         None,
         description="folder with one folder of images per class, or the table: CSV, or Parquet with the extra parquet",
+    )
+    factory: str | None = Field(
+        None,
+        max_length=200,
+        description="function of your own, 'module:function', for source python: it returns torch Datasets train, "
+        "validation and test of (input, target), as a dict or a tuple. uint8 inputs are RGB images; floating-point "
+        "ones go into the network as they are, neither normalised nor flipped and turned",
     )
     columns: ColumnsConfig = Field(ColumnsConfig(), description="columns of the table")
     classes: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
@@ -125,8 +133,12 @@ class DataConfig(Section):
     def _path_fits_source(self) -> "DataConfig":
         if self.source in ("folder", "table") and self.path is None:
             raise ValueError(f"source {self.source!r} needs a path here or --data PATH on the command line")
-        if self.source == "digits" and self.path is not None:
-            raise ValueError("source 'digits' takes no path: use source 'folder' for your own images")
+        if self.source in ("digits", "python") and self.path is not None:
+            raise ValueError(f"source {self.source!r} takes no path: use source 'folder' for your own images")
+        if (self.source == "python") != (self.factory is not None):
+            raise ValueError("source 'python' and a factory 'module:function' need each other")
+        if self.factory is not None and not all(self.factory.partition(":")):
+            raise ValueError(f"factory: {self.factory!r} is not allowed: write package.module:function")
         if self.source != "folder" and self.class_level is not None:
             raise ValueError(f"source {self.source!r} has no folders: leave class_level out")
         if self.source != "folder" and self.split is not None:

@@ -8,7 +8,8 @@ and ``notices`` says what is worth knowing of all that. ``check`` reports on a f
 """
 
 from hscc_search.data.check import check_images
-from hscc_search.data.images import Dataset, load_dataset
+from hscc_search.data.dataset import Dataset
+from hscc_search.data.images import load_dataset
 from hscc_search.data.notices import notices
 from hscc_search.data.rows import Images
 from hscc_search.data.splits import Part, Parts, split

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hscc_search.data.dataset import Dataset
 from hscc_search.data.grouping import linked
-from hscc_search.data.images import Dataset
 from hscc_search.data.listing import PARTS
 from hscc_search.data.rows import Images, Rows
 from hscc_search.errors import DataError
@@ -17,8 +17,8 @@ class Part:
     """Some images of a data set.
 
     Attributes:
-        images: uint8, shape (images, 3, image_size, image_size), RGB; read when they are asked for.
-        labels: int64, shape (images,).
+        images: as in :class:`hscc_search.data.dataset.Dataset`, read when they are asked for.
+        labels: likewise.
         groups: int64, shape (images,); images with the same number belong together, and are drawn again together.
     """
 
@@ -37,8 +37,9 @@ class Part:
         # The shuffled images of each class are spread evenly over 0 to 1; the ``count`` lowest positions of all
         # classes together then hold each class in proportion.
         positions = np.empty(len(self))
-        for label in np.unique(self.labels):
-            members = np.flatnonzero(self.labels == label)
+        labels = self.labels if self.labels.ndim == 1 else np.zeros(len(self))  # maps have no class of their own
+        for label in np.unique(labels):
+            members = np.flatnonzero(labels == label)
             positions[generator.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
         chosen = np.sort(np.argsort(positions, kind="stable")[:count])
         return Part(self.images[chosen], self.labels[chosen], self.groups[chosen])

@@ -87,7 +87,7 @@ def start_descent(
     schedule = OneCycleLR(optimizer, max_lr=learning_rate, total_steps=epochs * steps_per_epoch)
     images: torch.Tensor | Images = part.images
     if math.prod(images.shape) * images.dtype.itemsize <= _HELD:
-        images = torch.from_numpy(np.array(images)).to(device)
+        images = torch.from_numpy(np.asarray(images)).to(device)
     labels = torch.from_numpy(part.labels).to(device)
     return Descent(network, config, images, labels, optimizer, schedule, steps_per_epoch)
 
@@ -140,7 +140,9 @@ def _batch(descent: Descent, indices: torch.Tensor) -> Batch:
         pixels = descent.images[indices.to(device)]
     else:
         pixels = torch.from_numpy(descent.images[indices.numpy()]).to(device)
-    images = augment(network_input(pixels, descent.config.data), training.flip, training.affine)
+    images = network_input(pixels, descent.config.data)
+    if not pixels.is_floating_point():  # what is no image is neither flipped nor turned
+        images = augment(images, training.flip, training.affine)
     return Batch(*mix(images, descent.labels[indices.to(device)], training.mixup))
 
 

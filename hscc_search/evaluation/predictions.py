@@ -25,15 +25,17 @@ def normalise(values: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> to
 
 
 def network_input(images: torch.Tensor, config: DataConfig) -> torch.Tensor:
-    """Turn pixels into the input of a network.
+    """Turn pixels into the input of a network; what is no pixels, but floating-point numbers, stays as it is.
 
     Args:
-        images: uint8, shape (images, 3, height, width).
+        images: uint8, shape (images, 3, height, width), or floating-point numbers of any shape.
         config: holds mean and std per channel.
 
     Returns:
         float32, the same shape, channels last in memory, which is up to 2.5 times faster on a CPU.
     """
+    if images.is_floating_point():
+        return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
     mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (config.mean, config.std))
     return normalise(images.float() / 255, mean, std).contiguous(memory_format=torch.channels_last)
 
