@@ -12,7 +12,7 @@ PACKAGE = ROOT / "hscc_search"
 # From the ground up. A module imports from its own floor and from those below it, never from one above.
 FLOORS = (
     "errors",
-    "temporary files memory progress resources",
+    "temporary files memory progress resources torchvision_operators user_code",
     "cache",
     "config",
     "storage_faults",

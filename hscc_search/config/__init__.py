@@ -5,7 +5,15 @@
 error, and ``reference`` writes ``REFERENCE.md``.
 """
 
-from hscc_search.config.dense import CopyKind, DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
+from hscc_search.config.dense import (
+    ColumnsConfig,
+    CopyKind,
+    DataConfig,
+    FinetuningConfig,
+    ModelConfig,
+    SplitConfig,
+    TrainingConfig,
+)
 from hscc_search.config.metrics import ConstraintConfig, LatencyConfig
 from hscc_search.config.space import (
     BudgetRange,
@@ -23,6 +31,7 @@ __all__ = [
     "DEFAULT_STORAGE",
     "BudgetRange",
     "ClusterStrategy",
+    "ColumnsConfig",
     "CompressionConfig",
     "ConstraintConfig",
     "CopyKind",
@@ -34,6 +43,7 @@ __all__ = [
     "ModelConfig",
     "RegionStrategy",
     "SpaceConfig",
+    "SplitConfig",
     "StudyConfig",
     "TrainingConfig",
     "find_study_file",

@@ -26,6 +26,8 @@ from hscc_search.progress import Notice, Progress, Report
 
 # Part of the cache key: raise it when the same configuration would train to other weights.
 _TRAINING_VERSION = 2
+# What of the images' section does not stand in the key for itself: the fingerprint and the judgement hold what it does.
+_JUDGED = {"path", "class_level", "copies", "columns", "groups", "split", "allow_leaks"}
 # The fields that the key of version 1 was made of.
 _FIELDS_BEFORE = {
     "model": ("name", "weights"),
@@ -51,7 +53,7 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset, network: Mapping[str,
         "model": config.model.model_dump(exclude={"checkpoint"}),
         "network": dict(network),
         "training": config.training.model_dump(exclude={"when"}),
-        "data": config.data.model_dump(exclude={"path", "class_level", "copies"}),
+        "data": config.data.model_dump(exclude=_JUDGED | ({"classes"} if config.data.classes is None else set())),
         "copies": dataset.judgement,  # decides on the split, as the fields left out do
         "fingerprint": dataset.fingerprint,
     }

@@ -125,8 +125,9 @@ def _same_images(
     dataset = load_dataset(config.data, report)
     if fingerprint not in (None, dataset.fingerprint):
         raise StudyError(
-            f"study {config.name} was started on other images than those at {config.data.path}: "
-            "give the same images with --data DIR, or start a study of another name on these"
+            f"study {config.name} was started on other images than those at "
+            f"{config.data.path or config.data.factory or config.data.source}: "
+            "give the same images with --data PATH, or start a study of another name on these"
         )
     config.check_classes(dataset.classes)
     parts = split(dataset, config.data.validation, config.data.test, config.data.split_seed)
