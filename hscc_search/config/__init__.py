@@ -5,8 +5,17 @@
 error, and ``reference`` writes ``REFERENCE.md``.
 """
 
-from hscc_search.config.dense import CopyKind, DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
+from hscc_search.config.dense import (
+    CopyKind,
+    DataConfig,
+    FinetuningConfig,
+    ModelConfig,
+    Resize,
+    TrainingConfig,
+    window_bounds,
+)
 from hscc_search.config.metrics import ConstraintConfig, LatencyConfig
+from hscc_search.config.shape import Shape, shape_of
 from hscc_search.config.space import (
     BudgetRange,
     ClusterStrategy,
@@ -33,8 +42,12 @@ __all__ = [
     "LatencyConfig",
     "ModelConfig",
     "RegionStrategy",
+    "Resize",
+    "Shape",
     "SpaceConfig",
     "StudyConfig",
     "TrainingConfig",
     "find_study_file",
+    "shape_of",
+    "window_bounds",
 ]

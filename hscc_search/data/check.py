@@ -4,12 +4,14 @@ import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from hscc_search.config import CopyKind
-from hscc_search.data.copies import Look, copy_pairs, look_of
-from hscc_search.data.decode import contrast_of, file_digest, read_image
+from hscc_search.config import CopyKind, DataConfig
+from hscc_search.data.copies import Look, copy_pairs
+from hscc_search.data.decode import file_digest, read_image
 from hscc_search.data.folder import Skipped, find_images
+from hscc_search.data.images import judged
 from hscc_search.data.notices import EMPTY, empty_line
 from hscc_search.errors import DataError, printable
 from hscc_search.progress import Progress, Report, silent
@@ -50,7 +52,11 @@ class _Image:
 
 
 def check_folder(
-    folder: Path, report: Report = silent, class_level: int | None = None, copies: CopyKind = "near"
+    folder: Path,
+    report: Report = silent,
+    class_level: int | None = None,
+    copies: CopyKind = "near",
+    value_range: tuple[float, float] | None = None,
 ) -> FolderReport:
     """Count images, copies, label conflicts and unreadable files below a folder.
 
@@ -59,15 +65,17 @@ def check_folder(
         report: told of each image.
         class_level: as in :func:`hscc_search.data.folder.find_images`.
         copies: as in :func:`hscc_search.data.copies.copy_pairs`.
+        value_range: that is black and white, as a study's ``data.range``.
 
     Raises:
         DataError: as :func:`hscc_search.data.folder.find_images`.
     """
     found = find_images(folder, class_level)
+    config = DataConfig(path=folder, range=value_range)
     images: list[_Image] = []
     unreadable: list[tuple[Path, str]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, outcome in enumerate(pool.map(_read, found.images), 1):
+        for done, outcome in enumerate(pool.map(partial(_read, config=config), found.images), 1):
             if isinstance(outcome, _Image):
                 images.append(outcome)
             else:
@@ -87,11 +95,11 @@ def check_folder(
     )
 
 
-def _read(file: tuple[Path, str]) -> _Image | tuple[Path, str]:
+def _read(file: tuple[Path, str], config: DataConfig) -> _Image | tuple[Path, str]:
     """Read an image, given by its path and class; return the path and the reason where it cannot be read."""
     path, class_name = file
     try:
-        digest, image = file_digest(path), read_image(path)
+        digest, image = file_digest(path), read_image(path, config)
     except DataError as error:
         return path, printable(error.__cause__ or error)
-    return _Image(path, class_name, digest, contrast_of(image), look_of(image))
+    return _Image(path, class_name, digest, *judged(image))

@@ -50,14 +50,19 @@ class Look:
     pixels: str
 
 
-def look_of(image: Image.Image) -> Look:
-    """Look at an RGB image."""
+def look_of(image: Image.Image, exact: bytes | None = None) -> Look:
+    """Look at an RGB image.
+
+    Args:
+        image: of 8 bits.
+        exact: its pixels with all their bits, where it has more.
+    """
     size = f"{image.width} {image.height} ".encode()
     return Look(
         bits=perceptual_hash(image),
         cells=np.asarray(image.resize((_CELLS, _CELLS), Image.Resampling.HAMMING), np.float32),
         drawn=_is_drawn(image),
-        pixels=hashlib.sha256(size + image.tobytes()).hexdigest(),
+        pixels=hashlib.sha256(size + (image.tobytes() if exact is None else exact)).hexdigest(),
     )
 
 

@@ -1,6 +1,8 @@
 """Read labelled images once, and keep the decoded pixels in the user's cache folder."""
 
 import hashlib
+import json
+import math
 import os
 import weakref
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from PIL import Image
 from hscc_search.cache import DamagedError, cache_folder, entry_written, use_entry, warn_unwritable
 from hscc_search.config import CopyKind, DataConfig
 from hscc_search.data.copies import Look, copy_groups, look_of
-from hscc_search.data.decode import contrast_of, file_digest, pixels_of, read_image
+from hscc_search.data.decode import contrast_of, file_digest, pixels_of, read_image, seen
 from hscc_search.data.folder import find_images
 from hscc_search.errors import DataError, UnwritableError
 from hscc_search.files import check_room
@@ -30,7 +32,8 @@ class Dataset:
     """Decoded images with labels.
 
     Attributes:
-        images: uint8, shape (images, 3, image_size, image_size), RGB; mapped from a file, read on access.
+        images: shape (images, channels, height, width); uint8, or uint16 where an image has more bits; mapped from a
+            file, read on access.
         labels: int64, shape (images,), positions in ``classes``.
         classes: class names in alphabetical order.
         groups: int64, shape (images,); images that are copies of each other have the same number.
@@ -66,11 +69,11 @@ class _Source:
     def name(self) -> str:
         return str(self.path) if self.path is not None else f"{self.class_name} {self.digest[:12]}"
 
-    def open(self) -> Image.Image:
+    def open(self, config: DataConfig) -> Image.Image:
         if self.pixels is not None:
-            return Image.fromarray(self.pixels).convert("RGB")
+            return Image.fromarray(self.pixels).convert("L" if config.channels == 1 else "RGB")
         assert self.path is not None
-        return read_image(self.path)
+        return read_image(self.path, config)
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,8 @@ def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
         )
     listing = "\n".join(f"{source.class_name} {source.digest}" for source in sources)
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
-    entry = cache_folder("pixels") / f"{fingerprint[:32]}-{config.image_size}-v{_PIXEL_VERSION}"
-    decoded = _read_decoded(entry) or _decode_and_keep(entry, sources, config.image_size, report)
+    entry = cache_folder("pixels") / f"{fingerprint[:32]}-{_decoding(config)}-v{_PIXEL_VERSION}"
+    decoded = _read_decoded(entry) or _decode_and_keep(entry, sources, config, report)
     groups, by_shape = decoded.groups[config.copies], decoded.groups["shape"]
     return Dataset(
         images=decoded.images,
@@ -116,6 +119,14 @@ def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
     )
 
 
+def _decoding(config: DataConfig) -> str:
+    """Name how files are decoded: by the side of the images, and a digest of what is said beyond that."""
+    _, height, width = config.shape
+    said = config.model_dump(include={"channels", "resize", "range", "window"}, exclude_defaults=True, mode="json")
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+    return (f"{height}" if height == width else f"{height}x{width}") + (f"-{digest}" if said else "")
+
+
 def _read_decoded(entry: Path) -> _Decoded | None:
     """Read an entry of the cache; None without an entry, or with a damaged one."""
     try:
@@ -128,19 +139,19 @@ def _read_decoded(entry: Path) -> _Decoded | None:
     return _Decoded(images, np.load(entry / "contrasts.npy"), groups)
 
 
-def _decode_and_keep(entry: Path, sources: Sequence[_Source], image_size: int, report: Report) -> _Decoded:
+def _decode_and_keep(entry: Path, sources: Sequence[_Source], config: DataConfig, report: Report) -> _Decoded:
     """Decode images into an entry of the cache, or into memory where the cache cannot be written to."""
     try:
         with entry_written(entry) as temporary:
-            check_room(temporary, len(sources) * 3 * image_size**2, f"{len(sources)} decoded images")
-            decoded = _decode(sources, image_size, report)
+            check_room(temporary, len(sources) * math.prod(config.shape), f"{len(sources)} decoded images")
+            decoded = _decode(sources, config, report)
             np.save(temporary / "images.npy", decoded.images)
             np.save(temporary / "contrasts.npy", decoded.contrasts)
             for kind, numbers in decoded.groups.items():
                 np.save(temporary / f"{kind}.npy", numbers)
     except UnwritableError:
         warn_unwritable()
-        return _decode(sources, image_size, report)
+        return _decode(sources, config, report)
     return _read_decoded(entry) or decoded  # what the entry holds takes no memory
 
 
@@ -167,19 +178,28 @@ def _digit_sources() -> list[_Source]:
     ]
 
 
-def _decode(sources: Sequence[_Source], image_size: int, report: Report) -> _Decoded:
+def _decode(sources: Sequence[_Source], config: DataConfig, report: Report) -> _Decoded:
     """Read all images."""
 
     def read(source: _Source) -> tuple[np.ndarray, int, Look]:
-        image = source.open()
-        return pixels_of(image, image_size), contrast_of(image), look_of(image)
+        image = source.open(config)
+        return pixels_of(image, config), *judged(image)
 
-    images = np.empty((len(sources), 3, image_size, image_size), np.uint8)
+    images: np.ndarray = np.empty((len(sources), *config.shape), np.uint8)
     contrasts = np.empty(len(sources), np.uint8)
     looks = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for index, (pixels, contrast, look) in enumerate(pool.map(read, sources)):
-            images[index], contrasts[index] = pixels, contrast
+            if pixels.dtype == np.uint16 and images.dtype == np.uint8:  # 255 and 65535 are both 1
+                images = images.astype(np.uint16) * 257
+            widened = pixels.astype(np.uint16) * 257 if pixels.dtype != images.dtype else pixels
+            images[index], contrasts[index] = widened, contrast
             looks.append(look)
             report(Progress("reading images", index + 1, len(sources)))
     return _Decoded(images, contrasts, copy_groups(looks))
+
+
+def judged(image: Image.Image) -> tuple[int, Look]:
+    """The contrast of an image as it looks in 8 bits, and its look."""
+    shown = seen(image)
+    return contrast_of(shown), look_of(shown, image.tobytes() if image.mode == "F" else None)

@@ -13,7 +13,7 @@ class Part:
     """Some images of a data set.
 
     Attributes:
-        images: uint8, shape (images, 3, image_size, image_size), RGB.
+        images: uint8 or uint16, shape (images, channels, height, width).
         labels: int64, shape (images,).
         groups: int64, shape (images,); images with the same number belong together, and are drawn again together.
     """

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from hscc_search.cache import TRAINING_LOCK, cache_folder
-from hscc_search.config import StudyConfig
+from hscc_search.config import DataConfig, StudyConfig
 from hscc_search.data import Dataset
 from hscc_search.dense.identity import UNKNOWN
 from hscc_search.dense.weights import load_weights, read_checkpoint
@@ -36,6 +36,9 @@ _FIELDS_BEFORE = {
     "data": ("source", "image_size", "validation", "test", "split_seed", "mean", "std"),
 }
 
+# Fields of the images that say where they lie, or that count by what came of them.
+_NO_PART = {"path", "class_level", "copies"}
+
 
 def checkpoint_path(config: StudyConfig, dataset: Dataset, network: Mapping[str, str]) -> Path:
     """Path of the trained weights of a study in the cache, named by a digest of all that they depend on.
@@ -51,13 +54,20 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset, network: Mapping[str,
         "model": config.model.model_dump(exclude={"checkpoint"}),
         "network": dict(network),
         "training": config.training.model_dump(exclude={"when"}),
-        "data": config.data.model_dump(exclude={"path", "class_level", "copies"}),
+        "data": _data_key(config.data),
         "copies": dataset.judgement,  # decides on the split, as the fields left out do
         "fingerprint": dataset.fingerprint,
     }
     if UNKNOWN in network.values():
         key["network"] = uuid.uuid4().hex
     return _cache_path(config, key)
+
+
+def _data_key(data: DataConfig) -> dict[str, Any]:
+    """The fields of the images that a training depends on; those that came later count where they say something."""
+    dumped = data.model_dump(include=set(_FIELDS_BEFORE["data"]))
+    later = data.model_dump(exclude=set(_FIELDS_BEFORE["data"]) | _NO_PART, exclude_defaults=True)
+    return dumped | later
 
 
 def path_before(config: StudyConfig, dataset: Dataset) -> Path:

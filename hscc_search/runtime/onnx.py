@@ -7,23 +7,24 @@ import onnx
 import torch
 from torch import nn
 
+from hscc_search.config import Shape, shape_of
 from hscc_search.errors import ExportError
 from hscc_search.progress import errors_only
 from hscc_search.runtime.rewrites import save_copies
 
 
-def write_onnx(module: nn.Module, image_size: int, path: Path) -> None:
-    """Export a module that takes float32 (batch, 3, image_size, image_size) and returns (batch, classes).
+def write_onnx(module: nn.Module, shape: int | Shape, path: Path) -> None:
+    """Export a module that takes float32 (batch, channels, height, width) and returns (batch, classes).
 
     Args:
         module: in evaluation mode, on the CPU.
-        image_size: height and width of the images in pixels.
+        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
         path: of the file to write, weights included.
 
     Raises:
         ExportError: torch cannot export the network, or for one size of batch alone.
     """
-    example = torch.zeros(2, 3, image_size, image_size)
+    example = torch.zeros(2, *shape_of(shape))
     try:
         with errors_only("torch.onnx"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
