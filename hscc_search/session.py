@@ -33,13 +33,11 @@ class Study(stored_study.Study):
             ConfigError: the text is not a rule.
             StudyError: no trial fits the rule.
         """
-        record = self.record
         return select(
             rule,
             self.points,
             self.objectives,
-            record.labels,
-            record.classes,
+            self.truth,
             self.config.seed,
             most_parameters=self.dense["parameters"],
         )

@@ -138,7 +138,7 @@ class _Split:
     @cached_property
     def dense_runners(self) -> dict[str, Runner]:
         """Runners of the dense network by runtime, to be timed in turns with each compressed one."""
-        return runners(_plain(self.opened, self.opened.network).cpu(), self.opened.config.data.image_size)
+        return runners(_plain(self.opened, self.opened.network).cpu(), self.opened.config.data.shape)
 
 
 def _measure_split(split: _Split, missing: Sequence[Asked]) -> Iterator[ComparedNetwork]:
@@ -191,7 +191,7 @@ def _measure(split: _Split, network: nn.Module, asked: Asked, seconds: float) ->
         reason = "the network answers with values that are not finite"
         return ComparedNetwork(asked, seconds=seconds, failure=reason)
     predicted = scores.argmax(axis=1)
-    cost = measure_cost(_plain(opened, network) if asked.method == DENSE else network, config.data.image_size)
+    cost = measure_cost(_plain(opened, network) if asked.method == DENSE else network, config.data.shape)
     timed = asked.epochs == 0 and asked.method != DENSE
     latency, dense_latency = _latencies(split, network) if timed else ({}, {})
     return ComparedNetwork(
@@ -224,9 +224,9 @@ def _plain(opened: Opened, network: nn.Module) -> nn.Module:
 def _latencies(split: _Split, network: nn.Module) -> tuple[dict[str, float], dict[str, float]]:
     """Milliseconds per batch by ``runtime batch``, of a compressed and of the dense network."""
     opened = split.opened
-    image_size = opened.config.data.image_size
-    networks = {"dense": split.dense_runners, "compressed": runners(network.cpu(), image_size)}
-    latencies = measure_latency(networks, image_size, LATENCY_BATCHES)
+    shape = opened.config.data.shape
+    networks = {"dense": split.dense_runners, "compressed": runners(network.cpu(), shape)}
+    latencies = measure_latency(networks, shape, LATENCY_BATCHES)
     network.to(opened.device)
     return (
         {run: milliseconds["compressed"] for run, milliseconds in latencies.items()},

@@ -1,20 +1,14 @@
 """The study file: YAML, checked into one immutable object, and stored with the study it describes.
 
 ``yaml_file`` reads it as a tree of plain values and ``study_file`` resolves its paths, the sections say what is allowed
-(``dense``, ``space`` and ``metrics``, by the rules of ``section``), ``study`` puts them together, ``explain`` words an
+(``data``, ``dense``, ``space`` and ``metrics``, by the rules of ``section``), ``study`` puts them together, ``explain`` words an
 error, and ``reference`` writes ``REFERENCE.md``.
 """
 
-from hscc_search.config.dense import (
-    ColumnsConfig,
-    CopyKind,
-    DataConfig,
-    FinetuningConfig,
-    ModelConfig,
-    SplitConfig,
-    TrainingConfig,
-)
+from hscc_search.config.data import ColumnsConfig, CopyKind, DataConfig, Resize, SplitConfig, window_bounds
+from hscc_search.config.dense import FinetuningConfig, ModelConfig, TrainingConfig
 from hscc_search.config.metrics import ConstraintConfig, LatencyConfig
+from hscc_search.config.shape import Shape, shape_of
 from hscc_search.config.space import (
     BudgetRange,
     ClusterStrategy,
@@ -42,9 +36,13 @@ __all__ = [
     "LatencyConfig",
     "ModelConfig",
     "RegionStrategy",
+    "Resize",
+    "Shape",
     "SpaceConfig",
     "SplitConfig",
     "StudyConfig",
     "TrainingConfig",
     "find_study_file",
+    "shape_of",
+    "window_bounds",
 ]

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from hscc_search.config.dense import DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
+from hscc_search.config.data import DataConfig
+from hscc_search.config.dense import FinetuningConfig, ModelConfig, TrainingConfig
 from hscc_search.config.explain import explain
 from hscc_search.config.metrics import (
     COSTS,
@@ -127,20 +128,21 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _batches_fit_into_memory(self) -> "StudyConfig":
-        side = self.data.image_size
-        most = _LARGEST_BATCH // (4 * 3 * side * side)
+        channels, height, width = self.data.shape
+        most = _LARGEST_BATCH // (4 * channels * height * width)
         batches = {"training.batch_size": self.training.batch_size, "latency.batch_size": self.latency.batch_size}
         for key, images in batches.items():
             if images > most:
                 raise ValueError(
-                    f"{key}: {images} images of {side} x {side} pixels do not fit into memory: use at most {most}"
+                    f"{key}: {images} images of {height} x {width} pixels do not fit into memory: use at most {most}"
                 )
         return self
 
     @model_validator(mode="after")
     def _images_fit_the_small_network(self) -> "StudyConfig":
-        if self.model.name == "digits_cnn" and self.data.image_size % 4:
-            raise ValueError(f"data.image_size: digits_cnn takes a multiple of 4, not {self.data.image_size}")
+        size = self.data.image_size
+        if self.model.name == "digits_cnn" and any(side % 4 for side in self.data.shape[1:]):
+            raise ValueError(f"data.image_size: digits_cnn takes a multiple of 4, not {size}")
         return self
 
     @classmethod
@@ -184,11 +186,13 @@ class StudyConfig(Section):
         return cls.from_tree({**tree, "training": training}, origin)
 
     def as_started(self, before: "StudyConfig") -> "StudyConfig":
-        """The same study, with ``training.when`` as it was started where its file does not say it."""
-        if "when" in self.training.model_fields_set:
-            return self
-        training = self.training.model_copy(update={"when": before.training.when})
-        return self.model_copy(update={"training": training})
+        """The same study, with what its file does not say as it was started: ``training.when``, mean and std."""
+        data, training = self.data, self.training
+        if data.normalisation == before.data.normalisation == "dataset" and not data.mean:
+            data = data.normalised_by(before.data.mean, before.data.std)
+        if "when" not in training.model_fields_set:
+            training = training.model_copy(update={"when": before.training.when})
+        return self.model_copy(update={"data": data, "training": training})
 
     def with_paths(self, data: Path | None, checkpoint: Path | None) -> "StudyConfig":
         """The same study with its images or its checkpoint under another path; None leaves a path as it is.

@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from hscc_search.config import CopyKind
+from hscc_search.data.decode import contrast_of, seen
 from hscc_search.data.grouping import in_order
 
 _HASH_SIZE = 16
@@ -52,14 +53,25 @@ class Look:
     pixels: str
 
 
-def look_of(image: Image.Image) -> Look:
-    """Look at an RGB image."""
+def contrast_and_look(image: Image.Image) -> tuple[int, Look]:
+    """The contrast of an image from :func:`hscc_search.data.decode.read_image` as it looks in 8 bits, and its look."""
+    shown = seen(image)
+    return contrast_of(shown), look_of(shown, image.tobytes() if image.mode == "F" else None)
+
+
+def look_of(image: Image.Image, exact: bytes | None = None) -> Look:
+    """Look at an RGB image.
+
+    Args:
+        image: of 8 bits.
+        exact: its pixels with all their bits, where it has more.
+    """
     size = f"{image.width} {image.height} ".encode()
     return Look(
         bits=perceptual_hash(image),
         cells=np.asarray(image.resize((_CELLS, _CELLS), Image.Resampling.HAMMING), np.float32),
         drawn=_is_drawn(image),
-        pixels=hashlib.sha256(size + image.tobytes()).hexdigest(),
+        pixels=hashlib.sha256(size + (image.tobytes() if exact is None else exact)).hexdigest(),
     )
 
 

@@ -14,12 +14,12 @@ from hscc_search.errors import DataError, printable
 
 # fmt: off
 _READ = (
-    ".bmp", ".dib", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
-    ".webp",
+    ".bmp", ".dcm", ".dib", ".dicom", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
 )
 # Formats of images that are not read: a class would lose them without a word.
 _NOT_READ = (
-    ".ai", ".apng", ".arw", ".avif", ".avifs", ".cr2", ".cr3", ".cur", ".czi", ".dcm", ".dds", ".dicom", ".dng",
+    ".ai", ".apng", ".arw", ".avif", ".avifs", ".cr2", ".cr3", ".cur", ".czi", ".dds", ".dng",
     ".emf", ".eps", ".exr", ".fit", ".fits", ".gif", ".hdr", ".heic", ".heif", ".ico", ".j2c", ".j2k", ".jp2",
     ".jpf", ".jpx", ".jxl", ".mha", ".mpo", ".nd2", ".nef", ".nii", ".nii.gz", ".nrrd", ".orf", ".pcx", ".pfm", ".psd",
     ".qoi", ".raf", ".raw", ".rw2", ".sgi", ".svg", ".svs", ".tga", ".wmf", ".xbm", ".xcf", ".xpm",

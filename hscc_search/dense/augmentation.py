@@ -13,7 +13,7 @@ def augment(images: torch.Tensor, flip: bool, affine: bool) -> torch.Tensor:
     """Flip, turn, shift and scale every image by amounts of its own, drawn from torch's global generator.
 
     Args:
-        images: float, shape (images, 3, height, width).
+        images: float, shape (images, channels, height, width).
         flip: whether to mirror half of the images left to right.
         affine: whether to turn by up to 15 degrees, shift by up to a tenth of the image and scale by 0.85 to 1.15.
 
@@ -30,7 +30,9 @@ def augment(images: torch.Tensor, flip: bool, affine: bool) -> torch.Tensor:
         shift = (torch.rand(count, 2) * 2 - 1) * _SHIFT
         scale = _SMALLEST_SCALE + torch.rand(count) * _SCALE_RANGE
     cosine, sine = torch.cos(turn) / scale, torch.sin(turn) / scale
-    coefficients = [cosine * mirror, -sine, shift[:, 0], sine * mirror, cosine, shift[:, 1]]
+    # The grid reaches from -1 to 1 along both sides: what is turned goes from the units of one to those of the other.
+    aspect = images.shape[2] / images.shape[3]
+    coefficients = [cosine * mirror, -sine * aspect, shift[:, 0], sine * mirror / aspect, cosine, shift[:, 1]]
     matrices = torch.stack(coefficients, dim=1).view(count, 2, 3)
     grid = functional.affine_grid(matrices.to(images.device), list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
@@ -42,7 +44,7 @@ def mix(
     """Blend every image of a batch with another one, all in the same proportion (mixup, Zhang et al. 2018).
 
     Args:
-        images: float, shape (images, 3, height, width).
+        images: float, shape (images, channels, height, width).
         labels: int64, shape (images,).
         alpha: of the Beta(alpha, alpha) distribution that the proportion is drawn from; 0 leaves the batch as it is.
 

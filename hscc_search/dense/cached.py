@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 
 from hscc_search.cache import TRAINING_LOCK, cache_folder
-from hscc_search.config import StudyConfig
+from hscc_search.config import DataConfig, StudyConfig
 from hscc_search.data import Dataset
 from hscc_search.dense.identity import UNKNOWN
 from hscc_search.dense.weights import load_weights, read_checkpoint
@@ -53,13 +53,20 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset, network: Mapping[str,
         "model": config.model.model_dump(exclude={"checkpoint"}),
         "network": dict(network),
         "training": config.training.model_dump(exclude={"when"}),
-        "data": config.data.model_dump(exclude=_JUDGED | ({"classes"} if config.data.classes is None else set())),
+        "data": _data_key(config.data),
         "copies": dataset.judgement,  # decides on the split, as the fields left out do
         "fingerprint": dataset.fingerprint,
     }
     if UNKNOWN in network.values():
         key["network"] = uuid.uuid4().hex
     return _cache_path(config, key)
+
+
+def _data_key(data: DataConfig) -> dict[str, Any]:
+    """The fields of the images that a training depends on; those that came later count where they say something."""
+    dumped = data.model_dump(include=set(_FIELDS_BEFORE["data"]))
+    later = data.model_dump(exclude=set(_FIELDS_BEFORE["data"]) | _JUDGED, exclude_defaults=True)
+    return dumped | later
 
 
 def path_before(config: StudyConfig, dataset: Dataset) -> Path:

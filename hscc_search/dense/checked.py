@@ -25,7 +25,8 @@ def check_network(network: nn.Module, image: torch.Tensor, name: str, classes: i
 
     Args:
         network: may be anything that a user gives.
-        image: at least two different images as the network takes them, float32, shape (images, 3, height, width).
+        image: at least two different images as the network takes them, float32, shape (images, channels, height,
+            width).
         name: of the network, as errors begin with it.
         classes: number of scores that it must answer each image with; None for any, and for maps of them.
 
@@ -106,7 +107,8 @@ def _scores(network: nn.Module, images: torch.Tensor, name: str, classes: int | 
     try:
         answer = network(images.clone())  # a forward may change its input in place
     except Exception as error:  # whatever a network raises
-        message = f"{name} cannot take images of {size} pixels, {count} at a time: {one_line(error, with_type=True)}"
+        reason = one_line(error, with_type=True)
+        message = f"{name} cannot take images of {size} pixels{_channels(images)}, {count} at a time: {reason}"
         raise ModelError(message) from error
     wanted = f"scores of shape (images, {'classes' if classes is None else classes})"
     if not isinstance(answer, torch.Tensor):
@@ -125,6 +127,12 @@ def _scores(network: nn.Module, images: torch.Tensor, name: str, classes: int | 
             f"{name} must return {wanted} in float32, not in {dtype}: convert them in forward with .float()"
         )
     return answer.detach().clone()
+
+
+def _channels(images: torch.Tensor) -> str:
+    """Words on the channels of images that are not RGB."""
+    channels = images.shape[1]
+    return "" if channels == 3 else " and 1 channel" if channels == 1 else f" and {channels} channels"
 
 
 def _described(answer: Any) -> str:

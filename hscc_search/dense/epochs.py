@@ -28,7 +28,7 @@ class Descent:
     Attributes:
         network: changed in place.
         config: of the study.
-        images: uint8, shape (images, 3, height, width); on the network's device unless they are many.
+        images: as they are stored, shape (images, ...); on the network's device unless they are many.
         labels: int64, shape (images,), on the network's device.
         optimizer: of all weights.
         schedule: of the learning rate, advanced after each step.
@@ -49,7 +49,7 @@ class Batch:
     """Images with the labels that a network should give them.
 
     Attributes:
-        images: float32, shape (images, 3, height, width), as the network takes them.
+        images: float32, shape (images, channels, height, width), as the network takes them.
         labels: pairs of a weight and int64 labels, shape (images,): one pair, or two where images are mixed.
     """
 
@@ -151,7 +151,7 @@ def training_scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
     Args:
         network: returns scores, or a tuple that begins with them, as some networks do in training mode.
-        images: float32, shape (images, 3, height, width).
+        images: float32, shape (images, channels, height, width).
 
     Returns:
         float32, shape (images, classes).

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from hscc_search.config import Shape, shape_of
 from hscc_search.dense.checked import check_network
 from hscc_search.dense.names import unknown_network
 from hscc_search.errors import ModelError, one_line
@@ -18,13 +19,13 @@ class DigitsCNN(nn.Sequential):
 
     Args:
         classes: number of outputs.
-        image_size: side of the images in pixels, a multiple of 4.
+        shape: of one image, see :func:`hscc_search.config.shape.shape_of`; its sides are multiples of 4 pixels.
     """
 
-    def __init__(self, classes: int, image_size: int = 16) -> None:
-        pooled_size = image_size // 4
+    def __init__(self, classes: int, shape: int | Shape = 16) -> None:
+        channels, height, width = shape_of(shape)
         super().__init__(
-            nn.Conv2d(3, 32, 3, padding=1),
+            nn.Conv2d(channels, 32, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(32, 64, 3, padding=1),
             nn.ReLU(),
@@ -35,13 +36,13 @@ class DigitsCNN(nn.Sequential):
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(128 * pooled_size * pooled_size, 128),
+            nn.Linear(128 * (height // 4) * (width // 4), 128),
             nn.ReLU(),
             nn.Linear(128, classes),
         )
 
 
-def build_network(name: str, classes: int, image_size: int, weights: str | None = None) -> nn.Module:
+def build_network(name: str, classes: int, shape: int | Shape, weights: str | None = None) -> nn.Module:
     """Build a classifier with random or published weights, in evaluation mode.
 
     Args:
@@ -49,7 +50,8 @@ def build_network(name: str, classes: int, image_size: int, weights: str | None 
             ``ghostnetv2_100``, ``timm/NAME`` where both know the name and timm's is meant, or ``module:function``
             for a function of your own that takes the number of classes and returns a module.
         classes: number of outputs.
-        image_size: side of the images in pixels.
+        shape: of one image, see :func:`hscc_search.config.shape.shape_of`. timm builds the first layer of a network
+            for as many channels, torchvision for 3 alone; that of your own function must take them.
         weights: ``DEFAULT``, the name of other torchvision weights or timm's tag, such as ``a1_in1k``; a new last
             layer then gives ``classes`` outputs.
 
@@ -57,30 +59,33 @@ def build_network(name: str, classes: int, image_size: int, weights: str | None 
         ModelError: there is no such network, function or weights, it cannot be built, it cannot take such images, or
             :func:`hscc_search.dense.checked.check_network` refuses it.
     """
-    network = construct(name, classes, image_size, weights).eval()
-    check_network(network, _different_images(image_size), name, classes)
+    network = construct(name, classes, shape, weights).eval()
+    check_network(network, _different_images(shape_of(shape)), name, classes)
     return network
 
 
-def _different_images(side: int) -> torch.Tensor:
-    """Two images of random content that have little in common: float32, shape (2, 3, side, side)."""
+def _different_images(shape: Shape) -> torch.Tensor:
+    """Two images of random content that have little in common: float32, shape (2, channels, height, width)."""
     generator = torch.Generator().manual_seed(0)
-    coarse = functional.interpolate(torch.randn(2, 3, 4, 4, generator=generator), size=side, mode="bilinear")
-    return coarse + 0.5 * torch.randn(2, 3, side, side, generator=generator)
+    coarse = functional.interpolate(
+        torch.randn(2, shape[0], 4, 4, generator=generator), size=shape[1:], mode="bilinear"
+    )
+    return coarse + 0.5 * torch.randn(2, *shape, generator=generator)
 
 
-def construct(name: str, classes: int, image_size: int, weights: str | None = None) -> nn.Module:
+def construct(name: str, classes: int, shape: int | Shape, weights: str | None = None) -> nn.Module:
     """Construct a network as :func:`build_network` does, without running it on an image.
 
     Raises:
         ModelError: as :func:`build_network`.
     """
+    shape = shape_of(shape)
     if weights is not None and (":" in name or name == "digits_cnn"):
         raise ModelError(f"model.weights is for torchvision and timm networks, not for {name}: use model.checkpoint")
     if name == "digits_cnn":
-        if image_size % 4:
-            raise ModelError(f"digits_cnn needs an image size that is a multiple of 4, not {image_size}")
-        return DigitsCNN(classes, image_size)
+        if any(side % 4 for side in shape[1:]):
+            raise ModelError(f"digits_cnn needs an image size that is a multiple of 4, not {_pixels(shape)}")
+        return DigitsCNN(classes, shape)
     if ":" in name:
         return _build_by_function(name, classes)
     make_importable()
@@ -88,12 +93,17 @@ def construct(name: str, classes: int, image_size: int, weights: str | None = No
 
     torchvision_names = models.list_models(module=models)
     if name in torchvision_names:
+        if shape[0] != 3:
+            raise ModelError(
+                f"torchvision builds {name} for 3 channels, not for {shape[0]}: leave data.channels out, which reads "
+                "grey images as three equal channels, or name a network of timm or a module:function of your own"
+            )
         return _build_torchvision(name, classes, weights)
     import timm  # after torchvision has been asked, since it is slow to import
 
     timm_names = timm.list_models()
     if name.removeprefix("timm/") in timm_names:
-        return _build_timm(name.removeprefix("timm/"), classes, image_size, weights)
+        return _build_timm(name.removeprefix("timm/"), classes, shape, weights)
     raise unknown_network(name, torchvision_names, timm_names)
 
 
@@ -113,24 +123,35 @@ def _build_torchvision(name: str, classes: int, weights: str | None) -> nn.Modul
     return network
 
 
-def _build_timm(name: str, classes: int, image_size: int, weights: str | None) -> nn.Module:
+def _build_timm(name: str, classes: int, shape: Shape, weights: str | None) -> nn.Module:
     import timm
 
     tagged_name = name if weights in (None, "DEFAULT") else f"{name}.{weights}"
 
+    # Not all of timm's networks know this argument.
+    channels = {} if shape[0] == 3 else {"in_chans": shape[0]}
+
     def create(**extra: Any) -> nn.Module:
+        extra |= channels
         return timm.create_model(tagged_name, pretrained=weights is not None, num_classes=classes, **extra)
 
     try:
         try:
-            return create(img_size=image_size)
+            return create(img_size=shape[1] if shape[1] == shape[2] else shape[1:])
         except TypeError as error:  # most convolutional networks take any size and no such argument
             if "img_size" not in str(error):
                 raise
             return create()
     except Exception as error:
         task = f"get timm weights {weights!r} for" if weights is not None else "build timm network"
-        raise ModelError(f"cannot {task} {name} at {image_size} pixels: {one_line(error, with_type=True)}") from error
+        raise ModelError(
+            f"cannot {task} {name} for {shape[0]} channels at {_pixels(shape)} pixels: "
+            f"{one_line(error, with_type=True)}"
+        ) from error
+
+
+def _pixels(shape: Shape) -> str:
+    return " x ".join(map(str, shape[1:]))
 
 
 def _build_by_function(name: str, classes: int) -> nn.Module:

@@ -18,6 +18,7 @@ from hscc_search.dense.start import Start, build, start_of
 from hscc_search.dense.training import train
 from hscc_search.dense.weights import check_values, load_checkpoint, read_checkpoint, tensors_digest, weights_digest
 from hscc_search.errors import ModelError, StudyError, UnwritableError
+from hscc_search.evaluation.normalisation import channel_statistics
 from hscc_search.evaluation.predictions import predict
 from hscc_search.progress import Notice, Progress, Report, silent
 
@@ -114,8 +115,18 @@ def open_built(
     chosen_device = choose_device(device)
     # Checked before a network would be trained on the wrong images.
     dataset, parts = _same_images(config, report, fingerprint, labels)
+    config = _with_normalisation(config, parts, report)
     built = build(config, len(dataset.classes))
     return Opened(config, dataset, parts, built, chosen_device, identity(built))
+
+
+def _with_normalisation(config: StudyConfig, parts: Parts, report: Report) -> StudyConfig:
+    """The same study with the mean and std of its train part, where it asks for them and does not hold them yet."""
+    if config.data.mean:
+        return config
+    mean, std = channel_statistics(parts.train.images)
+    report(Notice(f"normalisation: of the train part: mean {list(mean)}, std {list(std)}"))
+    return config.model_copy(update={"data": config.data.normalised_by(mean, std)})
 
 
 def _same_images(

@@ -36,7 +36,7 @@ def build(config: StudyConfig, classes: int) -> nn.Module:
         ModelError: as :func:`hscc_search.dense.networks.build_network`.
     """
     with _seeded(config.seed):
-        network = build_network(config.model.name, classes, config.data.image_size, config.model.weights)
+        network = build_network(config.model.name, classes, config.data.shape, config.model.weights)
         # Published weights are kept, and so are those of a user's own function, which may have loaded them.
         if config.model.weights is None and ":" not in config.model.name:
             kaiming_initialise(network)
@@ -90,7 +90,7 @@ def start_of(config: StudyConfig, classes: int, network: nn.Module, better_than_
 def _constructed(config: StudyConfig, classes: int, seed: int) -> tuple[nn.Module, torch.Tensor]:
     """Construct a network under a seed; also give the state of torch's generator after that."""
     with _seeded(seed):
-        network = construct(config.model.name, classes, config.data.image_size)
+        network = construct(config.model.name, classes, config.data.shape)
         return network, torch.get_rng_state()
 
 

@@ -12,6 +12,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
+from hscc_search.config import Shape, shape_of
 from hscc_search.errors import CompressionError
 from hscc_search.evaluation.cost import Cost, CountedCost
 from hscc_search.progress import errors_only
@@ -129,7 +130,7 @@ def _without_fused_attention() -> Iterator[None]:
 
 
 @torch.no_grad()
-def measure_cost(network: nn.Module, image_size: int) -> CountedCost:
+def measure_cost(network: nn.Module, shape: int | Shape) -> CountedCost:
     """Count the cost of a network on one image of zeros by two counters, and compare them module by module.
 
     torch counts the operators that run in the end, of which it knows all that multiply and add, and fvcore those of a
@@ -137,15 +138,15 @@ def measure_cost(network: nn.Module, image_size: int) -> CountedCost:
     neither can be trusted; only its rule of thumb for ``einsum`` is off by a few.
 
     Args:
-        network: in evaluation mode; takes float32 (images, 3, image_size, image_size).
-        image_size: height and width of the image in pixels.
+        network: in evaluation mode; takes float32 (images, channels, height, width).
+        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
 
     Raises:
         CompressionError: fvcore counts more than torch.
 
     Source: fvcore's ``FlopCountAnalysis``, and :func:`count_macs`.
     """
-    image = torch.zeros(1, 3, image_size, image_size, device=next(network.parameters()).device)
+    image = torch.zeros(1, *shape_of(shape), device=next(network.parameters()).device)
     by_torch = count_macs(network, image)
     analysis = FlopCountAnalysis(network, image).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     try:

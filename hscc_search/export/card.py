@@ -9,6 +9,7 @@ from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.evaluation.quality import Quality
 from hscc_search.export.folder import Metrics, Results
+from hscc_search.export.reading import picture_fields
 from hscc_search.pareto.objectives import title
 
 _CARD = """\
@@ -18,18 +19,12 @@ Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {samp
 
 ## Use
 
-Takes RGB images of {image_size} x {image_size} pixels, float32 values 0 to 1, shape (images, 3, {image_size}, \
-{image_size}); normalisation is part of the network. Returns one score per class, before softmax: {class_names}. \
+Takes {colours} images of {height} x {width} pixels, float32 values 0 to 1, shape (images, {channels}, {height}, \
+{width}); normalisation is part of the network. Returns one score per class, before softmax: {class_names}.{bounds} \
 This code reads a file exactly as the study read its images:
 
 ```python
-import numpy as np, onnxruntime
-from PIL import Image, ImageOps
-
-image = ImageOps.exif_transpose(Image.open("image.jpg"))  # turned upright
-assert not image.mode.startswith(("I", "F")), "convert the image to 8 bits per channel"
-image = image.convert("RGB").resize(({image_size}, {image_size}), Image.Resampling.BILINEAR)
-pixels = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255
+{reading}
 scores = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels}})[0]
 print({classes}[scores.argmax()])
 ```
@@ -67,6 +62,8 @@ def model_card(
     inspection: Inspection,
     notices: Sequence[str] = (),
     trained_elsewhere: bool = False,
+    wide: bool = False,
+    dicom: bool = False,
 ) -> str:
     """Write the model card in Markdown: how to run the network, its results, its layers and its limits.
 
@@ -77,6 +74,8 @@ def model_card(
         inspection: of the dense network.
         notices: what the user was warned of when the study was created.
         trained_elsewhere: whether the images that the dense network was trained on are not known.
+        wide: whether the study's images have more than 8 bits.
+        dicom: whether they are DICOM.
     """
     if trained_elsewhere or metrics.trained_further:
         network = "dense network" if trained_elsewhere else "compressed network"
@@ -93,7 +92,7 @@ def model_card(
         trial=metrics.trial,
         sample=_in_words(metrics.sample),
         finetuned=_finetuned(metrics),
-        image_size=config.data.image_size,
+        **picture_fields(config.data, wide, dicom),
         class_names=", ".join(map(_in_markdown, metrics.classes)),
         classes=list(metrics.classes),
         results=_results(metrics),

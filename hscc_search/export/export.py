@@ -12,8 +12,9 @@ from torch import nn
 
 from hscc_search.compression.compress import compress
 from hscc_search.compression.inspection import Inspection
-from hscc_search.config import StudyConfig
+from hscc_search.config import Shape, StudyConfig
 from hscc_search.data import Part
+from hscc_search.data.decode import DICOM
 from hscc_search.dense.opened import Opened
 from hscc_search.dense.weights import check_values, save_weights
 from hscc_search.errors import ExportError, UnwritableError
@@ -21,7 +22,7 @@ from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
 from hscc_search.evaluation.draws import alone
 from hscc_search.evaluation.own import own_metrics
-from hscc_search.evaluation.predictions import batches
+from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.evaluation.quality import Quality, measure_quality
 from hscc_search.evaluation.scores import kept_scores
 from hscc_search.export.card import model_card
@@ -38,6 +39,7 @@ from hscc_search.export.folder import (
     Manifest,
     Metrics,
     Origin,
+    Pictures,
     Results,
     write_json,
     write_yaml,
@@ -101,7 +103,7 @@ def export(
     record = study.record
     opened = open_again(record, config, device, report)
     result, inspection = _compress_again(opened, record, point, report, tuned)
-    cost = _count(result, config.data.image_size)
+    cost = _count(result, config.data.shape)
     _make_parent(out)
     with folder_written_whole(out) as folder:
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
@@ -111,7 +113,9 @@ def export(
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
         plan, elsewhere = result.compressed.plan, opened.trained_elsewhere
-        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere)
+        wide = opened.dataset.images.dtype != np.uint8
+        dicom = any(name.lower().endswith(DICOM) for name in opened.dataset.names)
+        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere, wide, dicom)
         _describe(folder, record, config, metrics, card)
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
@@ -154,13 +158,13 @@ def _shape(state: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
     return state[name].shape if name in state else None
 
 
-def _count(result: TrialResult, image_size: int) -> CountedCost:
+def _count(result: TrialResult, shape: Shape) -> CountedCost:
     """Count the cost of the compressed network while it runs.
 
     Raises:
         ExportError: its MACs are not those of the formula.
     """
-    cost = measure_cost(result.compressed.network.cpu(), image_size)
+    cost = measure_cost(result.compressed.network.cpu(), shape)
     if cost.macs != result.measured["macs"]:
         raise ExportError(
             f"fvcore counts {cost.macs} MACs in the compressed network and the formula {result.measured['macs']}: "
@@ -170,18 +174,18 @@ def _count(result: TrialResult, image_size: int) -> CountedCost:
 
 
 def _deployed(network: nn.Module, config: StudyConfig) -> Deployed:
-    return Deployed(network, config.data.mean, config.data.std, config.data.image_size).cpu().eval()
+    return Deployed(network, config.data.mean, config.data.std, config.data.shape).cpu().eval()
 
 
 def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
     config = opened.config
     module = _deployed(result.compressed.network, config)
-    write_onnx(module, config.data.image_size, folder / ONNX)
+    write_onnx(module, config.data.shape, folder / ONNX)
     save_weights(module.state_dict(), folder / WEIGHTS)
     architecture = Architecture(
         model=config.model.name,
         classes=opened.dataset.classes,
-        image_size=config.data.image_size,
+        pictures=Pictures.of(config.data),
         mean=config.data.mean,
         std=config.data.std,
         form=result.compressed.form,
@@ -279,11 +283,13 @@ def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: M
 def _onnx_scores(path: Path, part: Part) -> np.ndarray:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    scores = [session.run(None, {name: images.astype(np.float32) / 255})[0] for images in batches(part.images)]
+    scores = [
+        session.run(None, {name: pixel_values(torch.from_numpy(images)).numpy()})[0] for images in batches(part.images)
+    ]
     return np.concatenate(scores)
 
 
 @torch.no_grad()
 def _torch_scores(module: Deployed, part: Part) -> np.ndarray:
-    scores = [module(torch.from_numpy(images).float() / 255) for images in batches(part.images)]
+    scores = [module(pixel_values(torch.from_numpy(images))) for images in batches(part.images)]
     return torch.cat(scores).numpy()

@@ -2,7 +2,7 @@
 
 ::
 
-    model.onnx          RGB images 0 to 1, (images, 3, height, width) -> class scores (images, classes); one file
+    model.onnx          images 0 to 1, (images, channels, height, width) -> class scores (images, classes); one file
     model.safetensors   the weights of the same network as a torch module
     architecture.json   how that module is built
     config.yaml         the study and the trial
@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from hscc_search.compression.form import NetworkForm
-from hscc_search.config import StudyConfig
+from hscc_search.config import DataConfig, Shape, StudyConfig
 from hscc_search.errors import ExportError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.quality import Quality
@@ -38,13 +38,57 @@ CONFIG, METRICS, CARD, MANIFEST = "config.yaml", "metrics.json", "README.md", "m
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """How files become images: keys of ``architecture.json``, whose meaning is that of a study's ``data`` section.
+
+    Attributes:
+        image_size: side of the images in pixels, or height and width.
+        channels: of the images.
+        resize: how an image is brought to size.
+        bounds: values that become 0 and 1 where a file has more than 8 bits; None where neither a range nor a window
+            was stated.
+    """
+
+    image_size: int | tuple[int, int]
+    channels: int = 3
+    resize: str = "squeeze"
+    bounds: tuple[float, float] | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of one image: channels, height, width."""
+        size = self.image_size
+        return (self.channels, *((size, size) if isinstance(size, int) else size))
+
+    @classmethod
+    def of(cls, data: DataConfig) -> "Pictures":
+        """The pictures of a study."""
+        return cls(data.image_size, data.channels, data.resize, data.bounds)
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-compatible values."""
+        return asdict(self)
+
+    @classmethod
+    def from_stored(cls, tree: Mapping[str, Any]) -> "Pictures":
+        """Undo :meth:`stored`. Before 0.2.0 all images were square, RGB and squeezed."""
+        size, bounds = tree["image_size"], tree.get("bounds")
+        return cls(
+            image_size=size if isinstance(size, int) else (size[0], size[1]),
+            channels=tree.get("channels", 3),
+            resize=tree.get("resize", "squeeze"),
+            bounds=None if bounds is None else (bounds[0], bounds[1]),
+        )
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The architecture of the torch module: ``architecture.json``.
 
     Attributes:
         model: name of the dense network, see :func:`hscc_search.dense.networks.build_network`.
         classes: class names.
-        image_size: side of the images in pixels.
+        pictures: how files become images.
         mean: per channel, of pixel values 0 to 1.
         std: per channel.
         form: of the compressed network.
@@ -52,14 +96,16 @@ class Architecture:
 
     model: str
     classes: tuple[str, ...]
-    image_size: int
+    pictures: Pictures
     mean: tuple[float, ...]
     std: tuple[float, ...]
     form: NetworkForm
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values, with the format and the version that wrote them."""
-        return {"format": FORMAT, "hscc_search": _own_version(), **asdict(self), "form": self.form.stored()}
+        tree = {"format": FORMAT, "hscc_search": _own_version(), **asdict(self), **self.pictures.stored()}
+        del tree["pictures"]
+        return {**tree, "form": self.form.stored()}
 
     @classmethod
     def from_stored(cls, tree: Mapping[str, Any]) -> "Architecture":
@@ -67,7 +113,7 @@ class Architecture:
         return cls(
             model=tree["model"],
             classes=tuple(tree["classes"]),
-            image_size=tree["image_size"],
+            pictures=Pictures.from_stored(tree),
             mean=tuple(tree["mean"]),
             std=tuple(tree["std"]),
             form=NetworkForm.from_stored(tree["form"]),

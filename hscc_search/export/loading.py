@@ -13,7 +13,7 @@ def load(folder: str | Path) -> Deployed:
     """Load an exported folder as a torch module in evaluation mode.
 
     Returns:
-        A module that takes float32 RGB images with values 0 to 1, shape (images, 3, image_size, image_size), and
+        A module that takes float32 images with values 0 to 1, shape (images, channels, height, width), and
         returns scores before softmax, shape (images, classes).
 
     Raises:
@@ -34,8 +34,8 @@ def build_module(folder: Path) -> Deployed:
         ModelError: the network that it was compressed from cannot be built.
     """
     architecture = read_architecture(folder)
-    network = build_network(architecture.model, len(architecture.classes), architecture.image_size)
+    network = build_network(architecture.model, len(architecture.classes), architecture.pictures.shape)
     network = rebuild(network, architecture.form)
-    module = Deployed(network, architecture.mean, architecture.std, architecture.image_size)
+    module = Deployed(network, architecture.mean, architecture.std, architecture.pictures.shape)
     load_weights(module, read_checkpoint(folder / WEIGHTS).tensors, f"{folder / WEIGHTS}")
     return module.eval()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hscc_search.config import Shape, shape_of
 from hscc_search.errors import ExportError
 
 # Batches that run before times count, so that memory and kernels are in place.
@@ -18,20 +19,20 @@ _WARM_UP = 2
 # Timed batches: of a single image, and of several images, which take longer and vary less.
 _REPEATS_OF_ONE, _REPEATS = 25, 7
 
-# Runs a network on float32 images (batch, 3, image_size, image_size).
+# Runs a network on float32 images (batch, channels, height, width).
 Runner = Callable[[torch.Tensor], object]
 
 RUNTIMES = ("torch", "onnxruntime")
 
 
 def measure_latency(
-    networks: Mapping[str, Mapping[str, Runner]], image_size: int, batch_sizes: Sequence[int]
+    networks: Mapping[str, Mapping[str, Runner]], shape: int | Shape, batch_sizes: Sequence[int]
 ) -> dict[str, dict[str, float]]:
     """Time several networks in turns, so that other work on the machine hits all of them alike.
 
     Args:
         networks: the runners of each network by its name, see :func:`runners`.
-        image_size: height and width of the images in pixels.
+        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
         batch_sizes: images per batch.
 
     Returns:
@@ -43,11 +44,11 @@ def measure_latency(
         if all(runtime in by_runtime for by_runtime in networks.values()):
             of_runtime = {name: by_runtime[runtime] for name, by_runtime in networks.items()}
             for batch_size in batch_sizes:
-                latencies[f"{runtime} {batch_size}"] = in_turns(of_runtime, image_size, batch_size)
+                latencies[f"{runtime} {batch_size}"] = in_turns(of_runtime, shape, batch_size)
     return latencies
 
 
-def in_turns(runners: Mapping[str, Runner], image_size: int, batch_size: int) -> dict[str, float]:
+def in_turns(runners: Mapping[str, Runner], shape: int | Shape, batch_size: int) -> dict[str, float]:
     """Time several runners in turns on one thread, torch's with images in channels-last order.
 
     One thread, since the gain of several depends on the machine's other work and, for small networks, on how long the
@@ -55,13 +56,13 @@ def in_turns(runners: Mapping[str, Runner], image_size: int, batch_size: int) ->
 
     Args:
         runners: by name.
-        image_size: height and width of the images in pixels.
+        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
         batch_size: images per batch.
 
     Returns:
         Median milliseconds per batch by name of the runner.
     """
-    images = torch.rand(batch_size, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(batch_size, *shape_of(shape), generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -70,32 +71,32 @@ def in_turns(runners: Mapping[str, Runner], image_size: int, batch_size: int) ->
         torch.set_num_threads(threads)
 
 
-def runners(network: nn.Module, image_size: int) -> dict[str, Runner]:
+def runners(network: nn.Module, shape: int | Shape) -> dict[str, Runner]:
     """Make a runner of a network for each runtime; ONNX Runtime is missing where the network cannot be exported.
 
     Args:
         network: on the CPU, in evaluation mode.
-        image_size: height and width of the images in pixels.
+        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
     """
     by_runtime = {}
     for runtime in RUNTIMES:
         with contextlib.suppress(ExportError):
-            by_runtime[runtime] = runner(network, image_size, runtime)
+            by_runtime[runtime] = runner(network, shape, runtime)
     return by_runtime
 
 
-def runner(network: nn.Module, image_size: int, runtime: str) -> Runner:
+def runner(network: nn.Module, shape: int | Shape, runtime: str) -> Runner:
     """Make a runner of a network for one runtime.
 
     Args:
         network: on the CPU, in evaluation mode.
-        image_size: height and width of the images in pixels.
+        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
         runtime: of :data:`RUNTIMES`.
 
     Raises:
         ExportError: torch cannot export the network to ONNX.
     """
-    return _in_torch(network) if runtime == "torch" else _in_onnxruntime(network, image_size)
+    return _in_torch(network) if runtime == "torch" else _in_onnxruntime(network, shape)
 
 
 def _median_milliseconds(runners: Mapping[str, Runner], images: torch.Tensor) -> dict[str, float]:
@@ -120,7 +121,7 @@ def _in_torch(network: nn.Module) -> Runner:
     return run
 
 
-def _in_onnxruntime(network: nn.Module, image_size: int) -> Runner:
+def _in_onnxruntime(network: nn.Module, shape: int | Shape) -> Runner:
     # Imported here: ONNX Runtime and the exporter take seconds to import, and few studies measure latency.
     import onnxruntime
 
@@ -130,6 +131,6 @@ def _in_onnxruntime(network: nn.Module, image_size: int) -> Runner:
     options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_onnx(network, image_size, path)
+        write_onnx(network, shape, path)
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": np.asarray(images)})

@@ -10,6 +10,7 @@ import onnx
 import torch
 from torch import nn
 
+from hscc_search.config import Shape, shape_of
 from hscc_search.errors import ExportError, one_line
 from hscc_search.progress import errors_only
 from hscc_search.runtime.rewrites import save_copies
@@ -18,30 +19,30 @@ from hscc_search.runtime.rewrites import save_copies
 _TERMINAL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
-def write_onnx(module: nn.Module, image_size: int, path: Path) -> None:
-    """Export a module that takes float32 (batch, 3, image_size, image_size) and returns (batch, classes).
+def write_onnx(module: nn.Module, shape: int | Shape, path: Path) -> None:
+    """Export a module that takes float32 (batch, channels, height, width) and returns (batch, classes).
 
     Args:
         module: in evaluation mode, on the CPU.
-        image_size: height and width of the images in pixels.
+        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
         path: of the file to write, weights included.
 
     Raises:
         ExportError: torch cannot export the network, or for one size of batch alone.
     """
-    program = onnx_program(module, image_size)
+    program = onnx_program(module, shape)
     save_copies(program.model)
     program.save(path, external_data=False)
     onnx.checker.check_model(path)
 
 
-def onnx_program(module: nn.Module, image_size: int) -> torch.onnx.ONNXProgram:
+def onnx_program(module: nn.Module, shape: int | Shape) -> torch.onnx.ONNXProgram:
     """Export a module as :func:`write_onnx` does, without writing it.
 
     Raises:
         ExportError: torch cannot export the network, or for one size of batch alone.
     """
-    example = torch.zeros(2, 3, image_size, image_size)
+    example = torch.zeros(2, *shape_of(shape))
     try:
         # The exporter prints whole graphs on the way to an error.
         with errors_only("torch"), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
@@ -58,8 +59,8 @@ def onnx_program(module: nn.Module, image_size: int) -> torch.onnx.ONNXProgram:
         assert program is not None
     except Exception as error:  # the exporter raises whatever it meets in a user's network
         raise ExportError(f"torch cannot export this network to ONNX: {_reason(error)}") from error
-    shape = program.model.graph.inputs[0].shape
-    if shape is None or isinstance(shape[0], int):
+    taken = program.model.graph.inputs[0].shape
+    if taken is None or isinstance(taken[0], int):
         raise ExportError(
             "torch exports this network to ONNX for one size of batch alone, as its forward pass goes through the "
             "images one by one: write it for a whole batch"

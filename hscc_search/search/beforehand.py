@@ -98,6 +98,6 @@ def _export_fault(opened: Opened) -> Iterator[str]:
         return
     plain, _ = make_plain(opened.network, calibration_images(opened, 1))
     try:
-        onnx_program(plain.cpu(), opened.config.data.image_size)
+        onnx_program(plain.cpu(), opened.config.data.shape)
     except ExportError as error:
         yield f"no trial of this study can be exported: {error}"

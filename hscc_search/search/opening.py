@@ -37,7 +37,7 @@ def calibration_images(opened: Opened, count: int | None = None) -> torch.Tensor
     """Draw the calibration images of a study, or a number of images in the same way.
 
     Returns:
-        Normalised, float32, shape (images, 3, height, width), on the device.
+        Normalised, float32, shape (images, channels, height, width), on the device.
     """
     config = opened.config
     subset = opened.parts.train.subset(count or config.compression.calibration_images, config.seed)

@@ -87,13 +87,13 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
     plain, _ = make_plain(opened.network, images[:1])  # what a weight takes to be computed is no cost of an answer
     dense_runner, dense_latency = None, None
     if needs_latency(config):
-        dense_runner = runner(copy.deepcopy(plain).cpu(), config.data.image_size, config.latency.runtime)
+        dense_runner = runner(copy.deepcopy(plain).cpu(), config.data.shape, config.latency.runtime)
         if dense is not None:
             dense_latency = dense.measured["latency"]
         else:
-            times = in_turns({"dense": dense_runner}, config.data.image_size, config.latency.batch_size)
+            times = in_turns({"dense": dense_runner}, config.data.shape, config.latency.batch_size)
             dense_latency = times["dense"]
-    cost = dense.cost if dense is not None else measure_cost(plain, config.data.image_size)
+    cost = dense.cost if dense is not None else measure_cost(plain, config.data.shape)
     calibration = calibrate(opened.network, images, report, keep=True)
     if cost.macs != calibration.macs:
         raise CompressionError(
@@ -202,7 +202,7 @@ def load_dense(
 
     Returns:
         The network in evaluation mode, trained first unless its weights are in the cache, and normalised images,
-        float32, shape (images, 3, height, width); both on the device.
+        float32, shape (images, channels, height, width); both on the device.
     """
     opened = open_dense(config, device, report)
     return opened.network, calibration_images(opened)
@@ -216,9 +216,9 @@ def _latency(prepared: Prepared, network: nn.Module) -> float | None:
     """
     if prepared.dense_runner is None or prepared.dense_latency is None:
         return None
-    image_size, latency = prepared.config.data.image_size, prepared.config.latency
-    compressed = runner(copy.deepcopy(network).cpu(), image_size, latency.runtime)
-    times = in_turns({"dense": prepared.dense_runner, "compressed": compressed}, image_size, latency.batch_size)
+    shape, latency = prepared.config.data.shape, prepared.config.latency
+    compressed = runner(copy.deepcopy(network).cpu(), shape, latency.runtime)
+    times = in_turns({"dense": prepared.dense_runner, "compressed": compressed}, shape, latency.batch_size)
     return prepared.dense_latency * times["compressed"] / times["dense"]
 
 
