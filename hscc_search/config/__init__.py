@@ -1,8 +1,8 @@
 """The study file: YAML, checked into one immutable object, and stored with the study it describes.
 
 ``yaml_file`` reads it as a tree of plain values and ``study_file`` resolves its paths, the sections say what is allowed
-(``data``, ``dense``, ``space`` and ``metrics``, by the rules of ``section``), ``study`` puts them together, ``explain`` words an
-error, and ``reference`` writes ``REFERENCE.md``.
+(``data``, ``dense``, ``space`` and ``metrics``, by the rules of ``section``), ``study`` puts them together, ``explain``
+words an error, and ``reference`` writes ``REFERENCE.md``.
 """
 
 from hscc_search.config.data import ColumnsConfig, CopyKind, DataConfig, Resize, SplitConfig, window_bounds
