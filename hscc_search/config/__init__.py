@@ -6,6 +6,7 @@ error, and ``reference`` writes ``REFERENCE.md``.
 """
 
 from hscc_search.config.dense import (
+    LEAKS,
     ColumnsConfig,
     CopyKind,
     DataConfig,
@@ -29,6 +30,7 @@ from hscc_search.config.study_file import find_study_file
 
 __all__ = [
     "DEFAULT_STORAGE",
+    "LEAKS",
     "BudgetRange",
     "ClusterStrategy",
     "ColumnsConfig",

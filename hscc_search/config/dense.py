@@ -9,6 +9,8 @@ from hscc_search.config.section import FilePath, Section
 
 # What counts as a copy of an image: see ``copies`` below.
 CopyKind = Literal["near", "shape", "exact", "none"]
+# How a notice on what ``allow_leaks`` allows begins.
+LEAKS = "the parts of this split, which was given, are not apart"
 
 
 class ColumnsConfig(Section):

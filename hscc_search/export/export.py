@@ -78,7 +78,8 @@ def export(
         The content of ``metrics.json``.
 
     Raises:
-        ExportError: ``out`` exists, the network cannot be exported to ONNX, or the two written models disagree.
+        ExportError: ``out`` exists, the study's inputs are no pixels, the network cannot be exported to ONNX, or the
+            two written models disagree.
         UnwritableError: ``out`` cannot be written.
         DiskFullError: there is no room.
         StudyError: the images or the dense network are not the study's.
@@ -86,6 +87,11 @@ def export(
     _check_output(out)
     record = study.record
     opened = open_again(record, config, device, report)
+    if opened.dataset.images.dtype != np.uint8:
+        raise ExportError(
+            f"the inputs of study {study.record.config.name} are no pixels but numbers of data.factory "
+            f"{config.data.factory}, and an exported folder takes pixels: give inputs of uint8"
+        )
     result, inspection = _compress_again(opened, record, point, report)
     cost = _count(result, config.data.image_size)
     try:
