@@ -87,11 +87,7 @@ def export(
     _check_output(out)
     record = study.record
     opened = open_again(record, config, device, report)
-    if opened.dataset.images.dtype != np.uint8:
-        raise ExportError(
-            f"the inputs of study {study.record.config.name} are no pixels but numbers of data.factory "
-            f"{config.data.factory}, and an exported folder takes pixels: give inputs of uint8"
-        )
+    _check_inputs(opened)
     result, inspection = _compress_again(opened, record, point, report)
     cost = _count(result, config.data.image_size)
     try:
@@ -118,6 +114,14 @@ def _check_output(out: Path) -> None:
     if os.path.lexists(out):
         raise ExportError(f"output folder {out} exists: name one that does not")
     check_new_folder(out)
+
+
+def _check_inputs(opened: Opened) -> None:
+    if opened.dataset.images.dtype != np.uint8:
+        raise ExportError(
+            f"the inputs of study {opened.config.name} are no pixels but numbers of data.factory "
+            f"{opened.config.data.factory}, and an exported folder takes pixels: give inputs of uint8"
+        )
 
 
 def _compress_again(

@@ -163,7 +163,7 @@ def test_a_leak_that_is_allowed_is_told_beside_the_front_and_in_the_card(divided
     assert any("have copies in another one" in line for line in json.loads(front_json(study))["notices"])
     export(study, study.points[0], study.config, tmp_path / "out")
     assert "have copies in another one" in (tmp_path / "out" / "README.md").read_text()
-    with pytest.raises(ConfigError, match="kept whatever the seed: give one seed"):
+    with pytest.raises(ConfigError, match=r"come with a split, which is kept, .*: give one seed"):
         compare(study.config, [2], ["hscc"], [0, 1], 0, tmp_path / "comparison")
 
 
