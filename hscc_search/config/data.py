@@ -11,6 +11,8 @@ from hscc_search.errors import quoted
 
 # What counts as a copy of an image: see ``copies`` below.
 CopyKind = Literal["near", "shape", "exact", "none"]
+# How a notice on what ``allow_leaks`` allows begins.
+LEAKS = "the parts of this split, which was given, are not apart"
 
 # How an image is brought to size: see ``resize`` below.
 Resize = Literal["squeeze", "crop", "pad"]

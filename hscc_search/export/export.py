@@ -173,21 +173,30 @@ def _count(result: TrialResult, shape: Shape) -> CountedCost:
     return cost
 
 
-def _deployed(network: nn.Module, config: StudyConfig) -> Deployed:
-    return Deployed(network, config.data.mean, config.data.std, config.data.shape).cpu().eval()
+def _deployed(network: nn.Module, opened: Opened) -> Deployed:
+    mean, std = _normalisation(opened)
+    return Deployed(network, mean, std, opened.config.data.shape).cpu().eval()
+
+
+def _normalisation(opened: Opened) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of each channel: 0 and 1 for the numbers of a data set of one's own, which stay as they are."""
+    data = opened.config.data
+    if np.issubdtype(opened.dataset.images.dtype, np.floating):
+        return (0.0,) * data.channels, (1.0,) * data.channels
+    return data.mean, data.std
 
 
 def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
-    config = opened.config
-    module = _deployed(result.compressed.network, config)
+    config, (mean, std) = opened.config, _normalisation(opened)
+    module = _deployed(result.compressed.network, opened)
     write_onnx(module, config.data.shape, folder / ONNX)
     save_weights(module.state_dict(), folder / WEIGHTS)
     architecture = Architecture(
         model=config.model.name,
         classes=opened.dataset.classes,
         pictures=Pictures.of(config.data),
-        mean=config.data.mean,
-        std=config.data.std,
+        mean=mean,
+        std=std,
         form=result.compressed.form,
     )
     write_json(folder / ARCHITECTURE, architecture.stored())
@@ -219,7 +228,7 @@ def _measure(
 ) -> Metrics:
     """Measure the dense and the compressed network on the validation and the test part."""
     test, validation = opened.parts.test, opened.parts.validation
-    dense_scores = _torch_scores(_deployed(opened.network, opened.config), test)
+    dense_scores = _torch_scores(_deployed(opened.network, opened), test)
     dense_test, compressed_test = (_test_quality(opened, scores) for scores in (dense_scores, answers.onnx))
     by_onnx, by_torch = answers.onnx.argmax(axis=1), answers.torch.argmax(axis=1)
     return Metrics(
