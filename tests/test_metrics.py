@@ -63,7 +63,7 @@ def configured(folder, **changes):
             "doubt": {"function": "metrics_of_mine:doubt", "better": "lower", "worst": 3, "best": 0},
         },
         "objectives": ["flops", "auroc", "among_two"],
-        "constraints": [{"metric": "log_loss", "at_most": 1.6}],
+        "constraints": [{"metric": "log_loss", "at_most": 0.9}],
         "columns": ["sensitivity@0.9:3", "calibration_error"],
         "trials": 6,
         "start": START,
@@ -104,7 +104,7 @@ def test_values_are_those_of_the_stored_scores(study):
 
 def test_front_and_probabilities_look_at_the_same_metrics(study):
     members = {point.trial for point in study.front}
-    feasible = [point for point in study.points if point["log_loss"] <= 1.6]
+    feasible = [point for point in study.points if point["log_loss"] <= 0.9]
     assert 0 < len(feasible) < len(study.points)
     assert {point.trial for point in study.points if point.feasible} == {point.trial for point in feasible}
     for point in feasible:
@@ -167,10 +167,9 @@ def test_the_card_shows_what_the_study_measured(study, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert metrics.compressed.validation.metrics["auroc"] == pytest.approx(point["auroc"], abs=1e-4)
     assert metrics.dense.validation.metrics["doubt"] == study.dense["doubt"]
-    for head, name in (("AUROC", "auroc"), ("among\\_two", "among_two"), ("among_two", "among_two")):
+    for head, name in (("AUROC", "auroc"), ("among_two", "among_two"), ("log loss", "log_loss")):
         row = re.search(rf"^\| {re.escape(head)}, validation part \| (.*) \| (.*) \|$", card, re.MULTILINE)
-        if row:
-            assert row[1] == f"{study.dense[name]:.4f} ± {study.dense.errors[name]:.4f}"
+        assert row[1] == f"{study.dense[name]:.4f} ± {study.dense.errors[name]:.4f}"
     assert f"| AUROC, test part | {metrics.dense.test.metrics['auroc']:.4f} ± " in card
 
 
@@ -203,7 +202,7 @@ def test_a_function_that_fails_is_told_before_the_search(folder, function, said)
     with pytest.raises(StudyError) as refused:
         run_study(config, report=lambda progress: steps.append(progress.task))
     assert re.sub("on [0-9]+ images", "on 272 images", str(refused.value)) == said
-    assert not any("calibrat" in step or "search" in step for step in steps)
+    assert not any(step.startswith(("calibrating", "searching")) for step in steps)
 
 
 def test_trials_without_scores_are_named_where_scores_are_needed(study):
