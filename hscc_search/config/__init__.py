@@ -6,7 +6,7 @@ words an error, and ``reference`` writes ``REFERENCE.md``.
 """
 
 from hscc_search.config.data import LEAKS, ColumnsConfig, CopyKind, DataConfig, Resize, SplitConfig, window_bounds
-from hscc_search.config.dense import FinetuningConfig, ModelConfig, TrainingConfig
+from hscc_search.config.dense import IN_MEMORY, FinetuningConfig, ModelConfig, TrainingConfig
 from hscc_search.config.metrics import ConstraintConfig, LatencyConfig
 from hscc_search.config.shape import Shape, shape_of
 from hscc_search.config.space import (
@@ -23,6 +23,7 @@ from hscc_search.config.study_file import find_study_file
 
 __all__ = [
     "DEFAULT_STORAGE",
+    "IN_MEMORY",
     "LEAKS",
     "BudgetRange",
     "ClusterStrategy",

@@ -102,7 +102,7 @@ def _steps(name: str) -> list[str]:
 class DataConfig(Section):
     """The images, their size, and their division into parts."""
 
-    source: Literal["folder", "digits", "table", "python"] = Field(
+    source: Literal["folder", "digits", "table", "python", "memory"] = Field(
         "folder",
         description="a folder of your own, a table of images, torch Datasets of your own, or the handwritten digits "
         "that come with scikit-learn",
@@ -263,7 +263,7 @@ class DataConfig(Section):
     def _path_fits_source(self) -> "DataConfig":
         if self.source in ("folder", "table") and self.path is None:
             raise ValueError(f"source {self.source!r} needs a path here or --data PATH on the command line")
-        if self.source in ("digits", "python") and self.path is not None:
+        if self.source in ("digits", "python", "memory") and self.path is not None:
             raise ValueError(f"source {self.source!r} takes no path: use source 'folder' for your own images")
         if (self.source == "python") != (self.factory is not None):
             raise ValueError("source 'python' and a factory 'module:function' need each other")

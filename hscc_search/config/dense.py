@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from hscc_search.config.section import FilePath, Section
 
+# Name of a network that was an object in memory where the study was searched.
+IN_MEMORY = "in memory"
+
 
 class ModelConfig(Section):
     """The dense network."""
