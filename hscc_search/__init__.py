@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from hscc_search.pareto.points import Measured as Measured
     from hscc_search.pareto.points import Point as Point
     from hscc_search.pareto.selection import select as select
-    from hscc_search.search.stored_study import Study as Study
-    from hscc_search.search.stored_study import read_study as read_study
-    from hscc_search.search.study import run_study as run_study
     from hscc_search.search.study import work_on as work_on
     from hscc_search.search.trial import load_dense as load_dense
+    from hscc_search.session import Study as Study
+    from hscc_search.session import read_study as read_study
+    from hscc_search.session import run_study as run_study
 
 # The module of each public name. torch and Optuna take seconds to import, so a name is imported when it is first used:
 # `hscc-search --help` and a mistyped study file answer at once. Type checkers read the imports above instead.
@@ -50,7 +50,7 @@ _MODULES = {
     "Measured": "hscc_search.pareto.points",
     "Point": "hscc_search.pareto.points",
     "Setting": "hscc_search.compression.setting",
-    "Study": "hscc_search.search.stored_study",
+    "Study": "hscc_search.session",
     "StudyConfig": "hscc_search.config",
     "calibrate": "hscc_search.compression.calibration.calibrate",
     "compress": "hscc_search.compression.compress",
@@ -58,8 +58,8 @@ _MODULES = {
     "knee": "hscc_search.pareto.front",
     "load": "hscc_search.export.loading",
     "load_dense": "hscc_search.search.trial",
-    "read_study": "hscc_search.search.stored_study",
-    "run_study": "hscc_search.search.study",
+    "read_study": "hscc_search.session",
+    "run_study": "hscc_search.session",
     "select": "hscc_search.pareto.selection",
     "work_on": "hscc_search.search.study",
 }

@@ -78,6 +78,7 @@ SLOW = {
     "test_any_study_file.py",
     "test_bad_input.py",
     "test_before.py",
+    "test_session.py",
     "test_cache.py",
     "test_chaos.py",
     "test_install.py",

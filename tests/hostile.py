@@ -225,6 +225,29 @@ class AllPositionsAsImages(ChannelsLast):
         return self.layer(rows).relu().view(len(x), *x.shape[2:], -1).movedim(-1, 1)
 
 
+class Windows(ChannelsLast):
+    """A fully connected layer on windows of each image, as if they were images."""
+
+    def forward(self, x):
+        images, channels, height, _ = x.shape
+        x = x.unflatten(3, (2, -1)).movedim(3, 1).reshape(2 * images, channels, -1).transpose(1, 2)
+        x = self.layer(x).relu().transpose(1, 2).reshape(images, 2, channels, height, -1)
+        return x.movedim(1, 3).flatten(3)
+
+
+class PositionsFirst(ChannelsLast):
+    """A fully connected layer on the positions of all images in one list, the same position of all images together."""
+
+    def forward(self, x):
+        rows = x.flatten(2).permute(2, 0, 1).flatten(0, 1)
+        return self.layer(rows).relu().unflatten(0, (-1, len(x))).permute(1, 2, 0).reshape(x.shape)
+
+
+class FiveDimensions(ChannelsLast):
+    def forward(self, x):
+        return self.layer(x.movedim(1, -1).unflatten(1, (2, -1))).relu().flatten(1, 2).movedim(-1, 1)
+
+
 class Attention(nn.Module):
     """Attention over positions, by matrix products of its own, by torch's function, or by torch's module."""
 
@@ -339,7 +362,18 @@ BLOCKS = [
     *(Block, ByKeyword, TypeTest, ExactType, ReadsDtype, ReadsShape, ComputesWithWeight, ComputesWithBias),
     *(PaddedByItself, WithoutGradient, Inference, Checkpointed, CheckpointedAgain, TwoNames, PlainList, BoundMethod),
     *(Twice, ImageByImage, NeverCalled, InPlace, ChangesInput, Skip, Normed, Scaled, WithStandardised, ChannelsLast),
-    *(Tokens, AllPositionsAsImages, Transposed, Conditional, with_hook, with_pre_hook, with_outer_hook),
+    *(
+        Tokens,
+        AllPositionsAsImages,
+        Windows,
+        PositionsFirst,
+        FiveDimensions,
+        Transposed,
+        Conditional,
+        with_hook,
+        with_pre_hook,
+        with_outer_hook,
+    ),
     *(with_forward_replaced, pruned, with_weight_norm, with_spectral_norm, parametrised, orthogonal, clipping),
     *map(attending, ("products", "function", "module")),
 ]

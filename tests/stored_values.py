@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from hypothesis import strategies as st
 
-from hscc_search.compression.form import Fold, LayerForm, NetworkForm, Piece, total_rank
+from hscc_search.compression.form import Fold, LayerForm, NetworkForm, Piece, PlainLayer, total_rank
 from hscc_search.compression.plan import LayerPlan
 
 names = st.text("abc.0123", min_size=1, max_size=8)
@@ -46,8 +46,29 @@ def layer_forms(draw):
     )
 
 
+plain_layers = st.builds(
+    PlainLayer,
+    layer=names,
+    weight=st.tuples(*[st.integers(1, 64)] * 4),
+    bias=st.booleans(),
+    convolution=st.fixed_dictionaries(
+        {
+            "stride": st.tuples(st.integers(1, 4), st.integers(1, 4)),
+            "padding": st.tuples(st.integers(0, 4), st.integers(0, 4)) | st.sampled_from(["same", "valid"]),
+            "dilation": st.tuples(st.integers(1, 4), st.integers(1, 4)),
+            "groups": st.integers(1, 4),
+        }
+    ),
+) | st.builds(
+    PlainLayer,
+    layer=names,
+    weight=st.tuples(*[st.integers(1, 64)] * 2),
+    bias=st.booleans(),
+    convolution=st.just({}),
+)
 network_forms = st.builds(
     NetworkForm,
+    plain=st.lists(plain_layers, max_size=2).map(tuple),
     folds=st.lists(st.builds(Fold, names, names), max_size=2).map(tuple),
     layers=st.dictionaries(names, layer_forms(), max_size=3),
 )

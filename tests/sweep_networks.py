@@ -31,9 +31,9 @@ from hscc_search.compression.calibration.examination import inspect
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
 from hscc_search.dense.networks import build_network
-from hscc_search.dense.torchvision_operators import make_importable
 from hscc_search.errors import HsccError, ModelError
 from hscc_search.evaluation.counters import measure_cost
+from hscc_search.torchvision_operators import make_importable
 
 CLASSES, IMAGES, BUDGET = 4, 16, 2
 SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 384, 448)

@@ -78,7 +78,7 @@ def front(study_name: str, storage: str, output_format: str, html: Path | None) 
     metavar="RULE",
     default="knee",
     show_default=True,
-    help="knee, trial:N, min-accuracy:X (validation, 0 to 1) or max-flops:X (per image).",
+    help="knee, trial:N, min-METRIC:X or max-METRIC:X, such as min-accuracy:0.9 or max-flops:1e9 (validation part).",
 )
 @click.option(
     "--out",
@@ -118,13 +118,11 @@ def export(
     config = study.config.with_paths(absolute(data), absolute(checkpoint))
     if finetune is not None:
         config = config.finetuned(finetune)
-    record = study.record
     point = select(
         rule,
         study.points,
         study.objectives,
-        record.labels,
-        record.classes,
+        study.truth,
         config.seed,
         most_parameters=study.dense["parameters"],
     )

@@ -15,14 +15,18 @@ from hscc_search.comparison.folder import claim, network_path, read_network, wri
 from hscc_search.comparison.methods import METHODS
 from hscc_search.comparison.record import DENSE, Asked, ComparedNetwork, ComparisonRecord
 from hscc_search.compression.calibration.calibrate import Calibration, calibrate
+from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.config import StudyConfig
 from hscc_search.data import load_dataset
 from hscc_search.dense.fine_tuning import fine_tune
 from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.errors import CompressionError, ConfigError
 from hscc_search.evaluation.counters import measure_cost
+from hscc_search.evaluation.draws import alone
+from hscc_search.evaluation.own import own_metrics
 from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
+from hscc_search.evaluation.scores import kept_scores
 from hscc_search.files import sha256
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.latency import Runner, measure_latency, runners
@@ -134,7 +138,7 @@ class _Split:
     @cached_property
     def dense_runners(self) -> dict[str, Runner]:
         """Runners of the dense network by runtime, to be timed in turns with each compressed one."""
-        return runners(copy.deepcopy(self.opened.network).cpu(), self.opened.config.data.shape)
+        return runners(_plain(self.opened, self.opened.network).cpu(), self.opened.config.data.shape)
 
 
 def _measure_split(split: _Split, missing: Sequence[Asked]) -> Iterator[ComparedNetwork]:
@@ -187,19 +191,34 @@ def _measure(split: _Split, network: nn.Module, asked: Asked, seconds: float) ->
         reason = "the network answers with values that are not finite"
         return ComparedNetwork(asked, seconds=seconds, failure=reason)
     predicted = scores.argmax(axis=1)
-    cost = measure_cost(network, config.data.shape)
+    cost = measure_cost(_plain(opened, network) if asked.method == DENSE else network, config.data.shape)
     timed = asked.epochs == 0 and asked.method != DENSE
     latency, dense_latency = _latencies(split, network) if timed else ({}, {})
     return ComparedNetwork(
         asked,
         macs=cost.macs,
         parameters=cost.parameters,
-        quality=measure_quality(predicted, test.labels, opened.dataset.classes, config.seed),
+        quality=measure_quality(
+            predicted,
+            test.labels,
+            opened.dataset.classes,
+            config.seed,
+            scores=kept_scores(scores),
+            groups=test.groups,
+            asked=config.asked_metrics,
+            own=own_metrics(config),
+        ),
         right=tuple((predicted == test.labels).astype(int).tolist()),
+        groups=() if alone(test.groups) else tuple(np.unique(test.groups, return_inverse=True)[1].tolist()),
         latency=latency,
         dense_latency=dense_latency,
         seconds=seconds,
     )
+
+
+def _plain(opened: Opened, network: nn.Module) -> nn.Module:
+    """A copy of the dense network without what its weights take to be computed, which is no cost of an answer."""
+    return make_plain(network, calibration_images(opened, 1))[0]
 
 
 def _latencies(split: _Split, network: nn.Module) -> tuple[dict[str, float], dict[str, float]]:

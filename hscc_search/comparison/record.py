@@ -94,6 +94,7 @@ class ComparedNetwork:
         dense_latency: the dense network's, taken in the same turns.
         seconds: time of compressing, or of fine-tuning where the network was fine-tuned.
         failure: why there is no network, or None.
+        groups: for each image of the test part the number of its group, where images belong together; else empty.
     """
 
     asked: Asked
@@ -105,6 +106,7 @@ class ComparedNetwork:
     dense_latency: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     failure: str | None = None
+    groups: tuple[int, ...] = ()
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -132,6 +134,7 @@ class ComparedNetwork:
             parameters=tree["parameters"],
             quality=None if quality is None else Quality(quality["metrics"], quality["errors"]),
             right=tuple(tree["right"]),
+            groups=tuple(tree.get("groups", ())),
             latency=tree["latency"],
             dense_latency=tree["dense_latency"],
             seconds=tree["seconds"],

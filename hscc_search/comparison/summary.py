@@ -133,8 +133,16 @@ def _difference(first: Networks, second: Networks) -> Estimate | None:
             return None
         differences = np.array(minuend.right) - np.array(subtrahend.right)
         means.append(differences.mean())
-        variances.append(differences.var() / len(differences))
+        variances.append(_variance_of_mean(differences, minuend.groups))
     return Estimate(float(np.mean(means)), math.sqrt(sum(variances)) / len(variances))
+
+
+def _variance_of_mean(values: np.ndarray, groups: Sequence[int]) -> float:
+    """The variance of a mean over images, or over images that come in groups (the cluster-robust one)."""
+    if not groups:
+        return float(values.var() / len(values))
+    sums = np.bincount(groups, weights=values - values.mean())
+    return float((sums**2).sum() / len(values) ** 2)
 
 
 def _speedup(networks: Networks) -> dict[str, float]:

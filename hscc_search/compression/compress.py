@@ -56,7 +56,7 @@ def compress(calibration: Calibration, setting: Setting) -> Compressed:
     step = 2 if len(calibration.images) >= 2 * FEWEST_IMAGES else 1
     fits = {name: partial(fit_layer, calibration, name, design, step) for name, design in designs.items()}
     result = replaced_in_order(calibration.network, fits, calibration.images[::step])
-    form = NetworkForm(calibration.folds, {name: design.form for name, design in designs.items()})
+    form = NetworkForm(calibration.plain, calibration.folds, {name: design.form for name, design in designs.items()})
     plan = _plan(calibration, designs)
     return Compressed(result, plan, form, calibration.inspection.macs_outside + sum(layer.macs for layer in plan))
 

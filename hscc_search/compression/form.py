@@ -40,6 +40,31 @@ class Fold:
 
 
 @dataclass(frozen=True)
+class PlainLayer:
+    """A Conv2d or Linear in the place of a layer that computed its weight anew in each pass, always to the same values.
+
+    Attributes:
+        layer: its path.
+        weight: shape of the weight: of four dimensions for a Conv2d, of two for a Linear.
+        bias: whether there is one.
+        convolution: for a Conv2d ``stride``, ``padding``, ``dilation`` and ``groups``, as it takes them; else empty.
+    """
+
+    layer: str
+    weight: tuple[int, ...]
+    bias: bool
+    convolution: dict[str, Any]
+
+    @classmethod
+    def from_stored(cls, tree: dict[str, Any]) -> "PlainLayer":
+        """Read what ``dataclasses.asdict`` has made of one."""
+        convolution = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in tree["convolution"].items()
+        }
+        return cls(tree["layer"], tuple(tree["weight"]), tree["bias"], convolution)
+
+
+@dataclass(frozen=True)
 class LayerForm:
     """The form of one compressed layer.
 
@@ -77,10 +102,12 @@ class NetworkForm:
     """The form of a compressed network, see :func:`hscc_search.compression.rebuild.rebuild`.
 
     Attributes:
+        plain: the layers that compute their weight no longer. Version 0.1.0 stored none.
         folds: the batch norms that were folded.
         layers: the form of each compressed layer by its path.
     """
 
+    plain: tuple[PlainLayer, ...]
     folds: tuple[Fold, ...]
     layers: dict[str, LayerForm]
 
@@ -92,6 +119,7 @@ class NetworkForm:
     def from_stored(cls, tree: dict[str, Any]) -> "NetworkForm":
         """Undo :meth:`stored`."""
         return cls(
+            plain=tuple(PlainLayer.from_stored(layer) for layer in tree.get("plain", ())),
             folds=tuple(Fold(**fold) for fold in tree["folds"]),
             layers={name: LayerForm.from_stored(layer) for name, layer in tree["layers"].items()},
         )

@@ -10,18 +10,19 @@ _SMALL_SHARE = 0.2
 
 @dataclass(frozen=True)
 class InspectedLayer:
-    """A convolution or fully connected layer of the dense network.
+    """A module of the dense network that multiplies and adds.
 
     Attributes:
         name: its path in the network.
         kind: in a few words, such as ``Conv2d 3x3``.
         macs: multiply-adds per image.
         parameters: number of its weights and biases.
-        output: shape of its output for one image, channels first for a convolution; empty if it is never called.
+        output: shape of its output for one image, channels first for a convolution; empty if it is never called, and
+            where it is neither a Conv2d nor a Linear.
         left_dense: why it cannot be compressed, None where it can.
         samples: responses to the calibration images from which its factors are computed, at most; 0 where it is left
             dense.
-        channels: number of its outputs.
+        channels: number of its outputs; 0 where it is neither a Conv2d nor a Linear.
     """
 
     name: str
@@ -39,7 +40,8 @@ class Inspection:
     """A network, layer by layer, before anything is compressed.
 
     Attributes:
-        layers: in execution order; those that are never called come last.
+        layers: each Conv2d and Linear in execution order, those that are never called, and then all other modules that
+            multiply and add.
         macs: multiply-adds per image of the whole network, counted while it ran.
         parameters: number of weights and biases of the whole network.
         error: difference of the network's answers when every layer that can be compressed is replaced at full rank,
@@ -60,7 +62,7 @@ class Inspection:
 
     @property
     def macs_outside(self) -> int:
-        """Multiply-adds outside of convolutions and fully connected layers, such as the products of attention."""
+        """Multiply-adds outside of all modules that are listed: in the forward pass of the network itself."""
         return self.macs - sum(layer.macs for layer in self.layers)
 
     def notices(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from torch import nn
 
 from hscc_search.compression.calibration.batch_norm import apply_folds
+from hscc_search.compression.calibration.plain_layers import apply_plain
 from hscc_search.compression.form import NetworkForm
 from hscc_search.compression.layers import build
 from hscc_search.compression.stand_ins import replaced
@@ -12,11 +13,12 @@ def rebuild(network: nn.Module, form: NetworkForm) -> nn.Module:
     """Copy a dense network in the form of a compressed one; its weights are then loaded by name.
 
     Args:
-        network: of the architecture that was compressed; its batch norms are folded in place.
+        network: of the architecture that was compressed; it is not changed.
         form: of the compressed network.
 
     Raises:
-        CompressionError: a batch norm that was folded is not in the network.
+        CompressionError: a layer or batch norm of the form is not in the network.
     """
-    apply_folds(network, form.folds)
-    return replaced(network, {name: build(network.get_submodule(name), layer) for name, layer in form.layers.items()})
+    plain = apply_plain(network, form.plain)
+    apply_folds(plain, form.folds)
+    return replaced(plain, {name: build(plain.get_submodule(name), layer) for name, layer in form.layers.items()})

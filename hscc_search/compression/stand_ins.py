@@ -118,11 +118,15 @@ def stand_in(module: nn.Module, layer: nn.Conv2d | nn.Linear) -> nn.Module:
         module.__class__ = _stand_in_class(type(module), type(layer))
         weight = layer.weight
         module.__dict__.update(dense=(weight.shape, weight.dtype, weight.device), has_bias=layer.bias is not None)
-    inner = module.__dict__["_modules"]
-    for name, value in vars(layer).items():
-        if name not in vars(module) and name not in inner:
-            module.__dict__[name] = value
+    give_attributes(module, layer)
     return module
+
+
+def give_attributes(module: nn.Module, layer: nn.Module) -> None:
+    """Give a module the attributes of a layer that it has none of its own for."""
+    held = vars(module)
+    own = {*held, *held["_modules"], *held["_parameters"], *held["_buffers"]}
+    held |= {name: value for name, value in vars(layer).items() if name not in own}
 
 
 def computes_otherwise(layer: nn.Conv2d | nn.Linear) -> str | None:
@@ -156,11 +160,22 @@ def replaced(network: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
     Raises:
         CompressionError: the network holds something that cannot be copied.
     """
-    memo: dict[int, Any] = {}
+    in_place = {}
     for name, module in modules.items():
         layer = network.get_submodule(name)
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        memo[id(layer)] = stand_in(module, layer)  # as the copy of the layer, which is then not copied itself
+        in_place[name] = stand_in(module, layer)
+    return copied_with(network, in_place)
+
+
+def copied_with(network: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """Copy a network, in evaluation mode, with other modules, as they are, in place of those at the given paths.
+
+    Raises:
+        CompressionError: the network holds something that cannot be copied.
+    """
+    # Each as the copy of the module in whose place it is, which is then not copied itself.
+    memo: dict[int, Any] = {id(network.get_submodule(name)): module for name, module in modules.items()}
     for module in network.modules():
         for value in tree_leaves({name: value for name, value in vars(module).items() if name[0] != "_"}):
             # Pruning and weight normalisation keep a weight with its graph, which torch does not copy.
@@ -204,7 +219,7 @@ class _Waiting(nn.Module):
         self.fitted: list[nn.Module] = []  # a list, so that torch does not take its entry for a submodule
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.fitted or len(input) != self.images:
+        if self.fitted or not len(input) or len(input) % self.images:  # windows of an image pass like images
             raise CompressionError(f"layer {self.name} is not called once with all images, as in calibration it was")
         # What is built in a part that runs in inference mode could never be trained.
         with torch.inference_mode(False), torch.no_grad():

@@ -6,11 +6,13 @@ error, and ``reference`` writes ``REFERENCE.md``.
 """
 
 from hscc_search.config.dense import (
+    ColumnsConfig,
     CopyKind,
     DataConfig,
     FinetuningConfig,
     ModelConfig,
     Resize,
+    SplitConfig,
     TrainingConfig,
     window_bounds,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "DEFAULT_STORAGE",
     "BudgetRange",
     "ClusterStrategy",
+    "ColumnsConfig",
     "CompressionConfig",
     "ConstraintConfig",
     "CopyKind",
@@ -45,6 +48,7 @@ __all__ = [
     "Resize",
     "Shape",
     "SpaceConfig",
+    "SplitConfig",
     "StudyConfig",
     "TrainingConfig",
     "find_study_file",

@@ -1,5 +1,6 @@
 """The sections on the dense network: its images, its architecture, its training and fine-tuning."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
@@ -47,20 +48,98 @@ def window_bounds(centre: float, width: float) -> tuple[float, float]:
     return low, low + width - 1
 
 
+class ColumnsConfig(Section):
+    """The columns of a table of images."""
+
+    path: str = Field("path", description="column with the file of each image; relative paths start at the table")
+    label: str = Field("label", description="column with the class of each image")
+    group: str | None = Field(
+        None, description="column that says which images belong together; without it group, where there is one"
+    )
+    split: str | None = Field(
+        None,
+        description="column with train, validation or test for each image; without it split, where there is one",
+    )
+
+
+class SplitConfig(Section):
+    """The folders of a split of your own, relative to data.path."""
+
+    train: str = Field(description="folder of the train part")
+    validation: str | None = Field(
+        None, description="folder of the validation part; without it that is drawn from the train folder"
+    )
+    test: str = Field(description="folder of the test part")
+
+    @model_validator(mode="after")
+    def _folders_that_differ(self) -> "SplitConfig":
+        folders = self.by_part.values()
+        if any(name.startswith("/") or ".." in name.split("/") for name in folders):
+            raise ValueError(f"{', '.join(folders)}: folders below data.path, such as Training")
+        if len({tuple(_steps(name)) for name in folders}) < len(folders):
+            raise ValueError(f"each part needs a folder of its own, not {', '.join(folders)}")
+        if len({len(_steps(name)) for name in folders}) > 1 or not all(map(_steps, folders)):
+            raise ValueError(f"{', '.join(folders)} do not lie equally deep below data.path, as a split's folders must")
+        return self
+
+    @property
+    def by_part(self) -> dict[str, str]:
+        """The folders by the part that each holds."""
+        return {part: name for part, name in self.model_dump().items() if name is not None}
+
+    @property
+    def depth(self) -> int:
+        """How many levels below data.path the folders lie."""
+        return len(_steps(self.train))
+
+
+def _steps(name: str) -> list[str]:
+    return [step for step in name.split("/") if step not in ("", ".")]
+
+
 class DataConfig(Section):
     """The images, their size, and their division into parts."""
 
-    source: Literal["folder", "digits"] = Field(
-        "folder", description="a folder of your own, or the handwritten digits that come with scikit-learn"
+    source: Literal["folder", "digits", "table", "python"] = Field(
+        "folder",
+        description="a folder of your own, a table of images, torch Datasets of your own, or the handwritten digits "
+        "that come with scikit-learn",
     )
     path: FilePath | None = Field(
-        None, description="folder with one folder of images per class; only source folder has one"
+        None,
+        description="folder with one folder of images per class, or the table: CSV, or Parquet with the extra parquet",
+    )
+    factory: str | None = Field(
+        None,
+        max_length=200,
+        description="function of your own, 'module:function', for source python: it returns torch Datasets train, "
+        "validation and test of (input, target), as a dict or a tuple. uint8 inputs are RGB images; floating-point "
+        "ones go into the network as they are, neither normalised nor flipped and turned",
+    )
+    columns: ColumnsConfig = Field(ColumnsConfig(), description="columns of the table")
+    classes: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(
+        None,
+        strict=False,
+        description="the classes in the order of the network's outputs, as a checkpoint was trained with; "
+        "alphabetical by default",
+    )
+    groups: str | None = Field(
+        None,
+        description="regular expression that finds in the path of each image, below data.path or as the table has it, "
+        "which images belong together, such as a patient's: its first group in parentheses, or all it matches. They "
+        "never stand in two parts, and are drawn again together for standard errors",
+    )
+    split: SplitConfig | None = Field(
+        None, description="folders of a split of your own, which is kept as it is; without it one is drawn"
+    )
+    allow_leaks: bool = Field(
+        False, description="keep a split of your own though copies or groups stand in two of its parts"
     )
     class_level: int | None = Field(
         None,
         ge=1,
         description="level of the folders below path whose names are the classes; without it the first, or the second "
-        "where the first says train, test or validation",
+        "where the first says train, test or validation, and the one below the folders of data.split",
     )
     copies: CopyKind = Field(
         "near",
@@ -174,18 +253,47 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _channels_of_files(self) -> "DataConfig":
-        if self.source in ("folder", "digits") and self.channels not in (1, 3):
+        if self.source != "python" and self.channels not in (1, 3):
             raise ValueError(f"channels: image files give 1 or 3 channels, not {self.channels}")
         return self
 
     @model_validator(mode="after")
     def _path_fits_source(self) -> "DataConfig":
-        if self.source == "folder" and self.path is None:
-            raise ValueError("source 'folder' needs a path here or --data DIR on the command line")
-        if self.source == "digits" and self.path is not None:
-            raise ValueError("source 'digits' takes no path: use source 'folder' for your own images")
-        if self.source == "digits" and self.class_level is not None:
-            raise ValueError("source 'digits' has no folders: leave class_level out")
+        if self.source in ("folder", "table") and self.path is None:
+            raise ValueError(f"source {self.source!r} needs a path here or --data PATH on the command line")
+        if self.source in ("digits", "python") and self.path is not None:
+            raise ValueError(f"source {self.source!r} takes no path: use source 'folder' for your own images")
+        if (self.source == "python") != (self.factory is not None):
+            raise ValueError("source 'python' and a factory 'module:function' need each other")
+        if self.factory is not None and not all(self.factory.partition(":")):
+            raise ValueError(f"factory: {self.factory!r} is not allowed: write package.module:function")
+        if self.source != "folder" and self.class_level is not None:
+            raise ValueError(f"source {self.source!r} has no folders: leave class_level out")
+        if self.source != "folder" and self.split is not None:
+            instead = ", and say columns.split" if self.source == "table" else ""
+            raise ValueError(f"source {self.source!r} has no folders: leave split out{instead}")
+        if self.split is not None and self.class_level is not None and self.class_level <= self.split.depth:
+            raise ValueError(f"class_level {self.class_level} is not below the folders of split: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_can_be_found(self) -> "DataConfig":
+        if self.groups is None:
+            return self
+        if self.source not in ("folder", "table"):
+            raise ValueError(f"groups: images of source {self.source!r} have no paths: leave groups out")
+        if self.columns.group is not None:
+            raise ValueError("groups and columns.group both say which images belong together: leave one out")
+        try:
+            re.compile(self.groups)
+        except re.error as error:
+            raise ValueError(f"groups: {self.groups!r} is no regular expression ({error})") from error
+        return self
+
+    @model_validator(mode="after")
+    def _each_class_once(self) -> "DataConfig":
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: every class once, not {', '.join(self.classes)}")
         return self
 
 

@@ -38,8 +38,9 @@ def _keys_beside(location: tuple[int | str, ...], root: type[BaseModel]) -> list
     """The keys that are allowed in place of a wrong one."""
     section = root
     for step in location[:-1]:
-        if isinstance(step, str):  # an integer is an index into a list, whose items are of one section
-            section = _section_of(section.model_fields[step].annotation)
+        # Indices into a list, and names that are no keys, are those of items, which are all of one section.
+        if step in section.model_fields:
+            section = _section_of(section.model_fields[str(step)].annotation)
     return list(section.model_fields)
 
 

@@ -39,12 +39,17 @@ def reference() -> str:
 
 
 def _sections(schema: Schema, definitions: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
-    """Go through the sections below one, each with its dotted path; a list of sections is called ``path[]``."""
+    """Go through the sections below one, each with its dotted path.
+
+    A list of sections is called ``path[]``, and sections by name ``path.NAME``.
+    """
     for key, field in schema["properties"].items():
         for kind in _kinds(field):
             name = f"{path}{key}"
             if kind.get("type") == "array":
                 name, kind = f"{name}[]", kind["items"]
+            elif "additionalProperties" in kind and kind.get("type") == "object":
+                name, kind = f"{name}.NAME", kind["additionalProperties"]
             if "$ref" in kind:
                 section = definitions[kind["$ref"].rpartition("/")[2]]
                 yield name, section
@@ -103,6 +108,8 @@ def _default(field: Schema, definitions: Schema) -> str:
     """The default of a key; that of a section with a table of its own is shown in that table."""
     default = field["default"]
     if default is None:
+        return "none"
+    if default == {}:
         return "none"
     if isinstance(default, dict):
         return f"`{{low: {default['low']}, high: {default['high']}}}`" if "low" in default else "its defaults"

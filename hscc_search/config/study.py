@@ -1,14 +1,26 @@
 """A whole study file, checked into one immutable object that is stored with the study it describes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hscc_search.config.dense import DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
 from hscc_search.config.explain import explain
-from hscc_search.config.metrics import METRICS, ConstraintConfig, LatencyConfig, Metric
+from hscc_search.config.metrics import (
+    COSTS,
+    FORMS,
+    METRICS,
+    ConstraintConfig,
+    LatencyConfig,
+    Metric,
+    OwnMetricConfig,
+    check_own_name,
+    class_of,
+    known_metric,
+    section_or_function,
+)
 from hscc_search.config.section import Section
 from hscc_search.config.space import CompressionConfig, SpaceConfig
 from hscc_search.config.study_file import find_study_file, read_study_file
@@ -45,16 +57,22 @@ class StudyConfig(Section):
     compression: CompressionConfig = Field(CompressionConfig(), description="compression of all trials")
     finetuning: FinetuningConfig = Field(FinetuningConfig(), description="further training of compressed networks")
     space: SpaceConfig = Field(SpaceConfig(), description="values that are sampled for each trial")
+    metrics: dict[str, OwnMetricConfig] = Field(
+        {}, description="metrics of the study's own by name, to be used like any other"
+    )
     objectives: tuple[Metric, ...] = Field(
         ("flops", "accuracy"),
         strict=False,
         min_length=2,
         max_length=4,
-        description="metrics of the front, costs to be minimised and qualities to be maximised: "
-        f"{', '.join(METRICS)} and recall:CLASS",
+        description="metrics of the front; of costs, log_loss and calibration_error less is better, of others more: "
+        f"{', '.join(METRICS)}, {FORMS} and those in metrics",
     )
     constraints: tuple[ConstraintConfig, ...] = Field(
         (), strict=False, description="bounds that a trial must keep to be on the front"
+    )
+    columns: tuple[Metric, ...] = Field(
+        (), strict=False, description="further metrics that are measured and shown, as in objectives"
     )
     latency: LatencyConfig = Field(LatencyConfig(), description="measurement of latency, where it is asked for")
     sampler: Literal["auto", "gp", "tpe", "nsga2", "random", "grid"] = Field(
@@ -77,6 +95,23 @@ class StudyConfig(Section):
         "thousandth; without it there is no such end",
     )
     storage: str = Field(DEFAULT_STORAGE, max_length=2000, description="database of the study, as a SQLAlchemy URL")
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _by_function_alone(cls, values: Any) -> Any:
+        return section_or_function(values)
+
+    @model_validator(mode="after")
+    def _metrics_that_exist(self) -> "StudyConfig":
+        for name in self.metrics:
+            check_own_name(name)
+        for key, name in self._metrics_by_key():
+            if name not in self.metrics and not known_metric(name):
+                own = f" or {', '.join(self.metrics)}" if self.metrics else ""
+                raise ValueError(f"{key}: there is no metric {quoted(name)}: use {', '.join(METRICS)}, {FORMS}{own}")
+            if key.startswith("columns") and name in COSTS:
+                raise ValueError(f"{key}: {name} is no metric of answers: costs are shown where they are measured")
+        return self
 
     @model_validator(mode="after")
     def _each_objective_once(self) -> "StudyConfig":
@@ -171,15 +206,26 @@ class StudyConfig(Section):
             tree["model"]["checkpoint"] = checkpoint
         return self.from_tree(tree, f"study {self.name}")
 
+    def _metrics_by_key(self) -> Iterator[tuple[str, str]]:
+        """List the metrics that the study asks for, each with the key that names it."""
+        yield from ((f"objectives.{index}", name) for index, name in enumerate(self.objectives))
+        yield from ((f"constraints.{index}.metric", bound.metric) for index, bound in enumerate(self.constraints))
+        yield from ((f"columns.{index}", name) for index, name in enumerate(self.columns))
+
+    @property
+    def asked_metrics(self) -> tuple[str, ...]:
+        """The metrics that objectives, constraints and columns name, and the study's own, each once."""
+        return tuple(dict.fromkeys([*(name for _, name in self._metrics_by_key()), *self.metrics]))
+
     def check_classes(self, classes: Sequence[str]) -> None:
         """Check that the classes that metrics name are among those of the images.
 
         Raises:
             ConfigError: one is not.
         """
-        for name in (*self.objectives, *(bound.metric for bound in self.constraints)):
-            metric, _, wanted = name.partition(":")
-            if metric == "recall" and wanted not in classes:
+        for name in self.asked_metrics:
+            wanted = class_of(name)
+            if wanted is not None and wanted not in classes:
                 raise ConfigError(
                     f"study {self.name}: {shortened(name)}: there is no class {quoted(wanted)}: "
                     f"use {shortened(', '.join(classes), 500)}"

@@ -1,13 +1,17 @@
 """Images with labels, and splits of them that do not leak.
 
-In the order in which they come into play: ``folder`` finds images and their classes, ``decode`` reads a file,
-``images`` reads them all, ``copies`` groups those that show the same thing, ``splits`` divides them into parts, no
-group in two of them, and ``notices`` says what is worth knowing of all that. ``check`` reports on a folder beforehand.
+In the order in which they come into play: ``folder`` finds images and their classes, or ``tables`` reads both from a
+table, ``sources`` lists what a study file names, ``grouping`` says which images belong together, ``decode`` reads a
+file, ``images`` reads them all, ``copies`` groups those that show the same thing, ``splits`` divides them into parts,
+no group in two of them (``leaks`` counts those of a split that was given), ``rows`` reads a part when it is asked for,
+and ``notices`` says what is worth knowing of all that. ``check`` reports on a folder or a table beforehand.
 """
 
-from hscc_search.data.check import check_folder
-from hscc_search.data.images import Dataset, load_dataset
+from hscc_search.data.check import check_images
+from hscc_search.data.dataset import Dataset
+from hscc_search.data.images import load_dataset
 from hscc_search.data.notices import notices
+from hscc_search.data.rows import Images
 from hscc_search.data.splits import Part, Parts, split
 
-__all__ = ["Dataset", "Part", "Parts", "check_folder", "load_dataset", "notices", "split"]
+__all__ = ["Dataset", "Images", "Part", "Parts", "check_images", "load_dataset", "notices", "split"]

@@ -82,12 +82,13 @@ class _Tree:
         return str(Path(*self.parts(path)))
 
 
-def find_images(folder: Path, class_level: int | None = None) -> Found:
+def find_images(folder: Path, class_level: int | None = None, grouped: bool = False) -> Found:
     """Find the images below a folder.
 
     Args:
         folder: with the class folders.
         class_level: of the folders that are the classes; 1 is directly below ``folder``, None finds it out.
+        grouped: whether it is said which images belong together, so that folders below the classes need no note.
 
     Raises:
         DataError: the folder or one below it cannot be read, holds no image, leaves open which folders are the classes,
@@ -109,7 +110,7 @@ def find_images(folder: Path, class_level: int | None = None) -> Found:
     return Found(
         images=tuple((path, tree.parts(path)[level - 1]) for path in images),
         skipped=skipped,
-        notes=tuple(map(printable, (*_skipped_line(tree, skipped), *_layout_lines(tree, images, level)))),
+        notes=tuple(map(printable, (*_skipped_line(tree, skipped), *_layout_lines(tree, images, level, grouped)))),
     )
 
 
@@ -272,11 +273,11 @@ def _skipped_line(tree: _Tree, skipped: Skipped) -> Iterable[str]:
         yield f"skipped files and folders below {tree.folder}: {', '.join(words)}"
 
 
-def _layout_lines(tree: _Tree, images: Sequence[Path], level: int) -> Iterable[str]:
+def _layout_lines(tree: _Tree, images: Sequence[Path], level: int, grouped: bool) -> Iterable[str]:
     """Lines on folders whose names make no classes, and on classes of one folder such as Testing alone."""
     parts = [tree.parts(path) for path in images]
     deeper = sorted({str(Path(*own[: level + 1])) for own in parts if len(own) > level + 1})
-    if deeper:
+    if deeper and not grouped:
         yield (
             f"folders below the class folders: {len(deeper):,} ({listed(deeper)}); they are no classes, and the images "
             "of one may come into several parts of a split"

@@ -2,68 +2,53 @@
 
 import hashlib
 import json
-import math
 import os
-import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from PIL import Image
 
-from hscc_search.cache import DamagedError, cache_folder, entry_written, use_entry, warn_unwritable
-from hscc_search.config import CopyKind, DataConfig
-from hscc_search.data.copies import Look, copy_groups, look_of
-from hscc_search.data.decode import contrast_of, file_digest, pixels_of, read_image, seen
-from hscc_search.data.folder import find_images
-from hscc_search.errors import DataError, UnwritableError
-from hscc_search.files import check_room
+from hscc_search.cache import cache_folder
+from hscc_search.config import DataConfig
+from hscc_search.data.copies import Look, copy_groups, look_and_contrast
+from hscc_search.data.dataset import Dataset, judged, leak_lines, ordered_classes
+from hscc_search.data.decode import file_digest, is_wide, pixels_of, read_image, widened
+from hscc_search.data.grouping import linked, numbered
+from hscc_search.data.listing import PARTS
+from hscc_search.data.own import dataset_of_factory
+from hscc_search.data.sources import list_images
+from hscc_search.data.store import Arrays, Keep, Stream, arrays_of
+from hscc_search.errors import DataError
 from hscc_search.progress import Progress, Report, silent
 
 # Part of the cache key: raise it when the same file would be decoded to other pixels, or copies judged otherwise.
 _PIXEL_VERSION = 2
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """Decoded images with labels.
-
-    Attributes:
-        images: shape (images, channels, height, width); uint8, or uint16 where an image has more bits; mapped from a
-            file, read on access.
-        labels: int64, shape (images,), positions in ``classes``.
-        classes: class names in alphabetical order.
-        groups: int64, shape (images,); images that are copies of each other have the same number.
-        fingerprint: SHA-256 over class names and image contents, whatever the files are called.
-        contrasts: uint8, shape (images,), see :func:`hscc_search.data.decode.contrast_of`.
-        names: of the files, for messages.
-        notes: lines on what was skipped in the folder, and on how its classes were found.
-        judgement: empty where the groups are those of shape alone, as version 0.1.0 judged copies; else a digest of the
-            groups. With the fingerprint and the configuration it determines the split.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    groups: np.ndarray
-    fingerprint: str
-    contrasts: np.ndarray
-    names: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    judgement: str = ""
+# Images that are decoded before their pixels are written.
+_DECODED_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class _Source:
-    """An image before it is decoded: its class, the SHA-256 of its content, and its file or its pixels."""
+    """An image before it is decoded.
+
+    Attributes:
+        class_name: its class.
+        digest: SHA-256 of its content.
+        path: its file; None where its pixels are given.
+        pixels: None where it has a file.
+        group: name of the images that belong together, empty where nothing says.
+        part: of a split of the user's own, empty where one is drawn.
+    """
 
     class_name: str
     digest: str
     path: Path | None
     pixels: np.ndarray | None
+    group: str = ""
+    part: str = ""
 
     @property
     def name(self) -> str:
@@ -76,95 +61,103 @@ class _Source:
         return read_image(self.path, config)
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """What is known of all images once they have been read: their pixels, contrasts, and groups by kind of copies."""
-
-    images: np.ndarray
-    contrasts: np.ndarray
-    groups: dict[CopyKind, np.ndarray]
-
-
 def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
     """Read the images that a study file names, from the cache if they have been read before.
 
     Raises:
-        DataError: the folder or an image in it cannot be used, or there are fewer than two classes.
+        DataError: the folder, the table or an image cannot be used, there are fewer than two classes or others than
+            the study says, or copies or groups stand in two parts of a split of the user's own.
     """
-    sources, notes = (_digit_sources(), ()) if config.path is None else _folder_sources(config.path, config.class_level)
+    if config.source == "python":
+        dataset = dataset_of_factory(config, report)
+        _check_shape(config, dataset.images.shape[1:])
+        return dataset
+    sources, notes = (_digit_sources(), ()) if config.path is None else _listed_sources(config)
     # Sorted by content, so that neither the order nor the names of files change a split.
-    sources.sort(key=lambda source: (source.class_name, source.digest))
-    classes = tuple(sorted({source.class_name for source in sources}))
-    if len(classes) < 2:
-        deeper = (config.class_level or 1) + 1
-        raise DataError(
-            f"only one class, {classes[0]!r}, below {config.path}: a classifier needs two or more class folders; "
-            f"where they lie deeper, name the folder that holds them or say data.class_level: {deeper}"
-        )
+    sources.sort(key=lambda source: (source.class_name, source.digest, source.part, source.group))
+    classes = _classes(config, sorted({source.class_name for source in sources}))
     listing = "\n".join(f"{source.class_name} {source.digest}" for source in sources)
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
     entry = cache_folder("pixels") / f"{fingerprint[:32]}-{_decoding(config)}-v{_PIXEL_VERSION}"
-    decoded = _read_decoded(entry) or _decode_and_keep(entry, sources, config, report)
-    groups, by_shape = decoded.groups[config.copies], decoded.groups["shape"]
+    decoded = _decoded(entry, sources, config, report)
+    positions = {name: position for position, name in enumerate(classes)}
+    copies, groups = decoded[config.copies], numbered([source.group or None for source in sources])
+    sides = np.array([PARTS.index(source.part) for source in sources], np.int64) if sources[0].part else None
+    names = tuple(source.name for source in sources)
     return Dataset(
-        images=decoded.images,
-        labels=np.array([classes.index(source.class_name) for source in sources], np.int64),
+        images=decoded["images"],
+        labels=np.array([positions[source.class_name] for source in sources], np.int64),
         classes=classes,
+        copies=copies,
         groups=groups,
         fingerprint=fingerprint,
-        contrasts=decoded.contrasts,
-        names=tuple(source.name for source in sources),
-        notes=notes,
-        judgement="" if np.array_equal(groups, by_shape) else hashlib.sha256(groups.tobytes()).hexdigest(),
+        contrasts=decoded["contrasts"],
+        names=names,
+        notes=(*notes, *leak_lines(copies, groups, sides, names, config.allow_leaks)),
+        judgement=judged(linked(copies, groups), decoded["shape"], sides),
+        sides=sides,
     )
 
 
 def _decoding(config: DataConfig) -> str:
-    """Name how files are decoded: by the side of the images, and a digest of what is said beyond that."""
+    """Name how files are decoded: by the size of the images, and a digest of what is said beyond that."""
     _, height, width = config.shape
     said = config.model_dump(include={"channels", "resize", "range", "window"}, exclude_defaults=True, mode="json")
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
     return (f"{height}" if height == width else f"{height}x{width}") + (f"-{digest}" if said else "")
 
 
-def _read_decoded(entry: Path) -> _Decoded | None:
-    """Read an entry of the cache; None without an entry, or with a damaged one."""
-    try:
-        use = use_entry(entry)
-    except DamagedError:
-        return None
-    images = np.load(entry / "images.npy", mmap_mode="r")
-    weakref.finalize(images, use.end)
-    groups: dict[CopyKind, np.ndarray] = {kind: np.load(entry / f"{kind}.npy") for kind in get_args(CopyKind)}
-    return _Decoded(images, np.load(entry / "contrasts.npy"), groups)
+def _decoded(entry: Path, sources: Sequence[_Source], config: DataConfig, report: Report) -> Arrays:
+    """The pixels, contrasts and groups of copies of all images, from an entry of the cache or decoded into it."""
 
+    def fill(keep: Mapping[str, Keep]) -> Arrays:
+        return _decode(sources, config, stream.dtype, keep["images"], report)
 
-def _decode_and_keep(entry: Path, sources: Sequence[_Source], config: DataConfig, report: Report) -> _Decoded:
-    """Decode images into an entry of the cache, or into memory where the cache cannot be written to."""
-    try:
-        with entry_written(entry) as temporary:
-            check_room(temporary, len(sources) * math.prod(config.shape), f"{len(sources)} decoded images")
-            decoded = _decode(sources, config, report)
-            np.save(temporary / "images.npy", decoded.images)
-            np.save(temporary / "contrasts.npy", decoded.contrasts)
-            for kind, numbers in decoded.groups.items():
-                np.save(temporary / f"{kind}.npy", numbers)
-    except UnwritableError:
-        warn_unwritable()
-        return _decode(sources, config, report)
-    return _read_decoded(entry) or decoded  # what the entry holds takes no memory
-
-
-def _folder_sources(folder: Path, class_level: int | None) -> tuple[list[_Source], tuple[str, ...]]:
-    """The images of a folder, and the notes on it."""
-    found = find_images(folder, class_level)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = list(pool.map(file_digest, [path for path, _ in found.images]))
+        paths = [source.path for source in sources if source.path is not None]
+        wide = any(pool.map(is_wide, paths))  # then all are stored so
+    stream = Stream((len(sources), *config.shape), np.dtype(np.uint16 if wide else np.uint8))
+    return arrays_of(entry, {"images": stream}, f"{len(sources)} decoded images", fill)
+
+
+def _check_shape(config: DataConfig, shape: tuple[int, ...]) -> None:
+    """Check that inputs of source python have the shape for which the network is built."""
+    wanted = config.shape
+    if shape != wanted:
+        raise DataError(
+            f"data.factory {config.factory} gives inputs of shape {shape}, and data.channels and data.image_size say "
+            f"{wanted}: both must be the same"
+        )
+
+
+def _classes(config: DataConfig, found: Sequence[str]) -> tuple[str, ...]:
+    """The classes in the study's order.
+
+    Raises:
+        DataError: there are fewer than two, or others than the study says.
+    """
+    if len(found) < 2:
+        deeper = (config.class_level or 1) + 1
+        remedy = (
+            f" class folders; where they lie deeper, name the folder that holds them or say data.class_level: {deeper}"
+        )
+        raise DataError(
+            f"only one class, {found[0]!r}, below {config.path}: a classifier needs two or more"
+            f"{remedy if config.source == 'folder' else ''}"
+        )
+    return ordered_classes(found, config.classes)
+
+
+def _listed_sources(config: DataConfig) -> tuple[list[_Source], tuple[str, ...]]:
+    """The images of a folder or a table, and the notes on it."""
+    listing = list_images(config)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = list(pool.map(file_digest, [image.path for image in listing.images]))
     sources = [
-        _Source(class_name, digest, path, None)
-        for (path, class_name), digest in zip(found.images, digests, strict=True)
+        _Source(image.class_name, digest, image.path, None, image.group or "", image.part or "")
+        for image, digest in zip(listing.images, digests, strict=True)
     ]
-    return sources, found.notes
+    return sources, listing.notes
 
 
 def _digit_sources() -> list[_Source]:
@@ -178,28 +171,21 @@ def _digit_sources() -> list[_Source]:
     ]
 
 
-def _decode(sources: Sequence[_Source], config: DataConfig, report: Report) -> _Decoded:
-    """Read all images."""
+def _decode(sources: Sequence[_Source], config: DataConfig, dtype: np.dtype, keep: Keep, report: Report) -> Arrays:
+    """Read all images, and hand the pixels of each to ``keep``; return their contrasts and groups of copies."""
 
-    def read(source: _Source) -> tuple[np.ndarray, int, Look]:
+    def read(source: _Source) -> tuple[np.ndarray, Look, int]:
         image = source.open(config)
-        return pixels_of(image, config), *judged(image)
+        return widened(pixels_of(image, config), dtype), *look_and_contrast(image)
 
-    images: np.ndarray = np.empty((len(sources), *config.shape), np.uint8)
     contrasts = np.empty(len(sources), np.uint8)
-    looks = []
+    looks: list[Look] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index, (pixels, contrast, look) in enumerate(pool.map(read, sources)):
-            if pixels.dtype == np.uint16 and images.dtype == np.uint8:  # 255 and 65535 are both 1
-                images = images.astype(np.uint16) * 257
-            widened = pixels.astype(np.uint16) * 257 if pixels.dtype != images.dtype else pixels
-            images[index], contrasts[index] = widened, contrast
-            looks.append(look)
-            report(Progress("reading images", index + 1, len(sources)))
-    return _Decoded(images, contrasts, copy_groups(looks))
-
-
-def judged(image: Image.Image) -> tuple[int, Look]:
-    """The contrast of an image as it looks in 8 bits, and its look."""
-    shown = seen(image)
-    return contrast_of(shown), look_of(shown, image.tobytes() if image.mode == "F" else None)
+        for start in range(0, len(sources), _DECODED_AT_ONCE):
+            for pixels, look, contrast in pool.map(read, sources[start : start + _DECODED_AT_ONCE]):
+                keep(pixels)
+                contrasts[len(looks)] = contrast
+                looks.append(look)
+                report(Progress("reading images", len(looks), len(sources)))
+    groups: dict[str, np.ndarray] = dict(copy_groups(looks).items())
+    return {"contrasts": contrasts, **groups}

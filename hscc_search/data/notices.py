@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hscc_search.data.dataset import Dataset
 from hscc_search.data.folder import listed
-from hscc_search.data.images import Dataset
 from hscc_search.data.splits import Parts
 from hscc_search.errors import printable
 
@@ -40,7 +40,9 @@ def empty_line(contrasts: Sequence[int] | np.ndarray, names: Sequence[object]) -
 
 
 def _small_classes(dataset: Dataset, parts: Parts) -> tuple[str, ...]:
-    """A line on the classes with few images in the validation or the test part."""
+    """A line on the classes with few images in the validation or the test part; none where labels are maps."""
+    if dataset.labels.ndim > 1:
+        return ()
     counts = np.stack(
         [np.bincount(part.labels, minlength=len(dataset.classes)) for part in (parts.validation, parts.test)], axis=1
     )

@@ -1,10 +1,14 @@
-"""Stratified, seeded splits that keep copies of an image in one part."""
+"""Stratified, seeded splits that keep copies of an image, and what belongs together, in one part."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hscc_search.data.images import Dataset
+from hscc_search.data.dataset import Dataset
+from hscc_search.data.grouping import linked
+from hscc_search.data.listing import PARTS
+from hscc_search.data.rows import Images, Rows
 from hscc_search.errors import DataError
 
 
@@ -13,12 +17,12 @@ class Part:
     """Some images of a data set.
 
     Attributes:
-        images: uint8 or uint16, shape (images, channels, height, width).
-        labels: int64, shape (images,).
+        images: as in :class:`hscc_search.data.dataset.Dataset`, read when they are asked for.
+        labels: likewise.
         groups: int64, shape (images,); images with the same number belong together, and are drawn again together.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     groups: np.ndarray
 
@@ -33,8 +37,9 @@ class Part:
         # The shuffled images of each class are spread evenly over 0 to 1; the ``count`` lowest positions of all
         # classes together then hold each class in proportion.
         positions = np.empty(len(self))
-        for label in np.unique(self.labels):
-            members = np.flatnonzero(self.labels == label)
+        labels = self.labels if self.labels.ndim == 1 else np.zeros(len(self))  # maps have no class of their own
+        for label in np.unique(labels):
+            members = np.flatnonzero(labels == label)
             positions[generator.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
         chosen = np.sort(np.argsort(positions, kind="stable")[:count])
         return Part(self.images[chosen], self.labels[chosen], self.groups[chosen])
@@ -50,27 +55,61 @@ class Parts:
 
 
 def split(dataset: Dataset, validation: float, test: float, seed: int) -> Parts:
-    """Divide a data set into train, validation and test.
+    """Divide a data set into train, validation and test, unless it comes with a split, which is kept.
 
-    The train part keeps copies, which do no harm there. The other two hold one image of each group of copies: copies
-    would count one outcome several times and make every standard error over images too small.
+    Neither copies nor groups stand in two parts that are drawn. The train part keeps copies, which do no harm there.
+    The other two hold one image of each group of copies: copies would count one outcome several times and make every
+    standard error over images too small. In a split that was given they all stay, as groups that are drawn again
+    together; where it has no validation part, that is drawn from its train part.
 
     Raises:
         DataError: a class has too few groups to be in all three parts.
     """
-    shares = (1 - validation - test, validation, test)
-    train_indices, *measured = split_indices(dataset.labels, dataset.groups, shares, seed)
-    indices = (train_indices, *(_one_of_each(part, dataset.groups) for part in measured))
-    for name, part in zip(("train", "validation", "test"), indices, strict=True):
+    groups, together = dataset.groups, linked(dataset.copies, dataset.groups)
+    if dataset.sides is None:
+        shares = (1 - validation - test, validation, test)
+        train_indices, *measured = split_indices(dataset.labels, together, shares, seed)
+        indices = (train_indices, *(_one_of_each(part, dataset.copies) for part in measured))
+    else:
+        indices = _given(dataset, dataset.sides, together, validation / (1 - test), seed)
+        groups = together
+    _check_classes(dataset, indices, together)
+    return Parts(*(Part(Rows(dataset.images, part), dataset.labels[part], groups[part]) for part in indices))
+
+
+def _given(
+    dataset: Dataset, sides: np.ndarray, together: np.ndarray, validation: float, seed: int
+) -> tuple[np.ndarray, ...]:
+    """The indices of the parts of a split that was given, with a validation part drawn where it has none."""
+    train, given, test = (np.flatnonzero(sides == side) for side in range(len(PARTS)))
+    if len(given):
+        return train, given, test
+    kept, drawn = split_indices(dataset.labels[train], together[train], (1 - validation, validation), seed)
+    return train[kept], train[drawn], test
+
+
+def _check_classes(dataset: Dataset, indices: Sequence[np.ndarray], together: np.ndarray) -> None:
+    """Check that each class stands in each part."""
+    for name, part in zip(PARTS, indices, strict=True):
+        present = np.zeros(len(dataset.classes), bool)
+        present[dataset.labels[part]] = True
         for label, class_name in enumerate(dataset.classes):
-            if not np.any(dataset.labels[part] == label):
-                own = dataset.labels == label
+            if present[label]:
+                continue
+            own = dataset.labels == label
+            if dataset.sides is not None:
                 raise DataError(
-                    f"class {class_name!r} has too few different images to stand in the {name} part: its "
-                    f"{own.sum():,} images are {len(np.unique(dataset.groups[own])):,} groups of copies; add images, "
-                    "remove the class, or say with data.copies what a copy is"
+                    f"class {class_name!r} has no images in the {name} part of the split that was given: add some, "
+                    "or remove the class"
                 )
-    return Parts(*(Part(dataset.images[part], dataset.labels[part], dataset.groups[part]) for part in indices))
+            if np.array_equal(together, dataset.copies):
+                kind, remedy = "groups of copies", "say with data.copies what a copy is"
+            else:
+                kind, remedy = "groups", "look at data.groups and data.copies"
+            raise DataError(
+                f"class {class_name!r} has too few different images to stand in the {name} part: its {own.sum():,} "
+                f"images are {len(np.unique(together[own])):,} {kind}; add images, remove the class, or {remedy}"
+            )
 
 
 def _one_of_each(part: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -79,9 +118,9 @@ def _one_of_each(part: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def split_indices(
-    labels: np.ndarray, groups: np.ndarray, shares: tuple[float, float, float], seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Divide images into three parts, with no group in two of them and every class near its share in each.
+    labels: np.ndarray, groups: np.ndarray, shares: tuple[float, ...], seed: int
+) -> tuple[np.ndarray, ...]:
+    """Divide images into parts, with no group in two of them and every class near its share in each.
 
     scikit-learn splits by group, or stratified, or both into equal folds, but not both into given shares. Hence this
     greedy rule: go through the groups, large ones first and equal ones in random order, and give each to the part
@@ -89,12 +128,12 @@ def split_indices(
 
     Args:
         labels: int64, shape (images,).
-        groups: int64, shape (images,), see :func:`hscc_search.data.copies.copy_groups`.
-        shares: of train, validation and test; they add up to 1.
+        groups: int64, shape (images,); images that belong together have the same number.
+        shares: of the parts, such as train, validation and test; they add up to 1.
         seed: of the random order.
 
     Returns:
-        Ascending indices of the train, validation and test images.
+        Ascending indices of the images of each part.
     """
     class_count = int(labels.max()) + 1
     _, group_of_image = np.unique(groups, return_inverse=True)
@@ -112,5 +151,4 @@ def split_indices(
         part_of_group[group] = part
         missing[part] -= sizes[group]
     part_of_image = part_of_group[group_of_image]
-    train, validation, test = (np.flatnonzero(part_of_image == part) for part in range(3))
-    return train, validation, test
+    return tuple(np.flatnonzero(part_of_image == part) for part in range(len(shares)))

@@ -26,6 +26,8 @@ from hscc_search.progress import Notice, Progress, Report
 
 # Part of the cache key: raise it when the same configuration would train to other weights.
 _TRAINING_VERSION = 2
+# What of the images' section does not stand in the key for itself: the fingerprint and the judgement hold what it does.
+_JUDGED = {"path", "class_level", "copies", "columns", "groups", "split", "allow_leaks"}
 # The fields that the key of version 1 was made of.
 _FIELDS_BEFORE = {
     "model": ("name", "weights"),
@@ -35,9 +37,6 @@ _FIELDS_BEFORE = {
     ),
     "data": ("source", "image_size", "validation", "test", "split_seed", "mean", "std"),
 }
-
-# Fields of the images that say where they lie, or that count by what came of them.
-_NO_PART = {"path", "class_level", "copies"}
 
 
 def checkpoint_path(config: StudyConfig, dataset: Dataset, network: Mapping[str, str]) -> Path:
@@ -66,7 +65,7 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset, network: Mapping[str,
 def _data_key(data: DataConfig) -> dict[str, Any]:
     """The fields of the images that a training depends on; those that came later count where they say something."""
     dumped = data.model_dump(include=set(_FIELDS_BEFORE["data"]))
-    later = data.model_dump(exclude=set(_FIELDS_BEFORE["data"]) | _NO_PART, exclude_defaults=True)
+    later = data.model_dump(exclude=set(_FIELDS_BEFORE["data"]) | _JUDGED, exclude_defaults=True)
     return dumped | later
 
 

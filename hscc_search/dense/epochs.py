@@ -11,11 +11,14 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
 from hscc_search.config import StudyConfig
-from hscc_search.data import Part
+from hscc_search.data import Images, Part
 from hscc_search.dense.augmentation import augment, mix
 from hscc_search.dense.device import fast_bfloat16
 from hscc_search.errors import ModelError
 from hscc_search.evaluation.predictions import network_input
+
+# Bytes of images that are held on the device while a network is trained; more are read from the cache batch by batch.
+_HELD = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +28,7 @@ class Descent:
     Attributes:
         network: changed in place.
         config: of the study.
-        images: uint8, uint16 or float32, shape (images, channels, height, width), on the network's device.
+        images: as in :class:`hscc_search.data.dataset.Dataset`; on the network's device unless they are many.
         labels: int64, shape (images,), on the network's device.
         optimizer: of all weights.
         schedule: of the learning rate, advanced after each step.
@@ -34,7 +37,7 @@ class Descent:
 
     network: nn.Module
     config: StudyConfig
-    images: torch.Tensor
+    images: torch.Tensor | Images
     labels: torch.Tensor
     optimizer: torch.optim.Optimizer
     schedule: OneCycleLR
@@ -82,7 +85,9 @@ def start_descent(
     )
     steps_per_epoch = len(part) // training.batch_size or 1
     schedule = OneCycleLR(optimizer, max_lr=learning_rate, total_steps=epochs * steps_per_epoch)
-    images = torch.from_numpy(np.array(part.images)).to(device)
+    images: torch.Tensor | Images = part.images
+    if math.prod(images.shape) * images.dtype.itemsize <= _HELD:
+        images = torch.from_numpy(np.asarray(images)).to(device)
     labels = torch.from_numpy(part.labels).to(device)
     return Descent(network, config, images, labels, optimizer, schedule, steps_per_epoch)
 
@@ -109,7 +114,7 @@ def run_epoch(descent: Descent, epoch: int, loss: Loss) -> float:
     total = torch.zeros((), device=labels.device)
     with torch.random.fork_rng():
         torch.manual_seed(descent.config.seed * 100_003 + epoch)
-        order = torch.randperm(len(labels)).to(labels.device)
+        order = torch.randperm(len(labels))
         for step in range(descent.steps_per_epoch):
             batch = _batch(descent, order[step * batch_size : (step + 1) * batch_size])
             value = loss(batch, training_scores(network, batch.images))
@@ -129,11 +134,16 @@ def run_epoch(descent: Descent, epoch: int, loss: Loss) -> float:
 
 
 def _batch(descent: Descent, indices: torch.Tensor) -> Batch:
-    """Augment and mix the images at ``indices``."""
-    training = descent.config.training
-    images = network_input(descent.images[indices], descent.config.data)
-    images = augment(images, training.flip, training.affine)
-    return Batch(*mix(images, descent.labels[indices], training.mixup))
+    """Augment and mix the images at ``indices``, which are on the CPU."""
+    training, device = descent.config.training, descent.labels.device
+    if isinstance(descent.images, torch.Tensor):
+        pixels = descent.images[indices.to(device)]
+    else:
+        pixels = torch.from_numpy(descent.images[indices.numpy()]).to(device)
+    images = network_input(pixels, descent.config.data)
+    if not pixels.is_floating_point():  # what is no image is neither flipped nor turned
+        images = augment(images, training.flip, training.affine)
+    return Batch(*mix(images, descent.labels[indices.to(device)], training.mixup))
 
 
 def training_scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:

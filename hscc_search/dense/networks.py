@@ -1,8 +1,5 @@
 """Build a network by the name that a study file gives it."""
 
-import importlib
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +9,9 @@ from torch.nn import functional
 from hscc_search.config import Shape, shape_of
 from hscc_search.dense.checked import check_network
 from hscc_search.dense.names import unknown_network
-from hscc_search.dense.torchvision_operators import make_importable
 from hscc_search.errors import ModelError, one_line
+from hscc_search.torchvision_operators import make_importable
+from hscc_search.user_code import load_function
 
 
 class DigitsCNN(nn.Sequential):
@@ -157,14 +155,8 @@ def _pixels(shape: Shape) -> str:
 
 
 def _build_by_function(name: str, classes: int) -> nn.Module:
-    module_name, _, function_name = name.partition(":")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # a console script does not search the working folder
     try:
-        make_importable()  # before code that may import torchvision, or timm, which does
-        function = getattr(importlib.import_module(module_name), function_name)
-        network = function(classes)
+        network = load_function(name)(classes)
     except Exception as error:  # whatever the user's code raises
         raise ModelError(f"cannot build {name} with {classes} classes: {one_line(error, with_type=True)}") from error
     if not isinstance(network, nn.Module):

@@ -3,9 +3,9 @@
 import math
 
 import numpy as np
-import torch
 
-from hscc_search.evaluation.predictions import LARGEST, batches
+from hscc_search.data import Images
+from hscc_search.evaluation.predictions import batches
 
 # So that the numbers are the same wherever they are computed, and short in a study.
 _DECIMALS = 6
@@ -13,7 +13,7 @@ _DECIMALS = 6
 _SMALLEST = 1e-4
 
 
-def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Compute the mean and the standard deviation of each channel over all images.
 
     They are added up in whole numbers, so that neither the order of the images nor the machine makes a difference.
@@ -31,8 +31,8 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
             values = batch[:, channel].astype(np.uint64)
             sums[channel] += int(values.sum())
             squares[channel] += int((values * values).sum())
-    count = images.size // channels
-    largest = LARGEST[torch.from_numpy(images[:1].copy()).dtype]
+    count = math.prod(images.shape) // channels
+    largest = np.iinfo(images.dtype).max
     means = [total / count / largest for total in sums]
     # The numerator is a whole number, so nothing cancels.
     deviations = [

@@ -1,13 +1,13 @@
 """Run a network over images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 
 from hscc_search.config import DataConfig
-from hscc_search.data import Part
+from hscc_search.data import Images, Part
 
 # Images per batch wherever a network runs without training.
 BATCH_SIZE = 64
@@ -40,18 +40,17 @@ def pixel_values(images: torch.Tensor) -> torch.Tensor:
 
 
 def network_input(images: torch.Tensor, config: DataConfig) -> torch.Tensor:
-    """Turn pixels into the input of a network.
+    """Turn pixels into the input of a network; what is no pixels, but floating-point numbers, stays as it is.
 
     Args:
-        images: uint8 or uint16, shape (images, channels, height, width); or float32 of any shape, which a data set of
-            one's own has normalised and which is left as it is.
+        images: uint8 or uint16, shape (images, channels, height, width), or floating-point numbers of any shape.
         config: holds mean and std per channel.
 
     Returns:
         float32, the same shape; channels last in memory, which is up to 2.5 times faster on a CPU.
     """
     if images.dtype not in LARGEST:
-        return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+        return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
     mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (config.mean, config.std))
     return normalise(pixel_values(images), mean, std).contiguous(memory_format=torch.channels_last)
 
@@ -77,6 +76,6 @@ def predict(network: nn.Module, part: Part, config: DataConfig, device: torch.de
     return torch.cat(scores).numpy()
 
 
-def batches(images: np.ndarray) -> Sequence[np.ndarray]:
-    """Cut images, shape (images, ...), into batches of at most :data:`BATCH_SIZE`."""
-    return [images[first : first + BATCH_SIZE] for first in range(0, len(images), BATCH_SIZE)]
+def batches(images: Images) -> Iterator[np.ndarray]:
+    """Cut images, shape (images, ...), into batches of at most :data:`BATCH_SIZE`, each read when it is asked for."""
+    return (images[first : first + BATCH_SIZE] for first in range(0, len(images), BATCH_SIZE))

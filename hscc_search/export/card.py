@@ -9,7 +9,8 @@ from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.evaluation.quality import Quality
 from hscc_search.export.folder import Metrics, Results
-from hscc_search.export.reading import picture_fields
+from hscc_search.export.reading import EIGHT_BITS, Files, picture_fields
+from hscc_search.pareto.objectives import title
 
 _CARD = """\
 # {study}: {model}, {ratio:.2f}x fewer FLOPs
@@ -18,9 +19,8 @@ Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {samp
 
 ## Use
 
-Takes {colours} images of {height} x {width} pixels, float32 values 0 to 1, shape (images, {channels}, {height}, \
-{width}); normalisation is part of the network. Returns one score per class, before softmax: {class_names}.{bounds} \
-This code reads a file exactly as the study read its images:
+Takes {taken} Returns one score per class, before softmax: {class_names}. \
+{read_by}
 
 ```python
 {reading}
@@ -36,8 +36,9 @@ As a torch module that can be trained further, which takes the same pixels: `hsc
 |---|---|---|
 {results}
 
-± is one bootstrap standard error over images ({test_images} in the test part, {validation_images} in the validation \
-part). One multiply-add is one MAC and two FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
+± is one standard error over {units} ({test_images} in the test part, {validation_images} in the validation \
+part), by the bootstrap, or by Jeffreys' interval where all answers are right. One multiply-add is one MAC and two \
+FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
 Runtime running model.onnx.{larger}
 
 ## Layers
@@ -60,8 +61,7 @@ def model_card(
     inspection: Inspection,
     notices: Sequence[str] = (),
     trained_elsewhere: bool = False,
-    wide: bool = False,
-    dicom: bool = False,
+    files: Files = EIGHT_BITS,
 ) -> str:
     """Write the model card in Markdown: how to run the network, its results, its layers and its limits.
 
@@ -72,12 +72,12 @@ def model_card(
         inspection: of the dense network.
         notices: what the user was warned of when the study was created.
         trained_elsewhere: whether the images that the dense network was trained on are not known.
-        wide: whether the study's images have more than 8 bits.
-        dicom: whether they are DICOM.
+        files: the kind of the study's images.
     """
-    if trained_elsewhere:
+    if trained_elsewhere or metrics.trained_further:
+        network = "dense network" if trained_elsewhere else "compressed network"
         test_part = (
-            "which images the dense network was trained on is not known, so that the test part may hold some of them"
+            f"which images the {network} was trained on is not known, so that the test part may hold some of them"
         )
     else:
         test_part = "the test part was used for this table only"
@@ -88,13 +88,14 @@ def model_card(
         ratio=metrics.flops_ratio,
         trial=metrics.trial,
         sample=_in_words(metrics.sample),
-        finetuned=_finetuned(metrics.finetuning_epochs),
-        **picture_fields(config.data, wide, dicom),
+        finetuned=_finetuned(metrics),
+        **picture_fields(config.data, files),
         class_names=", ".join(map(_in_markdown, metrics.classes)),
         classes=list(metrics.classes),
         results=_results(metrics),
-        test_images=metrics.test_images,
-        validation_images=metrics.validation_images,
+        units="images" if metrics.test_groups is None else "groups of images that belong together",
+        test_images=metrics.test_images if metrics.test_groups is None else metrics.test_groups,
+        validation_images=metrics.validation_images if metrics.validation_groups is None else metrics.validation_groups,
         layers=_layers(plan),
         test_part=test_part,
         larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
@@ -116,7 +117,10 @@ def _in_words(sample: Mapping[str, Any]) -> str:
     )
 
 
-def _finetuned(epochs: int) -> str:
+def _finetuned(metrics: Metrics) -> str:
+    epochs = metrics.finetuning_epochs
+    if metrics.trained_further:
+        return ", then trained further in a way of the user's own, and measured anew"
     if not epochs:
         return ""
     return f", fine-tuned for {epochs} {'epoch' if epochs == 1 else 'epochs'}"
@@ -134,11 +138,25 @@ def _cells(results: Results, classes: Sequence[str]) -> dict[str, str]:
         "accuracy, test part": _with_error(results.test, "accuracy"),
         "macro F1, test part": _with_error(results.test, "macro_f1"),
         "accuracy, validation part": _with_error(results.validation, "accuracy"),
+        **_asked(results),
         **{f"recall of {_in_markdown(name)}, test part": f"{recalls[f'recall:{name}']:.3f}" for name in classes},
         "GMACs per image": f"{cost.macs / 1e9:.4f}",
         "GFLOPs per image": f"{cost.flops / 1e9:.4f}",
         "parameters": f"{cost.parameters:,}",
         "size in MB": f"{cost.megabytes:.1f}",
+    }
+
+
+def _asked(results: Results) -> dict[str, str]:
+    """The rows of the further metrics that the study asks for."""
+    common = ("accuracy", "macro_f1", "recall", "f1")
+    further = [name for name in results.test.metrics if name.split(":")[0] not in common]
+    parts = (("test", results.test), ("validation", results.validation))
+    return {
+        f"{_in_markdown(title(name))}, {part} part": _with_error(quality, name)
+        for name in further
+        for part, quality in parts
+        if name in quality.metrics
     }
 
 

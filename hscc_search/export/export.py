@@ -1,6 +1,7 @@
 """Export a trial: compress again, write a folder, and check it by running both models that were written."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,17 +10,21 @@ import onnxruntime
 import torch
 from torch import nn
 
+from hscc_search.compression.compress import compress
 from hscc_search.compression.inspection import Inspection
 from hscc_search.config import Shape, StudyConfig
 from hscc_search.data import Part
 from hscc_search.data.decode import DICOM
 from hscc_search.dense.opened import Opened
-from hscc_search.dense.weights import save_weights
+from hscc_search.dense.weights import check_values, save_weights
 from hscc_search.errors import ExportError, UnwritableError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
+from hscc_search.evaluation.draws import alone
+from hscc_search.evaluation.own import own_metrics
 from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.evaluation.quality import Quality, measure_quality
+from hscc_search.evaluation.scores import kept_scores
 from hscc_search.export.card import model_card
 from hscc_search.export.deployed import Deployed
 from hscc_search.export.folder import (
@@ -40,6 +45,7 @@ from hscc_search.export.folder import (
     write_yaml,
 )
 from hscc_search.export.loading import build_module
+from hscc_search.export.reading import Files
 from hscc_search.files import check_new_folder, folder_written_whole
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.progress import Progress, Report, silent
@@ -48,7 +54,7 @@ from hscc_search.search.opening import open_again
 from hscc_search.search.record import StudyRecord
 from hscc_search.search.space import space_of
 from hscc_search.search.stored_study import Study
-from hscc_search.search.trial import TrialResult, prepare, run_trial
+from hscc_search.search.trial import TrialResult, measure_trial, prepare, run_trial
 
 _STEPS = ("writing model.onnx", "loading the models back", "writing the model card")
 # Largest difference of scores between two runtimes, relative to the largest score: they add in different orders.
@@ -56,14 +62,20 @@ _TOLERANCE = 1e-3
 
 
 class _Answers(NamedTuple):
-    """The class that each written model predicts for each test image: integers, shape (images,)."""
+    """The scores that each written model gives each test image, before softmax: float32, shape (images, classes)."""
 
     onnx: np.ndarray
     torch: np.ndarray
 
 
 def export(
-    study: Study, point: Point, config: StudyConfig, out: Path, device: str = "auto", report: Report = silent
+    study: Study,
+    point: Point,
+    config: StudyConfig,
+    out: Path,
+    device: str = "auto",
+    report: Report = silent,
+    tuned: nn.Module | None = None,
 ) -> Metrics:
     """Compress with a trial's setting again, write the folder, load both models back and measure them on the test part.
 
@@ -75,12 +87,15 @@ def export(
         out: a folder that does not exist yet.
         device: where the network is compressed.
         report: told of each step.
+        tuned: the trial's network after further training elsewhere, whose weights are exported; None for the weights
+            that compressing again, and fine-tuning where ``config`` says so, give.
 
     Returns:
         The content of ``metrics.json``.
 
     Raises:
-        ExportError: ``out`` exists, the network cannot be exported to ONNX, or the two written models disagree.
+        ExportError: ``out`` exists, the network cannot be exported to ONNX, the two written models disagree, or
+            ``tuned`` is not of the trial's form.
         UnwritableError: ``out`` cannot be written.
         DiskFullError: there is no room.
         StudyError: the images or the dense network are not the study's.
@@ -88,28 +103,30 @@ def export(
     _check_output(out)
     record = study.record
     opened = open_again(record, config, device, report)
-    result, inspection = _compress_again(opened, record, point, report)
+    result, inspection = _compress_again(opened, record, point, report, tuned)
     cost = _count(result, config.data.shape)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnwritableError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
+    _make_parent(out)
     with folder_written_whole(out) as folder:
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
         answers = _check(folder, opened.parts.test)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
-        metrics = _measure(record, point, opened, result, cost, answers)
-        _describe(folder, record, config, metrics)
+        metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
         plan, elsewhere = result.compressed.plan, opened.trained_elsewhere
-        wide = opened.dataset.images.dtype != np.uint8
         dicom = any(name.lower().endswith(DICOM) for name in opened.dataset.names)
-        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere, wide, dicom)
-        (folder / CARD).write_text(card, encoding="utf-8")
-        write_json(folder / MANIFEST, Manifest.of(folder).stored())
+        files = Files(opened.dataset.images.dtype, dicom)
+        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere, files)
+        _describe(folder, record, config, metrics, card)
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
+
+
+def _make_parent(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
 
 
 def _check_output(out: Path) -> None:
@@ -119,11 +136,27 @@ def _check_output(out: Path) -> None:
 
 
 def _compress_again(
-    opened: Opened, record: StudyRecord, point: Point, report: Report
+    opened: Opened, record: StudyRecord, point: Point, report: Report, tuned: nn.Module | None
 ) -> tuple[TrialResult, Inspection]:
     prepared = prepare(opened, record.dense, report)
     setting = space_of(opened.config, prepared.calibration).setting(dict(point.sample))
-    return run_trial(prepared, setting, report), prepared.calibration.inspection
+    if tuned is None:
+        return run_trial(prepared, setting, report), prepared.calibration.inspection
+    compressed = compress(prepared.calibration, setting)
+    own, given = compressed.network.state_dict(), tuned.state_dict()
+    differing = [name for name in {**own, **given} if _shape(own, name) != _shape(given, name)]
+    if differing:
+        raise ExportError(
+            f"the given network is not of the form of {point.name}: {', '.join(differing[:3])} differ; "
+            "train what study.compressed() returns for this trial, without changing its layers"
+        )
+    check_values(given, "the given network")
+    compressed.network.load_state_dict(given)
+    return measure_trial(prepared, compressed), prepared.calibration.inspection
+
+
+def _shape(state: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
+    return state[name].shape if name in state else None
 
 
 def _count(result: TrialResult, shape: Shape) -> CountedCost:
@@ -141,21 +174,29 @@ def _count(result: TrialResult, shape: Shape) -> CountedCost:
     return cost
 
 
-def _deployed(network: nn.Module, config: StudyConfig) -> Deployed:
-    return Deployed(network, config.data.mean, config.data.std, config.data.shape).cpu().eval()
+def _deployed(network: nn.Module, opened: Opened) -> Deployed:
+    return Deployed(network, *_normalisation(opened), opened.config.data.shape).cpu().eval()
+
+
+def _normalisation(opened: Opened) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and std of each channel; 0 and 1 where a data set of the user's own gives what the network takes."""
+    data = opened.config.data
+    if opened.dataset.images.dtype.kind == "f":
+        return (0.0,) * data.channels, (1.0,) * data.channels
+    return data.mean, data.std
 
 
 def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
-    config = opened.config
-    module = _deployed(result.compressed.network, config)
+    config, (mean, std) = opened.config, _normalisation(opened)
+    module = _deployed(result.compressed.network, opened)
     write_onnx(module, config.data.shape, folder / ONNX)
     save_weights(module.state_dict(), folder / WEIGHTS)
     architecture = Architecture(
         model=config.model.name,
         classes=opened.dataset.classes,
         pictures=Pictures.of(config.data),
-        mean=config.data.mean,
-        std=config.data.std,
+        mean=mean,
+        std=std,
         form=result.compressed.form,
     )
     write_json(folder / ARCHITECTURE, architecture.stored())
@@ -173,44 +214,79 @@ def _check(folder: Path, test: Part) -> _Answers:
     scale = max(1.0, float(np.abs(by_torch).max()))
     if not gap <= _TOLERANCE * scale:
         raise ExportError(f"{ONNX} and {WEIGHTS} disagree: scores differ by up to {gap:g}")
-    return _Answers(by_onnx.argmax(axis=1), by_torch.argmax(axis=1))
+    return _Answers(by_onnx, by_torch)
 
 
 def _measure(
-    record: StudyRecord, point: Point, opened: Opened, result: TrialResult, cost: CountedCost, answers: _Answers
+    record: StudyRecord,
+    point: Point,
+    opened: Opened,
+    result: TrialResult,
+    cost: CountedCost,
+    answers: _Answers,
+    trained_further: bool,
 ) -> Metrics:
     """Measure the dense and the compressed network on the validation and the test part."""
-    test, seed = opened.parts.test, opened.config.seed
-    dense_classes = _torch_scores(_deployed(opened.network, opened.config), test).argmax(axis=1)
-    dense_test, compressed_test = (
-        measure_quality(predicted, test.labels, record.classes, seed) for predicted in (dense_classes, answers.onnx)
-    )
+    test, validation = opened.parts.test, opened.parts.validation
+    dense_scores = _torch_scores(_deployed(opened.network, opened), test)
+    dense_test, compressed_test = (_test_quality(opened, scores) for scores in (dense_scores, answers.onnx))
+    by_onnx, by_torch = answers.onnx.argmax(axis=1), answers.torch.argmax(axis=1)
     return Metrics(
         study=opened.config.name,
         trial=point.trial,
         sample=point.sample,
-        finetuning_epochs=opened.config.finetuning.epochs,
+        finetuning_epochs=0 if trained_further else opened.config.finetuning.epochs,
+        trained_further=trained_further,
         classes=record.classes,
         validation_images=len(record.labels),
         test_images=len(test),
         dense=Results(record.dense.cost, _validation_quality(record.dense.measured, record), dense_test),
         compressed=Results(cost, _validation_quality(result.measured, record), compressed_test),
-        right=int((answers.onnx == test.labels).sum()),
-        torch_differs_on=int((answers.onnx != answers.torch).sum()),
+        right=int((by_onnx == test.labels).sum()),
+        torch_differs_on=int((by_onnx != by_torch).sum()),
+        validation_groups=_groups(validation),
+        test_groups=_groups(test),
+    )
+
+
+def _groups(part: Part) -> int | None:
+    """Count the groups of a part; None where each image is one of its own."""
+    return None if alone(part.groups) else len(np.unique(part.groups))
+
+
+def _test_quality(opened: Opened, scores: np.ndarray) -> Quality:
+    """Measure scores on the test part, by all metrics that the study asks for."""
+    test, config = opened.parts.test, opened.config
+    return measure_quality(
+        scores.argmax(axis=1),
+        test.labels,
+        opened.dataset.classes,
+        config.seed,
+        scores=kept_scores(scores),
+        groups=test.groups,
+        asked=config.asked_metrics,
+        own=own_metrics(config),
     )
 
 
 def _validation_quality(measured: Measured, record: StudyRecord) -> Quality:
     """Measure the predictions on the validation part again, since stored metrics lack the F1 of single classes."""
-    predicted = np.frombuffer(measured.predictions, "<u2")
-    return measure_quality(predicted, record.labels, record.classes, record.config.seed)
+    predicted, config = np.frombuffer(measured.predictions, "<u2"), record.config
+    again = measure_quality(predicted, record.labels, record.classes, config.seed, groups=record.groups)
+    stored = [name for name in measured.errors if name not in again.metrics]
+    return Quality(
+        {**again.metrics, **{name: measured.metrics[name] for name in stored}},
+        {**again.errors, **{name: measured.errors[name] for name in stored}},
+    )
 
 
-def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: Metrics) -> None:
-    """Write the files beside the models but the card, and the manifest with the digests of all others."""
+def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: Metrics, card: str) -> None:
+    """Write the files beside the models, at last the manifest with the digests of all others."""
     origin = Origin(config, metrics.trial, metrics.sample, record.fingerprint, record.versions)
     write_json(folder / METRICS, metrics.stored())
     write_yaml(folder / CONFIG, origin.stored())
+    (folder / CARD).write_text(card, encoding="utf-8")
+    write_json(folder / MANIFEST, Manifest.of(folder).stored())
 
 
 def _onnx_scores(path: Path, part: Part) -> np.ndarray:

@@ -144,6 +144,7 @@ class Metrics:
         trial: its number.
         sample: the values that the search drew for it, by name.
         finetuning_epochs: epochs of fine-tuning after compression.
+        trained_further: whether somebody trained the network further in a way of their own.
         classes: class names.
         validation_images: size of the validation part.
         test_images: size of the test part.
@@ -151,12 +152,15 @@ class Metrics:
         compressed: the compressed network; its quality on the test part is that of ``model.onnx``.
         right: test images that ``model.onnx`` classifies correctly.
         torch_differs_on: test images that the torch module puts into another class than ``model.onnx``.
+        validation_groups: groups of images in the validation part; None where each image is one of its own.
+        test_groups: groups of images in the test part, likewise.
     """
 
     study: str
     trial: int
     sample: Mapping[str, Any]
     finetuning_epochs: int
+    trained_further: bool
     classes: tuple[str, ...]
     validation_images: int
     test_images: int
@@ -164,6 +168,8 @@ class Metrics:
     compressed: Results
     right: int
     torch_differs_on: int
+    validation_groups: int | None = None
+    test_groups: int | None = None
 
     @property
     def flops_ratio(self) -> float:

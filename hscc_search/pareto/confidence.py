@@ -1,20 +1,41 @@
 """The probability that a trial is on the front, since accuracies on a few hundred images are noisy."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import moocore
 import numpy as np
 
 from hscc_search.errors import StudyError
+from hscc_search.evaluation.draws import draw_counts
+from hscc_search.evaluation.own import OwnMetric
+from hscc_search.evaluation.quality import OWN_DRAWS
 from hscc_search.pareto.objectives import Objective
-from hscc_search.pareto.points import Point, oriented, predictions_of
-from hscc_search.pareto.resampling import draw_counts, resample, widening
+from hscc_search.pareto.points import Point, oriented, predictions_of, scores_of
+from hscc_search.pareto.resampling import resample, resample_scores, widening
 
 # Draws computed at a time, which bounds the memory.
 DRAWS_AT_ONCE = 200
 # Number of draws that the widening is estimated on, and about how many trials, evenly spread.
 WIDENING_DRAWS, WIDENING_TRIALS = 200, 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What the answers of trials to the validation images are compared with.
+
+    Attributes:
+        labels: integers, shape (images,), true classes.
+        classes: class names.
+        groups: integers, shape (images,), the same for images that belong together and are drawn together; None where
+            none do.
+        own: functions of metrics of the study's own, by name.
+    """
+
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    groups: np.ndarray | None = None
+    own: Mapping[str, OwnMetric] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,8 +59,7 @@ class Confidence:
 def confidence(
     points: Sequence[Point],
     objectives: Sequence[Objective],
-    labels: np.ndarray,
-    classes: tuple[str, ...],
+    truth: Truth,
     seed: int = 0,
     draws: int = 1000,
     most_parameters: float | None = None,
@@ -57,14 +77,14 @@ def confidence(
     Args:
         points: finished trials in any order.
         objectives: two to four; one cost with one metric on images is fastest, by one sweep over many draws.
-        labels: integers, shape (images,), true classes of the validation images.
-        classes: class names.
+        truth: of the validation images; where groups hold several images, groups are drawn in place of images.
         seed: of the draws.
-        draws: number of draws.
+        draws: number of draws, at most :data:`hscc_search.evaluation.quality.OWN_DRAWS` with an own metric.
         most_parameters: of the knee, unless all trials have more; None for any number.
 
     Raises:
-        StudyError: a trial lacks a metric, predictions do not fit the labels, or a recall names an unknown class.
+        StudyError: a trial lacks a metric or its scores, predictions do not fit the labels, a metric names an unknown
+            class, or one of the study's own fails.
     """
     trials = sorted(points, key=lambda point: point.trial)
     probability = {point.trial: 0.0 for point in trials}
@@ -72,9 +92,12 @@ def confidence(
     if not feasible:
         return Confidence(probability, frozenset(), None)
     groups, values = _group_equal(feasible, objectives)
-    bootstrap = _Bootstrap([group[0] for group in groups], values, objectives, labels, classes, seed)
-    counts = draw_counts(len(labels), draws if bootstrap.on_images.any() else 0, seed)
-    tally = _tally(bootstrap, counts)
+    if any(objective.metric in truth.own for objective in objectives):
+        draws = min(draws, OWN_DRAWS)
+    if not any(objective.on_images for objective in objectives):
+        draws = 0
+    counts = draw_counts(len(truth.labels), draws, seed, truth.groups)
+    tally = _tally(_Bootstrap([group[0] for group in groups], values, objectives, truth, seed, counts), counts)
 
     for group, on_front in zip(groups, (tally.on_front / len(counts)).tolist(), strict=True):
         probability[group[0].trial] = on_front
@@ -82,7 +105,7 @@ def confidence(
     knee = _knee(groups, values, tally)
     smaller = [point for point in feasible if most_parameters is None or point["parameters"] <= most_parameters]
     if smaller and knee not in smaller:
-        return Confidence(probability, close, confidence(smaller, objectives, labels, classes, seed, draws).knee)
+        return Confidence(probability, close, confidence(smaller, objectives, truth, seed, draws).knee)
     return Confidence(probability, close, knee.trial)
 
 
@@ -100,9 +123,11 @@ def _group_equal(points: Sequence[Point], objectives: Sequence[Objective]) -> tu
     """
     values = oriented(points, objectives)
     first = values[:, 0] * objectives[0].sign
-    groups: dict[tuple[bytes, bytes], list[int]] = {}
+    groups: dict[tuple[bytes, ...], list[int]] = {}
+    scored = scores_of(points) if any(objective.on_scores for objective in objectives) else None
     for row in np.lexsort((*values.T[::-1], first)).tolist():
-        groups.setdefault((values[row].tobytes(), points[row].predictions), []).append(row)
+        answers = (points[row].predictions,) if scored is None else (scored[row].tobytes(),)
+        groups.setdefault((values[row].tobytes(), *answers), []).append(row)
     return [[points[row] for row in rows] for rows in groups.values()], values[[rows[0] for rows in groups.values()]]
 
 
@@ -175,27 +200,34 @@ class _Bootstrap:
         points: Sequence[Point],
         values: np.ndarray,
         objectives: Sequence[Objective],
-        labels: np.ndarray,
-        classes: tuple[str, ...],
+        truth: Truth,
         seed: int,
+        counts: np.ndarray,
     ) -> None:
-        self._objectives, self._labels, self._classes = objectives, labels, classes
+        self._objectives, self._truth = objectives, truth
         self._predictions = predictions_of(points)
-        if self._predictions.shape[1] != len(labels):
+        images = len(truth.labels)
+        if self._predictions.shape[1] != images:
             raise StudyError(
-                f"the trials have predictions for {self._predictions.shape[1]} images, but there are {len(labels)} "
+                f"the trials have predictions for {self._predictions.shape[1]} images, but there are {images} "
                 "labels: read the labels of the study's validation part"
             )
         self.values = values
         self.on_images = np.array([objective.on_images for objective in objectives])
         self.members = np.flatnonzero(moocore.is_nondominated(values))
         self.champions = self._champions()
-        self._whole, self._widening = {}, {}
+        self._whole, self._widening, self._drawn = {}, {}, {}
         sampled = slice(None, None, -(-len(points) // WIDENING_TRIALS))
-        all_images, counts = draw_counts(len(labels), 0, seed), draw_counts(len(labels), WIDENING_DRAWS, seed)
+        all_images = draw_counts(images, 0, seed)
+        some = draw_counts(images, WIDENING_DRAWS, seed, truth.groups)
         for column in np.flatnonzero(self.on_images).tolist():
-            whole = self._resample(column, self._predictions, all_images)
-            drawn = self._resample(column, self._predictions[sampled], counts)
+            if objectives[column].on_scores:
+                every = self._resample_scores(column, points, np.vstack([all_images, counts]))
+                whole, self._drawn[column] = every[:, :1], every[:, 1:]
+                drawn = self._drawn[column][sampled, :WIDENING_DRAWS]
+            else:
+                whole = self._resample(column, self._predictions, all_images)
+                drawn = self._resample(column, self._predictions[sampled], some)
             self._whole[column] = whole
             self._widening[column] = widening(whole[sampled, 0], drawn, len(points))
 
@@ -203,7 +235,7 @@ class _Bootstrap:
         """Compute draws chunk by chunk.
 
         Args:
-            counts: uint16, shape (draws, images), how often each image is drawn.
+            counts: uint16, shape (draws, images), how often each image is drawn, as the bootstrap was made with.
             rows: of the trials to compute, all by default.
 
         Yields:
@@ -213,7 +245,11 @@ class _Bootstrap:
         for start in range(0, len(counts), DRAWS_AT_ONCE):
             drawn = [self.values[rows, column, None] for column in range(len(self._objectives))]
             for column, whole in self._whole.items():
-                values = self._resample(column, predictions, counts[start : start + DRAWS_AT_ONCE])
+                chunk = slice(start, start + DRAWS_AT_ONCE)
+                if column in self._drawn:  # scores are sorted for each trial, so that all draws are computed once
+                    values = self._drawn[column][rows, chunk].copy()
+                else:
+                    values = self._resample(column, predictions, counts[chunk])
                 values -= whole[rows]
                 values *= self._widening[column]
                 values += whole[rows]
@@ -222,8 +258,15 @@ class _Bootstrap:
 
     def _resample(self, column: int, predictions: np.ndarray, counts: np.ndarray) -> np.ndarray:
         objective = self._objectives[column]
-        values = resample(objective.metric, predictions, self._labels, self._classes, counts.astype(np.float32))
+        truth = self._truth
+        values = resample(objective.metric, predictions, truth.labels, truth.classes, counts.astype(np.float32))
         return np.negative(values, out=values) if objective.maximise else values
+
+    def _resample_scores(self, column: int, points: Sequence[Point], counts: np.ndarray) -> np.ndarray:
+        objective, truth = self._objectives[column], self._truth
+        scores = scores_of(points)
+        values = resample_scores(objective.metric, scores, truth.labels, truth.classes, counts, truth.own)
+        return objective.sign * values
 
     def _champions(self) -> np.ndarray:
         """Choose for each trial a member that costs no more, with the largest lead in its worst metric on images.

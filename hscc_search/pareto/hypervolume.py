@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import moocore
 import numpy as np
+from scipy.special import entr
 
 from hscc_search.pareto.objectives import Objective
 from hscc_search.pareto.points import Measured, Point, oriented
@@ -14,8 +15,9 @@ def reference_point(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The two corners of the box in which the hypervolume is measured.
 
-    Costs go from the dense network's to 0, accuracy from that of guessing the most frequent class to 1, macro
-    F1 and recalls from 0 to 1.
+    Costs go from the dense network's to 0, accuracy from that of guessing the most frequent class to 1, AUROC from 0.5
+    to 1, log loss from that of guessing each class as often as it occurs to 0, the calibration error from 1 to 0, a
+    metric of the study's own from its worst value to its best one, and all others from 0 to 1.
 
     Args:
         dense: the dense network.
@@ -29,13 +31,28 @@ def reference_point(
     Raises:
         StudyError: the dense network lacks a metric.
     """
-    guessing = float(np.bincount(labels).max() / len(labels))
-    reference, ideal = [], []
-    for objective in objectives:
-        worst = guessing if objective.metric == "accuracy" else 0.0
-        reference.append(worst if objective.on_images else float(dense[objective.metric]))
-        ideal.append(1.0 if objective.on_images else 0.0)
-    return tuple(reference), tuple(ideal)
+    corners = [_corners(dense, objective, labels) for objective in objectives]
+    reference, ideal = zip(*corners, strict=True)
+    return reference, ideal
+
+
+def _corners(dense: Measured, objective: Objective, labels: np.ndarray) -> tuple[float, float]:
+    """The worst value of an objective that counts, and the best one."""
+    if objective.bounds is not None:
+        return objective.bounds
+    if not objective.on_images:
+        return float(dense[objective.metric]), 0.0
+    shares = np.bincount(labels) / len(labels)
+    match objective.metric.partition(":")[0]:
+        case "accuracy":
+            return float(np.bincount(labels).max() / len(labels)), 1.0
+        case "auroc":
+            return 0.5, 1.0
+        case "log_loss":
+            return float(entr(shares).sum()), 0.0
+        case "calibration_error":
+            return 1.0, 0.0
+    return 0.0, 1.0
 
 
 def hypervolume(

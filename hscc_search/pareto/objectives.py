@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hscc_search.config import StudyConfig
-
-# Metrics that depend on the validation images; all of them are maximised.
-_QUALITIES = ("accuracy", "macro_f1", "recall")
+from hscc_search.config.metrics import COSTS, class_of, less_is_better, needs_scores, specificity_of
 
 
 @dataclass(frozen=True)
@@ -15,18 +13,25 @@ class Objective:
     """A metric that a study minimises or maximises.
 
     Attributes:
-        metric: ``flops``, ``macs``, ``parameters``, ``megabytes``, ``latency``, ``accuracy``, ``macro_f1`` or
-            ``recall:CLASS``.
+        metric: a cost (``flops``, ``macs``, ``parameters``, ``megabytes``, ``latency``), a metric of answers such as
+            ``accuracy``, ``auroc`` or ``recall:CLASS``, or one of the study's own.
         maximise: whether more is better.
+        bounds: of a metric of the study's own the worst value that counts, and the best one; None for others.
     """
 
     metric: str
     maximise: bool
+    bounds: tuple[float, float] | None = None
 
     @property
     def on_images(self) -> bool:
         """Whether the metric depends on the validation images; costs do not."""
-        return self.metric.split(":")[0] in _QUALITIES
+        return self.metric not in COSTS
+
+    @property
+    def on_scores(self) -> bool:
+        """Whether the metric needs the scores of all classes, and not only the predicted ones."""
+        return needs_scores(self.metric)
 
     @property
     def direction(self) -> Literal["minimise", "maximise"]:
@@ -41,7 +46,15 @@ class Objective:
 
 def objectives_of(config: StudyConfig) -> tuple[Objective, ...]:
     """List the objectives of a study, in the order of its file."""
-    return tuple(Objective(name, maximise=name.split(":")[0] in _QUALITIES) for name in config.objectives)
+    return tuple(objective_of(config, name) for name in config.objectives)
+
+
+def objective_of(config: StudyConfig, metric: str) -> Objective:
+    """The direction and the bounds of a metric that a study asks for."""
+    own = config.metrics.get(metric)
+    if own is None:
+        return Objective(metric, maximise=not less_is_better(metric))
+    return Objective(metric, own.better == "higher", own.bounds)
 
 
 def violations(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -79,9 +92,16 @@ def title(metric: str) -> str:
         "megabytes": "size in MB",
         "latency": "latency in ms",
         "macro_f1": "macro F1",
+        "balanced_accuracy": "balanced accuracy",
+        "auroc": "AUROC",
+        "average_precision": "average precision",
+        "log_loss": "log loss",
+        "calibration_error": "calibration error",
     }
-    name, _, of = metric.partition(":")
-    return f"recall of {of}" if of else titles.get(name, name)
+    kind, of, specificity = metric.partition(":")[0], class_of(metric), specificity_of(metric)
+    if specificity is not None:
+        return f"sensitivity to {of} at specificity {specificity:g}"
+    return f"{titles.get(kind, kind)} of {of}" if of else titles.get(metric, metric)
 
 
 def written(metric: str, value: float) -> str:

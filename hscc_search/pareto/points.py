@@ -17,13 +17,16 @@ class Measured:
     Attributes:
         metrics: by name as in :class:`hscc_search.pareto.objectives.Objective`: counts per image, sizes in 10^6 bytes,
             latency in milliseconds per batch, shares from 0 to 1.
-        errors: bootstrap standard errors of those metrics that depend on the images.
+        errors: standard errors of those metrics that depend on the images.
         predictions: class predicted for each validation image, little-endian uint16.
+        scores: float16, shape (images, classes), see :func:`hscc_search.evaluation.scores.kept_scores`; None where they
+            were not stored, or not read since no objective needs them.
     """
 
     metrics: Mapping[str, float]
     errors: Mapping[str, float]
     predictions: bytes = field(repr=False)
+    scores: np.ndarray | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -82,6 +85,23 @@ def predictions_of(points: Sequence[Measured]) -> np.ndarray:
     images = len(points[0].predictions) // 2 if points else 0
     joined = b"".join(point.predictions for point in points)
     return np.frombuffer(joined, "<u2").astype(np.uint16, copy=False).reshape(len(points), images)
+
+
+def scores_of(points: Sequence[Measured]) -> list[np.ndarray]:
+    """List the scores of all points.
+
+    Raises:
+        StudyError: a point has none.
+    """
+    scores = []
+    for point in points:
+        if point.scores is None:
+            raise StudyError(
+                f"{point.name} was stored without the scores of its classes, as by hscc-search 0.1.0, so that it has "
+                "no metric of scores: start a study of another name"
+            )
+        scores.append(point.scores)
+    return scores
 
 
 def oriented(points: Sequence[Measured], objectives: Sequence[Objective]) -> np.ndarray:

@@ -1,26 +1,15 @@
 """Metrics on bootstrap draws of the validation images."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from hscc_search.errors import StudyError
+from hscc_search.evaluation.on_draws import score_metric
+from hscc_search.evaluation.own import OwnMetric, own_on_draws
 
 # Bounds the widening where trials differ by less than their noise.
 _LEAST_SIGNAL = 0.1
-
-
-def draw_counts(images: int, draws: int, seed: int) -> np.ndarray:
-    """Draw images with replacement.
-
-    Returns:
-        How often each image is drawn, uint16, shape (draws, images); for 0 draws one row in which every image is
-        drawn once.
-    """
-    if not draws:
-        return np.ones((1, images), dtype=np.uint16)
-    generator = np.random.default_rng(seed)
-    return np.stack(
-        [np.bincount(generator.integers(images, size=images), minlength=images) for _ in range(draws)]
-    ).astype(np.uint16)
 
 
 def resample(
@@ -29,18 +18,18 @@ def resample(
     """Compute a metric on draws, as :func:`hscc_search.evaluation.quality.measure_quality` defines it.
 
     Args:
-        metric: ``accuracy``, ``macro_f1`` or ``recall:CLASS``.
+        metric: ``accuracy``, ``macro_f1``, ``balanced_accuracy``, ``recall:CLASS`` or ``specificity:CLASS``.
         predictions: uint16, shape (points, images).
         labels: integers, shape (images,).
         classes: class names.
-        counts: float32, shape (draws, images), from :func:`draw_counts`.
+        counts: float32, shape (draws, images), from :func:`hscc_search.evaluation.draws.draw_counts`.
 
     Returns:
-        Shape (points, draws): float32 for shares of images, float64 for macro F1. Points that are right on the same
-        images have the same accuracy and recalls, to the last bit.
+        Shape (points, draws): float32 for shares of images, float64 for means over classes. Points that are right on
+        the same images have the same accuracy and recalls, to the last bit.
 
     Raises:
-        StudyError: the recall names an unknown class.
+        StudyError: the metric names an unknown class.
     """
     # The products are sums of whole numbers, exact in float32 in any order.
     right = (predictions == labels).astype(np.float32)
@@ -55,10 +44,22 @@ def resample(
             guessed = (predictions == position).astype(np.float32) @ counts.T
             total += np.divide(2 * hits, np.maximum(true + guessed, 1), dtype=np.float64)
         return total / len(classes)
-    name = metric.removeprefix("recall:")
+    if metric == "balanced_accuracy":
+        total, occurring = np.zeros((len(predictions), len(counts))), np.zeros(len(counts))
+        for position in range(len(classes)):
+            hits, true = _hits(right, labels == position, counts)
+            total += np.divide(hits, np.maximum(true, 1), dtype=np.float64)
+            occurring += true > 0
+        return total / np.maximum(occurring, 1)
+    kind, _, name = metric.partition(":")
     if name not in classes:
         raise StudyError(f"no {metric}: the classes are {', '.join(classes)}")
-    shares, true = _hits(right, labels == classes.index(name), counts)
+    position = list(classes).index(name)
+    if kind == "recall":
+        shares, true = _hits(right, labels == position, counts)
+    else:
+        others = (predictions != position).astype(np.float32)
+        shares, true = _hits(others, labels != position, counts)
     shares /= np.maximum(true, 1)
     return shares
 
@@ -66,6 +67,42 @@ def resample(
 def _hits(right: np.ndarray, images: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Count right answers on some images, shape (points, draws), and how often these are drawn, shape (draws,)."""
     return right[:, images] @ counts[:, images].T, counts[:, images].sum(axis=1)
+
+
+def resample_scores(
+    metric: str,
+    scores: Sequence[np.ndarray],
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    counts: np.ndarray,
+    own: Mapping[str, OwnMetric],
+) -> np.ndarray:
+    """Compute a metric of scores on draws; a draw on which it is not defined has its value on all images.
+
+    Args:
+        metric: one of :func:`hscc_search.evaluation.on_draws.score_metric`, or of the study's own.
+        scores: of each point, shape (images, classes).
+        labels: integers, shape (images,).
+        classes: class names.
+        counts: shape (1 + draws, images), whole numbers; the first row takes each image once.
+        own: functions of metrics of the study's own, by name.
+
+    Returns:
+        float64, shape (points, 1 + draws).
+
+    Raises:
+        StudyError: the metric names an unknown class, is not defined on all images, or is the study's own and fails.
+    """
+    weights = counts.T.astype(np.float32, order="C")
+    values = np.empty((len(scores), len(counts)))
+    for row, of_point in enumerate(scores):
+        if metric in own:
+            values[row] = own_on_draws(metric, own[metric], of_point, labels, counts)
+        else:
+            values[row] = score_metric(metric, of_point, labels, classes, weights)
+    if not np.isfinite(values[:, 0]).all():
+        raise StudyError(f"{metric} is not defined on the validation images")
+    return np.where(np.isfinite(values), values, values[:, :1])
 
 
 def widening(whole: np.ndarray, drawn: np.ndarray, trials: int) -> float:

@@ -1,15 +1,15 @@
 """Choose a trial by a rule."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from hscc_search.config.metrics import COSTS, known_metric, less_is_better
 from hscc_search.errors import ConfigError, StudyError
-from hscc_search.pareto.confidence import confidence
+from hscc_search.pareto.confidence import Truth, confidence
 from hscc_search.pareto.front import front
-from hscc_search.pareto.objectives import Objective
+from hscc_search.pareto.objectives import Objective, title
 from hscc_search.pareto.points import Point
 
 
@@ -26,49 +26,63 @@ class ByTrial:
 
 
 @dataclass(frozen=True)
-class MinAccuracy:
-    """The feasible trial of fewest FLOPs with at least this validation accuracy, 0 to 1."""
+class Bound:
+    """The best feasible trial whose metric keeps a bound.
 
-    accuracy: float
+    Where the bound is on a metric of answers, that of fewest FLOPs. Where it is on a cost, the most accurate one; the
+    best by a metric of scores in a study that has one among its objectives, and not accuracy.
+
+    Attributes:
+        metric: its name.
+        at_least: whether the value is a lower bound and not an upper one.
+        value: the bound, in the unit of the metric.
+    """
+
+    metric: str
+    at_least: bool
+    value: float
 
 
-@dataclass(frozen=True)
-class MaxFlops:
-    """The most accurate feasible trial with at most these FLOPs per image, above 0."""
-
-    flops: float
-
-
-Rule = Knee | ByTrial | MinAccuracy | MaxFlops
+Rule = Knee | ByTrial | Bound
 
 
 def parse_rule(text: str) -> Rule:
-    """Read a rule: ``knee``, ``trial:N``, ``min-accuracy:X`` with X from 0 to 1, or ``max-flops:X`` with X above 0.
+    """Read a rule: ``knee``, ``trial:N``, ``min-METRIC:X`` or ``max-METRIC:X``.
 
     Raises:
-        ConfigError: the text is none of these.
+        ConfigError: the text is none of these, or the bound does not go with the metric.
     """
-    kind, _, value = text.partition(":")
+    kind, _, number = text.rpartition(":")
     if text == "knee":
         return Knee()
-    if kind == "trial" and value.isdecimal():
-        return ByTrial(int(value))
-    bound = _number(value)
-    if kind == "min-accuracy" and 0 <= bound <= 1:
-        return MinAccuracy(bound)
-    if kind == "max-flops" and bound > 0:
-        return MaxFlops(bound)
+    if kind == "trial" and number.isdecimal():
+        return ByTrial(int(number))
+    direction, _, metric = kind.partition("-")
+    rule = Bound(metric, direction == "min", _number(number))
+    if direction in ("min", "max") and _sensible(rule):
+        return rule
     raise ConfigError(
-        f"cannot select {text!r}: use knee, trial:N, min-accuracy:X with X from 0 to 1, or max-flops:X with X above 0"
+        f"cannot select {text!r}: use knee, trial:N, min-accuracy:X with X from 0 to 1, or max-flops:X with X above 0; "
+        "in place of accuracy and flops any metric that the study measures"
     )
+
+
+def _sensible(rule: Bound) -> bool:
+    """Whether a bound can be kept, and bounds a metric from its bad side; of own metrics only the study knows."""
+    if math.isnan(rule.value):
+        return False
+    if not known_metric(rule.metric):
+        return bool(re.fullmatch(r"[A-Za-z]\w*", rule.metric))
+    if less_is_better(rule.metric):
+        return not rule.at_least and rule.value > 0
+    return rule.at_least and 0 <= rule.value <= 1
 
 
 def select(
     rule: Rule | str,
     points: Sequence[Point],
     objectives: Sequence[Objective],
-    labels: np.ndarray,
-    classes: tuple[str, ...],
+    truth: Truth,
     seed: int = 0,
     most_parameters: float | None = None,
 ) -> Point:
@@ -78,26 +92,23 @@ def select(
         rule: a text that :func:`parse_rule` reads, or what it read.
         points: all finished trials.
         objectives: of the study.
-        labels: integers, shape (images,), true classes of the validation images.
-        classes: class names.
+        truth: of the validation images.
         seed: of the bootstrap.
         most_parameters: parameters of the dense network: the knee has no more, where any trial has no more.
 
     Raises:
         ConfigError: the text is not a rule.
-        StudyError: no trial fits the rule.
+        StudyError: no trial fits the rule, or its metric was not measured.
     """
     match rule if isinstance(rule, Rule) else parse_rule(str(rule)):
         case ByTrial(trial):
             return _numbered(trial, points, objectives)
         case Knee():
             _require_feasible(points)
-            surely = confidence(points, objectives, labels, classes, seed, most_parameters=most_parameters)
+            surely = confidence(points, objectives, truth, seed, most_parameters=most_parameters)
             return _numbered(surely.knee, points, objectives)
-        case MinAccuracy(accuracy):
-            return _cheapest(accuracy, points)
-        case MaxFlops(flops):
-            return _most_accurate(flops, points)
+        case Bound() as bound:
+            return _bounded(bound, points, objectives)
 
 
 def why_none_is_feasible(points: Sequence[Point]) -> str:
@@ -123,22 +134,39 @@ def _numbered(trial: int | None, points: Sequence[Point], objectives: Sequence[O
     raise StudyError(f"no finished trial {trial}: the front holds {members}")
 
 
-def _cheapest(accuracy: float, points: Sequence[Point]) -> Point:
+def _bounded(bound: Bound, points: Sequence[Point], objectives: Sequence[Objective]) -> Point:
+    """The best feasible point that keeps a bound, by the rule of :class:`Bound`."""
     feasible = _require_feasible(points)
-    fitting = [point for point in feasible if point["accuracy"] >= accuracy]
+    for objective in objectives:
+        if (objective.metric, not objective.maximise) == (bound.metric, bound.at_least):
+            right, word = ("min", "more") if objective.maximise else ("max", "less")
+            raise StudyError(f"of {bound.metric} {word} is better: use {right}-{bound.metric}:{bound.value:g}")
+    sign = 1 if bound.at_least else -1
+    fitting = [point for point in feasible if sign * point[bound.metric] >= sign * bound.value]
+    goal = _goal(objectives)
     if not fitting:
-        best = max(point["accuracy"] for point in feasible)
-        raise StudyError(f"no trial has an accuracy of {accuracy:g} or more: the highest is {best:.4f}")
-    return min(fitting, key=lambda point: (point["flops"], -point["accuracy"], point.trial))
+        best = sign * max(sign * point[bound.metric] for point in feasible)
+        raise StudyError(_why_none_fits(bound, best))
+    if bound.metric in COSTS:
+        return min(fitting, key=lambda point: (goal.sign * point[goal.metric], point[bound.metric], point.trial))
+    return min(fitting, key=lambda point: (point["flops"], -sign * point[bound.metric], point.trial))
 
 
-def _most_accurate(flops: float, points: Sequence[Point]) -> Point:
-    feasible = _require_feasible(points)
-    fitting = [point for point in feasible if point["flops"] <= flops]
-    if not fitting:
-        fewest = min(point["flops"] for point in feasible)
-        raise StudyError(f"no trial has {flops:g} FLOPs or fewer: the fewest are {fewest:.0f}")
-    return min(fitting, key=lambda point: (-point["accuracy"], point["flops"], point.trial))
+def _goal(objectives: Sequence[Objective]) -> Objective:
+    """The metric that is to be best under a bound on a cost, see :class:`Bound`."""
+    accuracy = Objective("accuracy", maximise=True)
+    of_scores = [objective for objective in objectives if objective.on_scores]
+    return accuracy if accuracy in objectives or not of_scores else of_scores[0]
+
+
+def _why_none_fits(bound: Bound, best: float) -> str:
+    if bound.metric == "flops":
+        return f"no trial has {bound.value:g} FLOPs or fewer: the fewest are {best:.0f}"
+    name = title(bound.metric)
+    article = "an" if name[0] in "aA" else "a"
+    if bound.at_least:
+        return f"no trial has {article} {name} of {bound.value:g} or more: the highest is {best:.4f}"
+    return f"no trial has {article} {name} of {bound.value:g} or less: the lowest is {best:.4f}"
 
 
 def _require_feasible(points: Sequence[Point]) -> list[Point]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from hscc_search.config.metrics import COSTS, is_share
 from hscc_search.pareto.objectives import title
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.report.table import reference_text
@@ -14,7 +15,6 @@ from hscc_search.search.stored_study import Study
 
 INK, FAINT, ACCENT, DENSE = "#1f2933", "#9aa5b1", "#0b7285", "#c92a2a"
 _BARS = "rgba(11, 114, 133, 0.4)"
-_COSTS = ("flops", "macs", "parameters", "megabytes", "latency")
 # Largest number of sampled values in the text of a point; where each layer has its own values there are more.
 _MOST_HOVERED = 12
 
@@ -88,10 +88,10 @@ def front_info(study: Study) -> FrontInfo:
     """Divide the finished trials into the front, those close to it, dominated and infeasible ones."""
     near = {point.trial for point in (*study.front, *study.close)}
     rest = [point for point in study.points if point.trial not in near]
-    costs = [objective.metric for objective in study.objectives if not objective.maximise]
-    gains = [objective.metric for objective in study.objectives if objective.maximise]
-    x = (costs or gains)[0]
-    y = next(metric for metric in (*gains, *costs) if metric != x)
+    costs = [objective.metric for objective in study.objectives if not objective.on_images]
+    qualities = [objective.metric for objective in study.objectives if objective.on_images]
+    x = (costs or qualities)[0]
+    y = next(metric for metric in (*qualities, *costs) if metric != x)
     return FrontInfo(
         study=study.config.name,
         x=x,
@@ -207,7 +207,7 @@ def _front_traces(info: FrontInfo) -> list[go.Scatter]:
                 "front (± 1 standard error)" if info.two_objectives else "front",
                 mode="lines+markers" if info.two_objectives else "markers",
                 # Nothing was measured between two trials, so the line takes the worse value of both objectives.
-                line={"color": ACCENT, "shape": "hv" if info.x in _COSTS else "vh", "width": 1.5},
+                line={"color": ACCENT, "shape": "hv" if info.x in COSTS else "vh", "width": 1.5},
                 marker={"color": ACCENT, "size": 9, "opacity": opacity},
                 **_error_bars(info, info.members, _BARS),
             )
@@ -262,12 +262,13 @@ def _metric_axis(metric: str, values: list[float]) -> dict[str, Any]:
         "macs": "GMACs per image (1 multiply-add = 1 MAC)",
         "parameters": "million parameters",
     }
-    if metric in _COSTS:
+    if metric in COSTS:
         ticks = _log_ticks(values)
         texts = [f"{tick:g}" for tick in ticks]
         name = f"{names.get(metric, _plain(title(metric)))}, logarithmic"
         return {"title": name, "type": "log", "tickvals": ticks, "ticktext": texts}
-    return {"title": f"{_plain(title(metric))}, validation part", "tickformat": ".3~p"}
+    name = f"{_plain(title(metric))}, validation part"
+    return {"title": name, "tickformat": ".3~p"} if is_share(metric) else {"title": name}
 
 
 def _plain(name: str) -> str:

@@ -87,9 +87,8 @@ def _sampled(study: Study) -> list[str]:
 
 
 def _extra(study: Study) -> list[str]:
-    """The metrics of the study's objectives and constraints that have no column in every table."""
-    asked = (*study.config.objectives, *(constraint.metric for constraint in study.config.constraints))
-    return [metric for metric in dict.fromkeys(asked) if metric not in _COMMON]
+    """The metrics that the study asks for and that have no column in every table."""
+    return [metric for metric in study.config.asked_metrics if metric not in _COMMON]
 
 
 def _trial_row(study: Study, point: Point, kind: str) -> TableRow:

@@ -1,6 +1,9 @@
 """Write a module as one ONNX file with a batch of any size."""
 
+import io
+import re
 import warnings
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import onnx
@@ -8,9 +11,12 @@ import torch
 from torch import nn
 
 from hscc_search.config import Shape, shape_of
-from hscc_search.errors import ExportError
+from hscc_search.errors import ExportError, one_line
 from hscc_search.progress import errors_only
 from hscc_search.runtime.rewrites import save_copies
+
+# Colours and other commands to a terminal in the exporter's messages.
+_TERMINAL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def write_onnx(module: nn.Module, shape: int | Shape, path: Path) -> None:
@@ -24,9 +30,22 @@ def write_onnx(module: nn.Module, shape: int | Shape, path: Path) -> None:
     Raises:
         ExportError: torch cannot export the network, or for one size of batch alone.
     """
+    program = onnx_program(module, shape)
+    save_copies(program.model)
+    program.save(path, external_data=False)
+    onnx.checker.check_model(path)
+
+
+def onnx_program(module: nn.Module, shape: int | Shape) -> torch.onnx.ONNXProgram:
+    """Export a module as :func:`write_onnx` does, without writing it.
+
+    Raises:
+        ExportError: torch cannot export the network, or for one size of batch alone.
+    """
     example = torch.zeros(2, *shape_of(shape))
     try:
-        with errors_only("torch.onnx"), warnings.catch_warnings():
+        # The exporter prints whole graphs on the way to an error.
+        with errors_only("torch"), warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 module,
@@ -37,17 +56,21 @@ def write_onnx(module: nn.Module, shape: int | Shape, path: Path) -> None:
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
             )
-            assert program is not None
-            save_copies(program.model)
-            program.save(path, external_data=False)
+        assert program is not None
     except Exception as error:  # the exporter raises whatever it meets in a user's network
-        message = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise ExportError(f"torch cannot export this network to ONNX: {message}") from error
-    onnx.checker.check_model(path)
-    batch = onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0]
-    if batch.HasField("dim_value"):
-        path.unlink()
+        raise ExportError(f"torch cannot export this network to ONNX: {_reason(error)}") from error
+    taken = program.model.graph.inputs[0].shape
+    if taken is None or isinstance(taken[0], int):
         raise ExportError(
-            f"torch exports this network to ONNX for batches of {batch.dim_value} images alone, as its forward pass "
-            "goes through the images one by one: write it for a whole batch"
+            "torch exports this network to ONNX for one size of batch alone, as its forward pass goes through the "
+            "images one by one: write it for a whole batch"
         )
+    return program
+
+
+def _reason(error: BaseException) -> str:
+    """The reason of a failed export: the exporter wraps it in advice and in errors that only say that it failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    advice, text = "\n\n", _TERMINAL.sub("", str(error))
+    return one_line(text.strip().partition(advice)[0] or type(error).__name__)

@@ -5,14 +5,16 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from hscc_search.compression.calibration.examination import examine, inspection_of
+from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.inspection import Inspection
 from hscc_search.config import StudyConfig
 from hscc_search.data import notices as notices_on_images
 from hscc_search.dense.notices import notices as notices_on_answers
 from hscc_search.dense.opened import Opened, open_built, with_checkpoint
-from hscc_search.errors import StudyError
+from hscc_search.errors import ExportError, StudyError
 from hscc_search.pareto.points import Measured
 from hscc_search.progress import Notice, Report, silent
+from hscc_search.runtime.onnx import onnx_program
 from hscc_search.search.opening import calibration_images
 
 # Images that an inspection runs: what it finds does not depend on them.
@@ -87,3 +89,15 @@ def _inspected(opened: Opened) -> Inspection:
 def _lines(opened: Opened, inspection: Inspection) -> Iterator[str]:
     yield from notices_on_images(opened.dataset, opened.parts)
     yield from inspection.notices()
+    yield from _export_fault(opened)
+
+
+def _export_fault(opened: Opened) -> Iterator[str]:
+    """A line where trials could be searched and not exported: those of its layers that HSCC replaces always can be."""
+    if opened.config.model.name == "digits_cnn":
+        return
+    plain, _ = make_plain(opened.network, calibration_images(opened, 1))
+    try:
+        onnx_program(plain.cpu(), opened.config.data.shape)
+    except ExportError as error:
+        yield f"no trial of this study can be exported: {error}"

@@ -1,5 +1,6 @@
 """The images and the dense network of a stored study, and the images that it calibrates on."""
 
+import numpy as np
 import torch
 
 from hscc_search.config import StudyConfig
@@ -40,4 +41,4 @@ def calibration_images(opened: Opened, count: int | None = None) -> torch.Tensor
     """
     config = opened.config
     subset = opened.parts.train.subset(count or config.compression.calibration_images, config.seed)
-    return network_input(torch.from_numpy(subset.images).to(opened.device), config.data)
+    return network_input(torch.from_numpy(np.asarray(subset.images)).to(opened.device), config.data)

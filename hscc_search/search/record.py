@@ -1,8 +1,9 @@
 """The formats of the stored study and the stored trial: nothing else writes or reads their keys. Needs no torch.
 
-A study's record is one attribute of Optuna's study, so that a study has it whole or not at all. A trial's record is two
-attributes of Optuna's trial: the measurements, from which the front comes, and the plan of its layers, which is read
-for one trial at a time. What is long in any of them, as with hundreds of layers or of classes, is stored packed.
+A study's record is one attribute of Optuna's study, so that a study has it whole or not at all. A trial's record is
+several attributes of Optuna's trial: the measurements, from which the front comes; the plan of its layers, read for one
+trial at a time; and the scores of the validation images, read where an objective is a metric of scores, in as many
+pieces as databases need. What is long in the others, as with hundreds of layers or of classes, is stored packed.
 
 ``FORMAT`` is raised when a record holds other things, or when the same sample would give another network; then
 ``from_stored`` learns to read the format before, and ``READ`` names both.
@@ -36,6 +37,9 @@ _SHORTENED, _LONG = "packed", 30_000
 
 # Keys among the attributes of Optuna's study and trials.
 STUDY, MEASURED, PLAN, FAILURE = "hscc", "measured", "plan", "failure"
+# The pieces of the scores are called scores:0, scores:1 and so on.
+SCORES = "scores:"
+_PIECE = 60_000
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class StudyRecord:
         fingerprint: of the data set.
         classes: class names.
         labels: class of each validation image, uint16.
+        groups: int64, shape (images,), the same for validation images that belong together; None where none do.
         dense: the dense network.
         versions: of Python and of the packages that the study was created with, by name.
         inspection: of the dense network, layer by layer; None in a study of version 0.1.0.
@@ -79,6 +84,7 @@ class StudyRecord:
     versions: dict[str, str]
     inspection: Inspection | None = None
     notices: tuple[str, ...] = ()
+    groups: np.ndarray | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -92,6 +98,7 @@ class StudyRecord:
             "fingerprint": self.fingerprint,
             "classes": list(self.classes),
             "labels": _packed(self.labels.astype("<u2").tobytes()),
+            **({} if self.groups is None else {"groups": _packed(_renumbered(self.groups))}),
             "dense": {
                 **_stored_measured(self.dense.measured),
                 "cost": self.dense.cost.stored(),
@@ -126,6 +133,7 @@ class StudyRecord:
             fingerprint=tree["fingerprint"],
             classes=tuple(tree["classes"]),
             labels=np.frombuffer(_unpacked(tree["labels"]), "<u2"),
+            groups=np.frombuffer(_unpacked(tree["groups"]), "<u4").astype(np.int64) if "groups" in tree else None,
             dense=DenseRecord(
                 Measured(dense["metrics"], dense["errors"], _unpacked(dense["predictions"])),
                 CountedCost.from_stored(dense["cost"]),
@@ -161,11 +169,15 @@ class TrialRecord:
             **_stored_measured(self.measured),
             "violations": dict(self.violations),
         }
-        return {MEASURED: _shortened(measured), PLAN: _shortened([layer.stored() for layer in self.plan])}
+        return {
+            MEASURED: _shortened(measured),
+            PLAN: _shortened([layer.stored() for layer in self.plan]),
+            **_stored_scores(self.measured.scores),
+        }
 
 
-def point_from_stored(trial: int, tree: Mapping[str, Any]) -> Point:
-    """Read the measurements of a trial by its number.
+def point_from_stored(trial: int, tree: Mapping[str, Any], scores: Mapping[str, Any] | None = None) -> Point:
+    """Read the measurements of a trial by its number, with the pieces of its scores by key where they are needed.
 
     In format 4 the sample was called settings, and a violation was negative where a constraint was kept.
     """
@@ -174,6 +186,7 @@ def point_from_stored(trial: int, tree: Mapping[str, Any]) -> Point:
         metrics=tree["metrics"],
         errors=tree["errors"],
         predictions=_unpacked(tree["predictions"]),
+        scores=_scores_from_stored(scores) if scores else None,
         trial=trial,
         sample=tree["sample"] if "sample" in tree else tree["settings"],
         violations={name: max(size, 0.0) for name, size in tree["violations"].items()},
@@ -200,6 +213,31 @@ def _stored_measured(measured: Measured) -> dict[str, Any]:
         "errors": dict(measured.errors),
         "predictions": _packed(measured.predictions),
     }
+
+
+def _stored_scores(scores: np.ndarray | None) -> dict[str, Any]:
+    """The pieces of scores by their keys; none without scores."""
+    if scores is None:
+        return {}
+    # High bytes first, then low ones: the high ones alike make the text a fifth shorter.
+    text = _packed(scores.astype("<f2").reshape(-1).view(np.uint8).reshape(-1, 2).T[::-1].tobytes())
+    pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+    first = {"shape": list(scores.shape), "pieces": len(pieces)}
+    return {
+        f"{SCORES}{number}": {"text": piece, **(first if not number else {})} for number, piece in enumerate(pieces)
+    }
+
+
+def _scores_from_stored(pieces: Mapping[str, Any]) -> np.ndarray:
+    """Undo :func:`_stored_scores`."""
+    first = pieces[f"{SCORES}0"]
+    text = "".join(pieces[f"{SCORES}{number}"]["text"] for number in range(first["pieces"]))
+    values = np.frombuffer(_unpacked(text), np.uint8).reshape(2, -1)[::-1].T
+    return np.ascontiguousarray(values).view("<f2").reshape(first["shape"])
+
+
+def _renumbered(groups: np.ndarray) -> bytes:
+    return np.unique(groups, return_inverse=True)[1].astype("<u4").tobytes()
 
 
 def _shortened(tree: Any) -> Any:

@@ -16,8 +16,9 @@ from sqlalchemy import text
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StorageError, StudyError
+from hscc_search.evaluation.own import own_metrics
 from hscc_search.pareto import hypervolume
-from hscc_search.pareto.confidence import Confidence, confidence
+from hscc_search.pareto.confidence import Confidence, Truth, confidence
 from hscc_search.pareto.front import front
 from hscc_search.pareto.objectives import Objective, objectives_of, title
 from hscc_search.pareto.points import Measured, Point
@@ -26,6 +27,7 @@ from hscc_search.search.record import (
     FORMAT,
     MEASURED,
     PLAN,
+    SCORES,
     STUDY,
     StudyRecord,
     plan_from_stored,
@@ -72,14 +74,19 @@ class Study:
         return front(self.points, self.objectives)
 
     @cached_property
-    def confidence(self) -> Confidence:
-        """The front over bootstrap draws of the validation images."""
+    def truth(self) -> Truth:
+        """What the answers to the validation images are compared with."""
         record = self.record
+        own = own_metrics(self.config) if set(self.config.objectives) & self.config.metrics.keys() else {}
+        return Truth(record.labels, record.classes, record.groups, own)
+
+    @cached_property
+    def confidence(self) -> Confidence:
+        """The front over bootstrap draws of the validation images, or of their groups."""
         return confidence(
             self.points,
             self.objectives,
-            record.labels,
-            record.classes,
+            self.truth,
             self.config.seed,
             most_parameters=self.dense["parameters"],
         )
@@ -129,11 +136,13 @@ def study_as_it_stands(study: optuna.Study, storage: BaseStorage) -> Study:
         raise StorageError(f"study {study.study_name!r} was not started yet: start it with `hscc-search run`")
     points, failures = [], {}
     with undamaged(storage):
+        of_scores = any(objective.on_scores for objective in objectives_of(record.config))
+        scores = _scores(study, storage) if of_scores else {}
         for outcome in _outcomes(study, storage):
             if outcome.state == TrialState.FAIL:
                 failures[outcome.trial] = outcome.failure or "its process ended"
             elif outcome.state == TrialState.COMPLETE and outcome.measured is not None:
-                points.append(point_from_stored(outcome.trial, outcome.measured))
+                points.append(point_from_stored(outcome.trial, outcome.measured, scores.get(outcome.trial)))
     return Study(record, tuple(points), failures, partial(_plan, storage, study._study_id))
 
 
@@ -229,6 +238,25 @@ def _outcomes(study: optuna.Study, storage: BaseStorage) -> Iterator[_Outcome]:
     with storage.engine.connect() as connection:
         for number, state, measured, failure in connection.execute(query, values):
             yield _Outcome(number, TrialState[state], from_json(measured or "null"), from_json(failure or "null"))
+
+
+def _scores(study: optuna.Study, storage: BaseStorage) -> dict[int, dict[str, Any]]:
+    """Read the pieces of the scores of all trials, by the number of the trial and by key."""
+    scores: dict[int, dict[str, Any]] = {}
+    if not isinstance(storage, RDBStorage):
+        for trial in study.get_trials(deepcopy=False):
+            pieces = {key: value for key, value in trial.user_attrs.items() if key.startswith(SCORES)}
+            scores |= {trial.number: pieces} if pieces else {}
+        return scores
+    query = text(
+        "SELECT trials.number, piece.key, piece.value_json FROM trials "
+        "JOIN trial_user_attributes AS piece ON piece.trial_id = trials.trial_id "
+        "WHERE trials.study_id = :study AND piece.key LIKE :scores"
+    )
+    with storage.engine.connect() as connection:
+        for number, key, value in connection.execute(query, {"study": study._study_id, "scores": f"{SCORES}%"}):
+            scores.setdefault(number, {})[key] = from_json(value)
+    return scores
 
 
 def _plan(storage: BaseStorage, study_id: int, number: int) -> tuple[LayerPlan, ...]:

@@ -12,6 +12,8 @@ from hscc_search.config import StudyConfig
 from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.dense.weights import weights_digest
 from hscc_search.errors import StorageError, StudyError
+from hscc_search.evaluation.draws import alone
+from hscc_search.evaluation.own import own_metrics
 from hscc_search.pareto.objectives import objectives_of
 from hscc_search.progress import Report, silent
 from hscc_search.search.beforehand import Notices, notices_before_training, notices_on_dense
@@ -28,7 +30,7 @@ from hscc_search.search.stored_study import (
     upgrade_record,
     write_record,
 )
-from hscc_search.search.trial import Prepared, measure, prepare
+from hscc_search.search.trial import Prepared, check_metrics, measure, prepare
 from hscc_search.search.workers.crew import work_together
 from hscc_search.search.workers.ledger import Ledger
 from hscc_search.search.workers.worker import work
@@ -189,6 +191,7 @@ def _prepare(
 ) -> tuple[Prepared, Space]:
     """Prepare what the trials of a study share, and its space; images and network must be those of the record."""
     check_space(config)
+    own_metrics(config)  # imported before anything takes time
     if record is None:
 
         def look(built: Opened) -> None:
@@ -197,6 +200,7 @@ def _prepare(
         opened = open_dense(config, device, report, look=look)
     else:
         opened = open_again(record, config, device, report)
+    check_metrics(opened)
     prepared = prepare(opened, None if record is None else record.dense, report)
     space = space_of(config, prepared.calibration)
     space.check()
@@ -205,13 +209,15 @@ def _prepare(
 
 def _create(prepared: Prepared, storage: BaseStorage, notices: Notices) -> optuna.Study:
     opened, config = prepared.opened, prepared.config
+    validation = opened.parts.validation
     measured = measure(opened, opened.network, prepared.dense_cost, prepared.dense_latency)
     notices.tell(notices_on_dense(opened, measured))
     record = StudyRecord(
         config=config,
         fingerprint=opened.dataset.fingerprint,
         classes=opened.dataset.classes,
-        labels=opened.parts.validation.labels,
+        labels=validation.labels,
+        groups=None if alone(validation.groups) else validation.groups,
         dense=DenseRecord(
             measured=measured,
             cost=prepared.dense_cost,

@@ -8,22 +8,30 @@ import torch
 from torch import nn
 
 from hscc_search.compression.calibration.calibrate import Calibration, calibrate
+from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.compress import Compressed, compress
 from hscc_search.compression.setting import Setting
 from hscc_search.config import StudyConfig
+from hscc_search.config.metrics import needs_scores
 from hscc_search.dense.fine_tuning import fine_tune
 from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.errors import CompressionError
 from hscc_search.evaluation.cost import Cost, CountedCost
 from hscc_search.evaluation.counters import cost_of, count_macs, measure_cost
+from hscc_search.evaluation.draws import draw_counts
+from hscc_search.evaluation.own import check_own_metrics, own_metrics
 from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
+from hscc_search.evaluation.scores import kept_scores
 from hscc_search.pareto.objectives import needs_latency
 from hscc_search.pareto.points import Measured
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.latency import Runner, in_turns, runner
 from hscc_search.search.opening import calibration_images
 from hscc_search.search.record import DenseRecord
+
+# Bytes of the scores of a trial that are stored though no metric of the study needs them.
+_MOST_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -75,16 +83,18 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
         CompressionError: the network cannot be compressed, or its cost is another one than the study stores.
     """
     config = opened.config
+    images = calibration_images(opened)
+    plain, _ = make_plain(opened.network, images[:1])  # what a weight takes to be computed is no cost of an answer
     dense_runner, dense_latency = None, None
     if needs_latency(config):
-        dense_runner = runner(copy.deepcopy(opened.network).cpu(), config.data.shape, config.latency.runtime)
+        dense_runner = runner(copy.deepcopy(plain).cpu(), config.data.shape, config.latency.runtime)
         if dense is not None:
             dense_latency = dense.measured["latency"]
         else:
             times = in_turns({"dense": dense_runner}, config.data.shape, config.latency.batch_size)
             dense_latency = times["dense"]
-    cost = dense.cost if dense is not None else measure_cost(opened.network, config.data.shape)
-    calibration = calibrate(opened.network, calibration_images(opened), report, keep=True)
+    cost = dense.cost if dense is not None else measure_cost(plain, config.data.shape)
+    calibration = calibrate(opened.network, images, report, keep=True)
     if cost.macs != calibration.macs:
         raise CompressionError(
             f"{cost.macs:,} multiply-adds of the dense network are stored or counted on an empty image, and "
@@ -106,13 +116,23 @@ def run_trial(prepared: Prepared, setting: Setting, report: Report = silent) -> 
     compressed = compress(prepared.calibration, setting)
     if opened.config.finetuning.epochs:
         fine_tune(compressed.network, opened.network, opened.config, opened.parts.train, opened.device, report)
+    return measure_trial(prepared, compressed)
+
+
+def measure_trial(prepared: Prepared, compressed: Compressed) -> TrialResult:
+    """Count the multiply-adds of a compressed network while it runs, and measure it on the validation part.
+
+    Raises:
+        CompressionError: it answers with values that are not finite, or its multiply-adds are not those of its plan.
+        ExportError: the study measures latency, and the network cannot be exported to its runtime.
+    """
     counted = count_macs(compressed.network, prepared.calibration.images[:1])[""]
     if counted != compressed.macs:
         raise CompressionError(
             f"the compressed network takes {counted:,} multiply-adds, and by the plan of its layers {compressed.macs:,}"
         )
     cost = cost_of(compressed.network, counted)
-    measured = measure(opened, compressed.network, cost, _latency(prepared, compressed.network))
+    measured = measure(prepared.opened, compressed.network, cost, _latency(prepared, compressed.network))
     return TrialResult(compressed, measured)
 
 
@@ -132,8 +152,18 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
     scores = predict(network, validation, opened.config.data, opened.device)
     if not np.isfinite(scores).all():
         raise CompressionError("the network answers with values that are not finite")
-    predicted = scores.argmax(axis=1)
-    quality = measure_quality(predicted, validation.labels, opened.dataset.classes, opened.config.seed)
+    predicted, kept = scores.argmax(axis=1), kept_scores(scores)
+    config = opened.config
+    quality = measure_quality(
+        predicted,
+        validation.labels,
+        opened.dataset.classes,
+        config.seed,
+        scores=kept,
+        groups=validation.groups,
+        asked=config.asked_metrics,
+        own=own_metrics(config),
+    )
     costs = {
         "flops": cost.flops,
         "macs": cost.macs,
@@ -146,7 +176,23 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
         metrics={**costs, **_without_f1(quality.metrics)},
         errors=_without_f1(quality.errors),
         predictions=predicted.astype("<u2").tobytes(),
+        scores=kept if kept.nbytes <= _MOST_BYTES or any(map(needs_scores, config.asked_metrics)) else None,
     )
+
+
+def check_metrics(opened: Opened) -> None:
+    """Try the study's own metrics on the scores of the dense network, on all validation images and on one draw of them.
+
+    Raises:
+        ConfigError: one cannot be imported.
+        StudyError: one fails.
+    """
+    config, validation = opened.config, opened.parts.validation
+    if config.metrics:
+        functions = own_metrics(config)
+        scores = kept_scores(predict(opened.network, validation, config.data, opened.device))
+        counts = draw_counts(len(validation), 1, config.seed, validation.groups)
+        check_own_metrics(functions, scores, validation.labels, counts)
 
 
 def load_dense(

@@ -126,3 +126,44 @@ def test_the_level_of_the_classes_can_be_given(check, image_folder):
     assert "--class-level" in stderr
     tree = json.loads(check(folder, "--class-level", "2", "--format", "json")[1])
     assert tree["classes"] == {"cat": 3, "dog": 2}
+
+
+def test_a_table_is_checked_with_its_groups_and_its_split(check, image_folder, tmp_path):
+    folder = image_folder({"cat": 6, "dog": 6})
+    shutil.copy(folder / "cat" / "0.png", folder / "cat" / "6.png")
+    rows = [
+        (f"images/{name}/{n}.png", name, n // 3, "test" if n == 6 else "train")
+        for name in ("cat", "dog")
+        for n in range(6)
+    ]
+    rows.append(("images/cat/6.png", "cat", 2, "test"))
+    lines = ["path,label,group,split", *(",".join(map(str, row)) for row in rows)]
+    (tmp_path / "images.csv").write_text("\n".join(lines))
+    code, stdout, stderr = check(tmp_path / "images.csv")
+    assert (code, stderr) == (0, "")
+    assert "groups: 13 images are of 3 groups" in stdout
+    assert "parts: 12 images in train, 1 images in test" in stdout
+    assert "1 of 1 images of the test part have copies in another one" in stdout
+    tree = json.loads(check(tmp_path / "images.csv", "--format", "json")[1])
+    assert (tree["groups"], tree["parts"]) == (3, {"train": 12, "test": 1})
+    assert tree["leak"].startswith("the parts of this split")
+
+
+def test_a_study_file_is_checked_as_it_stands(check, image_folder, tmp_path):
+    folder = image_folder({"cat": 4, "dog": 4})
+    study = tmp_path / "mine.yaml"
+    study.write_text(f"name: mine\ndata: {{path: {folder}, groups: '[01]'}}\nmodel: {{name: digits_cnn}}\n")
+    code, stdout, stderr = check(study)
+    assert (code, stdout) == (2, "")
+    assert "finds no group in 4 of 8 paths (cat/2.png, cat/3.png" in stderr
+    assert "groups: 8 images are of 4 groups" in check(study, "--groups", r"\d")[1]
+    assert check(folder, "--groups", "(")[2].startswith("error: data check: groups: '(' is no regular expression")
+
+
+def test_names_that_look_like_patients_are_told_in_a_line_that_can_be_pasted(check, image_folder):
+    folder = image_folder({"cat": 12, "dog": 12})
+    for path in folder.rglob("*.png"):
+        path.rename(path.with_name(f"p{int(path.stem) // 3}{path.parent.name}_s{int(path.stem) % 3}.png"))
+    stdout = check(folder)[1]
+    expression = stdout.partition("say data.groups: '")[2].partition("', or")[0]
+    assert "groups: 24 images are of 8 groups" in check(folder, "--groups", expression)[1]

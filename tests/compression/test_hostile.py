@@ -13,6 +13,7 @@ from torch import nn
 
 from hscc_search.compression.calibration.calibrate import calibrate
 from hscc_search.compression.calibration.examination import inspect
+from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
 from hscc_search.errors import HsccError
@@ -63,7 +64,7 @@ def check(network, regions=1):
             assert not any(parameter.is_inference() for parameter in compressed.network.parameters())
         else:
             assert compressed.macs * setting.budget <= calibration.macs
-    assert measure_cost(network, 16).macs == calibration.macs
+    assert measure_cost(make_plain(network, IMAGES[:1])[0], 16).macs == calibration.macs
     return {layer.name: layer.left_dense for layer in calibration.inspection.layers if layer.left_dense}
 
 
@@ -92,20 +93,23 @@ FATES = {
     "Skip": None,
     "Normed": None,
     "Scaled": None,
-    "WithStandardised": "computes in its own way",
+    "WithStandardised": None,
     "ChannelsLast": None,
     "Tokens": None,
-    "AllPositionsAsImages": "as if they were images",
+    "AllPositionsAsImages": None,
+    "Windows": None,
+    "PositionsFirst": "positions of all images",
+    "FiveDimensions": None,
     "Transposed": None,
     "with_hook": "hooks of its own",
     "with_pre_hook": "hooks of its own",
     "with_outer_hook": None,
     "with_forward_replaced": "forward was replaced",
-    "pruned": "hooks of its own",
-    "with_weight_norm": "hooks of its own",
-    "with_spectral_norm": "hooks of its own",
-    "parametrised": "computes in its own way",
-    "orthogonal": "computes in its own way",
+    "pruned": None,
+    "with_weight_norm": None,
+    "with_spectral_norm": None,
+    "parametrised": None,
+    "orthogonal": None,
     "clipping": "computes in its own way",
 }
 

@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from hscc_search.data import check_folder
+from hscc_search.config import DataConfig
+from hscc_search.data import check_images
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def test_check_counts_copies_conflicts_and_unreadable_files(tmp_path, photograph
     photographs[1].save(tmp_path / "cat" / "2.png")
     photographs[0].save(tmp_path / "dog" / "3.jpg", quality=80)
     (tmp_path / "dog" / "4.jpg").write_text("no image")
-    report = check_folder(tmp_path)
+    report = check_images(DataConfig(path=tmp_path))
     assert report.classes == {"cat": 3, "dog": 2}
     assert report.exact_copies == 1
     assert report.near_pairs == 2
@@ -31,7 +32,7 @@ def test_check_counts_copies_conflicts_and_unreadable_files(tmp_path, photograph
 
 
 def test_check_finds_nothing_in_a_clean_folder(image_folder):
-    report = check_folder(image_folder({"cat": 3, "dog": 2}))
+    report = check_images(DataConfig(path=image_folder({"cat": 3, "dog": 2})))
     assert report.classes == {"cat": 3, "dog": 2}
     assert (report.exact_copies, report.near_pairs, report.conflicts, report.unreadable) == (0, 0, [], [])
 
@@ -42,7 +43,7 @@ def test_a_check_judges_copies_as_it_is_told(tmp_path, photographs):
         photograph.save(tmp_path / name / "0.png")
         photograph.save(tmp_path / name / "0.bmp")
         photographs[0].save(tmp_path / name / "1.jpg", quality=80)
-    found = {kind: check_folder(tmp_path, copies=kind) for kind in ("near", "shape", "exact", "none")}
+    found = {kind: check_images(DataConfig(path=tmp_path, copies=kind)) for kind in ("near", "shape", "exact", "none")}
     assert {kind: report.near_pairs for kind, report in found.items()} == {"near": 6, "shape": 6, "exact": 2, "none": 0}
     assert [len(report.conflicts) for report in found.values()] == [3, 3, 1, 0]
 
@@ -51,7 +52,7 @@ def test_a_check_tells_of_skipped_files_empty_images_and_the_level_of_classes(im
     folder = image_folder({"2024/cat": 2, "2024/dog": 2, "2025/cat": 2})
     (folder / "2024" / ".DS_Store").touch()
     Image.new("RGB", (40, 40), (3, 3, 3)).save(folder / "2025" / "cat" / "black.png")
-    report = check_folder(folder, class_level=2)
+    report = check_images(DataConfig(path=folder, class_level=2))
     assert report.classes == {"cat": 5, "dog": 2}
     assert [path.name for path in report.empty] == ["black.png"]
     skipped, parts, empty = report.notes
@@ -64,5 +65,5 @@ def test_a_check_tells_of_skipped_files_empty_images_and_the_level_of_classes(im
 def test_every_file_is_reported_once(image_folder):
     folder, steps = image_folder({"cat": 3, "dog": 2}), []
     (folder / "dog" / "broken.png").write_text("no image")
-    check_folder(folder, steps.append)
+    check_images(DataConfig(path=folder), steps.append)
     assert [(step.done, step.total) for step in steps] == [(done, 6) for done in range(1, 7)]

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from hscc_search.cache import remove_entry
 from hscc_search.config import DataConfig
-from hscc_search.data import check_folder, load_dataset, split
+from hscc_search.data import check_images, load_dataset, split
 from hscc_search.errors import DataError, DiskFullError, HsccError, HsccWarning
 
 QUADRANTS = np.zeros((20, 30, 3), np.uint8)
@@ -29,11 +29,11 @@ def read(folder, image_size=16):
 
 def same(first, second):
     return first.fingerprint == second.fingerprint and all(
-        np.array_equal(getattr(first, name), getattr(second, name)) for name in ("images", "labels", "groups")
+        np.array_equal(getattr(first, name), getattr(second, name)) for name in ("images", "labels", "copies")
     )
 
 
-@pytest.mark.parametrize("use", [read, check_folder])
+@pytest.mark.parametrize("use", [read, lambda folder: check_images(DataConfig(path=folder))], ids=["read", "check"])
 @pytest.mark.parametrize("layout", ["missing", "empty", "outside"])
 def test_a_folder_without_class_folders_is_refused_by_name(tmp_path, use, layout):
     folder = tmp_path / layout
@@ -53,7 +53,7 @@ def test_a_single_class_is_refused_by_name(image_folder):
 def test_a_link_to_nothing_is_an_unreadable_image(image_folder):
     folder = image_folder({"cat": 2, "dog": 2})
     (folder / "cat" / "gone.png").symlink_to(folder / "nowhere.png")
-    assert [path.name for path, _ in check_folder(folder).unreadable] == ["gone.png"]
+    assert [path.name for path, _ in check_images(DataConfig(path=folder)).unreadable] == ["gone.png"]
     with pytest.raises(DataError, match=r"gone\.png"):
         read(folder)
 
@@ -201,7 +201,7 @@ def test_what_a_copy_is_is_judged_anew_from_the_same_cache(tmp_path):
     for kind in ("near", "shape", "exact", "none"):
         steps = []
         dataset = load_dataset(DataConfig(path=tmp_path / "images", image_size=16, copies=kind), steps.append)
-        counts[kind], judgements[kind] = len(set(dataset.groups.tolist())), dataset.judgement
+        counts[kind], judgements[kind] = len(set(dataset.copies.tolist())), dataset.judgement
         decoded.append(len(steps))
     assert counts == {"near": 2, "shape": 1, "exact": 4, "none": 6}
     assert decoded == [6, 0, 0, 0]
@@ -223,7 +223,7 @@ def test_sixty_red_and_sixty_green_discs_can_be_split(tmp_path):
     with pytest.raises(DataError, match=r"its 60 images are 1 groups of copies; .*data\.copies"):
         split(load_dataset(data.model_copy(update={"copies": "shape"})), 0.15, 0.15, 0)
     different = load_dataset(data.model_copy(update={"copies": "none"}))
-    assert len(set(different.groups.tolist())) == 120
+    assert len(set(different.copies.tolist())) == 120
     assert len(split(different, 0.15, 0.15, 0).validation) == 18
 
 

@@ -18,6 +18,7 @@ def dataset_of(counts, contrasts=None):
         images=np.zeros((len(labels), 3, 1, 1), np.uint8),
         labels=labels,
         classes=tuple(f"class {label}" for label in range(len(counts))),
+        copies=np.arange(len(labels)),
         groups=np.arange(len(labels)),
         fingerprint="",
         contrasts=np.full(len(labels), 255, np.uint8) if contrasts is None else np.array(contrasts, np.uint8),

@@ -15,13 +15,15 @@ MIXED = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 15)), min_size=1, m
 PURE = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 6)), min_size=1, max_size=60)
 
 
-def dataset_of(labels, groups=None):
+def dataset_of(labels, copies=None, groups=None, sides=None):
     labels = np.array(labels, np.int64)
     return Dataset(
         images=np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1).repeat(3, axis=1),
         labels=labels,
         classes=tuple(f"class {label}" for label in range(labels.max() + 1)),
+        copies=np.arange(len(labels)) if copies is None else np.array(copies, np.int64),
         groups=np.arange(len(labels)) if groups is None else np.array(groups, np.int64),
+        sides=sides,
         fingerprint="",
         contrasts=np.full(len(labels), 255, np.uint8),
         names=tuple(map(str, range(len(labels)))),
@@ -76,7 +78,7 @@ def test_parts_hold_the_images_of_their_labels():
     parts = split(dataset, 0.2, 0.1, seed=3)
     assert [len(part) for part in (parts.train, parts.validation, parts.test)] == [70, 20, 10]
     for part in (parts.train, parts.validation, parts.test):
-        np.testing.assert_array_equal(part.labels, part.images[:, 0, 0, 0] % 2)
+        np.testing.assert_array_equal(part.labels, np.asarray(part.images)[:, 0, 0, 0] % 2)
         assert np.bincount(part.labels).tolist() == [len(part) / 2] * 2
 
 

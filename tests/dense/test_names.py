@@ -2,8 +2,8 @@ import pytest
 
 from hscc_search.dense import names
 from hscc_search.dense.names import check_network_name, declared_names
-from hscc_search.dense.torchvision_operators import make_importable
 from hscc_search.errors import ModelError
+from hscc_search.torchvision_operators import make_importable
 
 
 def test_the_names_read_from_the_source_are_those_that_the_libraries_list():

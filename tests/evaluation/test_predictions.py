@@ -25,7 +25,7 @@ def test_network_input_is_pixels_from_0_to_1_on_the_scale_of_each_channel():
 
 def test_batches_hold_every_image_once_and_in_order():
     images = pixels(2 * BATCH_SIZE + 5)
-    cut = batches(images)
+    cut = list(batches(images))
     assert [len(batch) for batch in cut] == [BATCH_SIZE, BATCH_SIZE, 5]
     assert np.array_equal(np.concatenate(cut), images)
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics
 
 from hscc_search.evaluation.quality import measure_quality
@@ -83,11 +84,24 @@ def test_a_class_that_never_occurs_counts_as_zero_and_surely_so():
     assert quality.metrics["macro_f1"] == pytest.approx((4 / 5 + 2 / 3 + 0) / 3)
 
 
-def test_a_network_that_is_always_right_is_surely_so():
+def test_a_network_that_is_always_right_may_still_be_wrong():
+    """The errors are the standard deviations of Jeffreys' posterior, of all images or of those of the class."""
     labels = np.arange(30) % 3
-    quality = measure_quality(labels, labels, CLASSES[:3])
+    quality = measure_quality(labels, labels, CLASSES[:3], asked=["balanced_accuracy", "specificity:cat"])
     assert quality.metrics["accuracy"] == quality.metrics["macro_f1"] == 1
-    assert quality.errors["accuracy"] == 0
+    assert quality.errors["accuracy"] == pytest.approx(stats.beta(30.5, 0.5).std())
+    assert quality.errors["recall:cat"] == pytest.approx(stats.beta(10.5, 0.5).std())
+    assert quality.errors["specificity:cat"] == pytest.approx(stats.beta(20.5, 0.5).std())
+    for mean in ("macro_f1", "balanced_accuracy"):
+        assert quality.errors[mean] == pytest.approx(stats.beta(10.5, 0.5).std() / 3**0.5)
+    patients = measure_quality(labels, labels, CLASSES[:3], groups=np.arange(30) // 3)
+    assert patients.errors["accuracy"] == pytest.approx(stats.beta(10.5, 0.5).std())
+
+
+def test_one_wrong_answer_is_less_sure_than_none():
+    labels = np.zeros(50, np.int64)
+    none, one = (measure_quality(np.arange(50) < wrong, labels, CLASSES[:2]).errors for wrong in (0, 1))
+    assert 0 < none["accuracy"] < one["accuracy"]
 
 
 def test_labels_of_few_bits_are_counted_like_any_others():

@@ -32,6 +32,7 @@ def metrics_of(**changed):
         "trial": 12,
         "sample": {"regions": 4, "energy": 0.875},
         "finetuning_epochs": 0,
+        "trained_further": False,
         "classes": ("cat", "dog"),
         "validation_images": 90,
         "test_images": 80,
@@ -136,6 +137,9 @@ def test_a_card_says_what_was_compressed_and_how():
     assert "Trial 12 of study pets, compressed by HSCC (arXiv 2604.23375) with regions 4, energy 0.8750.\n" in card
     assert "fine-tuned for 1 epoch.\n" in card_of(finetuning_epochs=1)
     assert "fine-tuned for 3 epochs.\n" in card_of(finetuning_epochs=3)
+    further = card_of(trained_further=True)
+    assert ", then trained further in a way of the user's own, and measured anew.\n" in further
+    assert "which images the compressed network was trained on is not known" in further
 
 
 def test_a_card_compares_both_networks_with_their_errors_and_units():

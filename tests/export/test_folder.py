@@ -78,7 +78,7 @@ def test_a_manifest_notices_what_changed(tmp_path):
 
 
 def test_a_newer_folder_is_refused_by_both_formats_and_versions(tmp_path):
-    stored = Architecture("digits_cnn", ("a", "b"), 16, (0.5,) * 3, (0.5,) * 3, NetworkForm((), {})).stored()
+    stored = Architecture("digits_cnn", ("a", "b"), 16, (0.5,) * 3, (0.5,) * 3, NetworkForm((), (), {})).stored()
     own_version = stored["hscc_search"]
     write_json(tmp_path / ARCHITECTURE, {**stored, "format": FORMAT + 1, "hscc_search": "7.8.9"})
     message = rf"has format 5, written by hscc-search 7.8.9: hscc-search {own_version} reads the formats 3 and 4"

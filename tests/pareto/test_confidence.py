@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from scipy.special import ndtri
 
 from hscc_search.errors import StudyError
+from hscc_search.evaluation.draws import draw_counts
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.pareto import confidence as module
-from hscc_search.pareto.confidence import Confidence, confidence
+from hscc_search.pareto.confidence import Confidence, Truth, confidence
 from hscc_search.pareto.front import front, knee
 from hscc_search.pareto.objectives import Objective
 from hscc_search.pareto.points import Point, predictions_of
-from hscc_search.pareto.resampling import draw_counts, widening
+from hscc_search.pareto.resampling import widening
 
 FLOPS, LATENCY = Objective("flops", False), Objective("latency", False)
 ACCURACY, MACRO_F1, RECALL = Objective("accuracy", True), Objective("macro_f1", True), Objective("recall:b", True)
@@ -118,7 +119,7 @@ def test_confidence_counts_the_fronts_of_studies_measured_on_each_draw(study, ob
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WIDENING_DRAWS", draws)
         patch.setattr(module, "DRAWS_AT_ONCE", 5)
-        sure = confidence(points, objectives, labels, CLASSES, seed, draws)
+        sure = confidence(points, objectives, Truth(labels, CLASSES), seed, draws)
 
     # Of equal trials the first stands for all.
     first, stand_in = {}, {}
@@ -160,12 +161,12 @@ def test_confidence_counts_the_fronts_of_studies_measured_on_each_draw(study, ob
 @settings(max_examples=60, deadline=None)
 def test_confidence_depends_on_the_trials_and_not_on_how_they_are_listed(study, objectives, shuffle):
     points, labels = study
-    sure = confidence(points, objectives, labels, CLASSES, draws=30)
+    sure = confidence(points, objectives, Truth(labels, CLASSES), draws=30)
     shuffled = list(points)
     shuffle.shuffle(shuffled)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "DRAWS_AT_ONCE", 7)
-        assert confidence(shuffled, objectives, labels, CLASSES, draws=30) == sure
+        assert confidence(shuffled, objectives, Truth(labels, CLASSES), draws=30) == sure
     # A trial on more than 5 % of the fronts is dominated by any one trial in less than 95 % of the draws.
     assert {trial for trial, share in sure.probability.items() if share > 0.05} <= sure.close
 
@@ -177,7 +178,7 @@ def test_two_networks_change_places_as_often_as_the_multinomial_says(gained, los
     other = right.copy()
     other[:lost], other[30 : 30 + gained] = False, True
     pair = [two_classes(0, 1.0, right), two_classes(1, 2.0, other)]
-    sure = confidence(pair, PLANE, np.zeros(images, dtype=np.int64), ("a", "b"), draws=draws)
+    sure = confidence(pair, PLANE, Truth(np.zeros(images, dtype=np.int64), ("a", "b")), draws=draws)
     # The dearer one is on the front of a draw when it gains more images there than it loses.
     share = 0.0
     for ups in range(images + 1):
@@ -192,7 +193,7 @@ def test_two_networks_change_places_as_often_as_the_multinomial_says(gained, los
 def test_of_equal_trials_the_first_carries_the_probability_and_all_are_close():
     right = np.arange(20) < 15
     trials = [two_classes(3, 1.0, right), two_classes(1, 1.0, right), two_classes(2, 2.0, right)]
-    sure = confidence(trials, PLANE, np.zeros(20, dtype=np.int64), ("a", "b"))
+    sure = confidence(trials, PLANE, Truth(np.zeros(20, dtype=np.int64), ("a", "b")))
     # Trial 2 costs more for the same answers.
     assert sure == Confidence({1: 1.0, 2: 0.0, 3: 0.0}, frozenset({1, 3}), 1)
 
@@ -202,7 +203,7 @@ def test_trials_that_tie_without_being_equal_share_a_front(objectives):
     right = np.arange(20) < 10
     trials = [two_classes(0, 1.0, right), two_classes(1, 1.0, ~right)]
     trials = [replace(trial, metrics=trial.metrics | {"latency": 1.0}) for trial in trials]
-    sure = confidence(trials, objectives, np.zeros(20, dtype=np.int64), ("a", "b"), draws=2000)
+    sure = confidence(trials, objectives, Truth(np.zeros(20, dtype=np.int64), ("a", "b")), draws=2000)
     ties = math.comb(20, 10) / 2**20
     for share in sure.probability.values():
         assert share == pytest.approx(0.5 + ties / 2, abs=0.05)
@@ -218,7 +219,7 @@ def test_a_trial_that_is_dominated_in_95_percent_of_the_draws_is_not_close():
     for seed in range(40):
         counts = draw_counts(20, 20, seed).astype(int)
         dominated = int((counts[:, 15] <= counts[:, :4].sum(axis=1)).sum())
-        sure = confidence(pair, PLANE, np.zeros(20, dtype=np.int64), ("a", "b"), seed, draws=20)
+        sure = confidence(pair, PLANE, Truth(np.zeros(20, dtype=np.int64), ("a", "b")), seed, draws=20)
         assert (1 in sure.close) == (dominated < 19)
         seen.add(dominated)
     assert {18, 19, 20} <= seen
@@ -228,15 +229,15 @@ def test_infeasible_trials_are_on_no_front_and_dominate_no_trial():
     labels = np.zeros(IMAGES, dtype=np.int64)
     good, poor = np.zeros(IMAGES, dtype=np.int64), np.arange(IMAGES) % 2
     trials = [point(0, good, labels, 1.0, feasible=False), point(1, poor, labels, 2.0)]
-    sure = confidence(trials, PLANE, labels, CLASSES)
+    sure = confidence(trials, PLANE, Truth(labels, CLASSES))
     assert sure == Confidence({0: 0.0, 1: 1.0}, frozenset({1}), 1)
 
 
 def test_without_feasible_trials_there_is_no_knee_and_no_trial_is_close():
     labels = np.zeros(IMAGES, dtype=np.int64)
-    assert confidence([], PLANE, labels, CLASSES) == Confidence({}, frozenset(), None)
+    assert confidence([], PLANE, Truth(labels, CLASSES)) == Confidence({}, frozenset(), None)
     alone = [point(7, labels, labels, feasible=False)]
-    assert confidence(alone, PLANE, labels, CLASSES) == Confidence({7: 0.0}, frozenset(), None)
+    assert confidence(alone, PLANE, Truth(labels, CLASSES)) == Confidence({7: 0.0}, frozenset(), None)
 
 
 def test_of_trials_that_are_knees_equally_often_the_cheaper_wins():
@@ -249,7 +250,9 @@ def test_of_trials_that_are_knees_equally_often_the_cheaper_wins():
     for draws in range(1, 41):
         dearer = (counts[:draws, 0] > counts[:draws, 1]).sum()
         tied += 2 * dearer == draws
-        assert confidence(trials, PLANE, labels, ("a", "b"), draws=draws).knee == (0 if 2 * dearer > draws else 1)
+        assert confidence(trials, PLANE, Truth(labels, ("a", "b")), draws=draws).knee == (
+            0 if 2 * dearer > draws else 1
+        )
     assert tied
 
 
@@ -260,7 +263,7 @@ def test_costs_alone_are_certain():
         for trial, (flops, latency) in enumerate(metrics)
     ]
     objectives = (FLOPS, LATENCY)
-    sure = confidence(trials, objectives, np.zeros(IMAGES, dtype=np.int64), CLASSES)
+    sure = confidence(trials, objectives, Truth(np.zeros(IMAGES, dtype=np.int64), CLASSES))
     assert sure.probability == {0: 1, 1: 1, 2: 0, 3: 0, 4: 1}
     assert sure.close == {0, 1, 4}
     assert sure.knee == knee(front(trials, objectives), objectives).trial
@@ -271,9 +274,9 @@ def test_a_class_that_does_not_exist_and_labels_of_other_images_are_refused():
     trials = [point(0, labels, labels)]
     unknown = replace(trials[0], metrics=trials[0].metrics | {"recall:dog": 1.0})
     with pytest.raises(StudyError, match="no recall:dog: the classes are a, b, c"):
-        confidence([unknown], (FLOPS, Objective("recall:dog", True)), labels, CLASSES)
+        confidence([unknown], (FLOPS, Objective("recall:dog", True)), Truth(labels, CLASSES))
     with pytest.raises(StudyError, match="predictions for 12 images, but there are 11 labels"):
-        confidence(trials, PLANE, labels[1:], CLASSES)
+        confidence(trials, PLANE, Truth(labels[1:], CLASSES))
 
 
 SPREADS = {"wide": 0.15, "narrow": 0.02}
@@ -295,7 +298,7 @@ def simulated(spread, studies=400, trials=12, images=400):
         ease = math.sqrt(0.8) * generator.normal(size=images)
         right = ease + math.sqrt(0.2) * generator.normal(size=(trials, images)) < ndtri(true)[:, None]
         points = [two_classes(trial, flops[trial], right[trial]) for trial in range(trials)]
-        sure = confidence(points, PLANE, labels, ("a", "b"), seed, draws=200)
+        sure = confidence(points, PLANE, Truth(labels, ("a", "b")), seed, draws=200)
         on_front = [
             all(true[trial] > true[other] for other in np.flatnonzero(flops < flops[trial])) for trial in range(trials)
         ]
@@ -350,7 +353,7 @@ def test_ten_thousand_trials(objectives, draws):
         accuracy = float(right.mean())
         metrics = {"flops": flops[trial], "latency": latency[trial], "accuracy": accuracy, "macro_f1": accuracy}
         points.append(Point(metrics, {}, predictions.astype("<u2").tobytes(), trial, {}))
-    sure = confidence(points, objectives, labels, CLASSES, draws=draws)
+    sure = confidence(points, objectives, Truth(labels, CLASSES), draws=draws)
     members = {member.trial for member in front(points, objectives)}
     assert len(sure.probability) == 10000
     assert {trial for trial, given_ in sure.probability.items() if given_ > 0.05} <= sure.close

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hscc_search.errors import StudyError
+from hscc_search.evaluation.draws import draw_counts
 from hscc_search.evaluation.quality import measure_quality
-from hscc_search.pareto.resampling import draw_counts, resample, widening
+from hscc_search.pareto.resampling import resample, widening
 
 CLASSES = ("a", "b", "c")
 

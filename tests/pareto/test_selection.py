@@ -7,16 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hscc_search.errors import ConfigError, StudyError
+from hscc_search.pareto.confidence import Truth
 from hscc_search.pareto.front import front
 from hscc_search.pareto.points import Point
-from hscc_search.pareto.selection import ByTrial, Knee, MaxFlops, MinAccuracy, parse_rule, select
+from hscc_search.pareto.selection import Bound, ByTrial, Knee, parse_rule, select
 
 # Trial 1 is dominated by trial 2.
 CLOUD = make_points((100, 0.60), (300, 0.70), (200, 0.75), (400, 0.90), (1000, 0.95))
 
 
 def test_a_rule_may_be_given_as_text():
-    given = (CLOUD, PLANE, LABELS, ("a", "b"))
+    given = (CLOUD, PLANE, Truth(LABELS, ("a", "b")))
     assert select("trial:3", *given) == select(ByTrial(3), *given)
     for wrong in ("garbage", None, 3):
         with pytest.raises(ConfigError, match="use knee, trial:N"):
@@ -24,7 +25,7 @@ def test_a_rule_may_be_given_as_text():
 
 
 def choose(rule, cloud, objectives=PLANE):
-    return select(parse_rule(rule), cloud, objectives, LABELS, ("a", "b"))
+    return select(parse_rule(rule), cloud, objectives, Truth(LABELS, ("a", "b")))
 
 
 @pytest.mark.parametrize(
@@ -33,11 +34,11 @@ def choose(rule, cloud, objectives=PLANE):
         ("knee", Knee()),
         ("trial:0", ByTrial(0)),
         ("trial:12", ByTrial(12)),
-        ("min-accuracy:0", MinAccuracy(0.0)),
-        ("min-accuracy:0.9", MinAccuracy(0.9)),
-        ("min-accuracy:1", MinAccuracy(1.0)),
-        ("max-flops:2.5e9", MaxFlops(2.5e9)),
-        ("max-flops:inf", MaxFlops(math.inf)),
+        ("min-accuracy:0", Bound("accuracy", True, 0.0)),
+        ("min-accuracy:0.9", Bound("accuracy", True, 0.9)),
+        ("min-accuracy:1", Bound("accuracy", True, 1.0)),
+        ("max-flops:2.5e9", Bound("flops", False, 2.5e9)),
+        ("max-flops:inf", Bound("flops", False, math.inf)),
     ],
 )
 def test_each_rule_is_read(text, rule):
@@ -101,7 +102,7 @@ def test_the_selected_knee_is_the_knee_of_most_draws():
 
     # The front bends at trial 1, on all images and in nearly every draw.
     cloud = [network(0, 10, 200), network(1, 20, 350), network(2, 100, 380), network(3, 200, 390)]
-    assert select(Knee(), cloud, PLANE, labels, ("a", "b"), 0).trial == 1
+    assert select(Knee(), cloud, PLANE, Truth(labels, ("a", "b")), 0).trial == 1
 
 
 @given(cloud=clouds, bound=st.integers(0, 6).map(lambda n: n / 6), objectives=objectives_in_any_order)

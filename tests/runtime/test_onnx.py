@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hscc_search.errors import ExportError
-from hscc_search.runtime.onnx import write_onnx
+from hscc_search.runtime.onnx import onnx_program, write_onnx
 
 
 class ImageByImage(nn.Module):
@@ -23,8 +23,23 @@ class ImageByImage(nn.Module):
 
 def test_a_graph_for_one_size_of_batch_is_refused_in_one_line(tmp_path):
     path = tmp_path / "model.onnx"
-    with pytest.raises(ExportError, match="for batches of 2 images alone"):
+    with pytest.raises(ExportError, match="for one size of batch alone"):
         write_onnx(ImageByImage(loop=True).eval(), 8, path)
     assert not path.exists()
     write_onnx(ImageByImage(loop=False).eval(), 8, path)
     assert path.exists()
+
+
+class ByValue(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)) if x.mean() > 0 else x.amax((2, 3))
+
+
+def test_a_network_that_cannot_be_exported_is_refused_in_one_line_of_the_true_reason(capfd):
+    with pytest.raises(ExportError) as refused:
+        onnx_program(ByValue().eval(), 8)
+    line = str(refused.value)
+    assert line.startswith("torch cannot export this network to ONNX: Could not guard on data-dependent expression")
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert capfd.readouterr() == ("", "")

@@ -275,8 +275,7 @@ def test_ten_lines_of_python(small):
     config = small(trials=4)
     study = hscc.run_study(config)
     assert [point.trial for point in study.front]
-    record = study.record
-    knee = hscc.select("knee", study.points, study.objectives, record.labels, record.classes)
+    knee = hscc.select("knee", study.points, study.objectives, study.truth)
     assert knee in study.points
 
 

@@ -12,6 +12,7 @@ from hscc_search.compression.baselines.ladder import allowance, check_reach
 from hscc_search.compression.calibration.calibrate import BATCH_SIZE, Calibration
 from hscc_search.compression.calibration.hooks import hooked
 from hscc_search.compression.stand_ins import copied
+from hscc_search.errors import CompressionError, one_line
 from hscc_search.evaluation.counters import count_macs
 
 # Steps from the dense network to an empty one; each takes out the same share of the channels.
@@ -41,14 +42,19 @@ def compress_pruning(calibration: Calibration, budget: float) -> nn.Module:
         budget: dense over compressed multiply-adds, 1 or more.
 
     Raises:
-        CompressionError: the budget is out of reach.
+        CompressionError: the budget is out of reach, or torch-pruning cannot follow the network.
     """
     images = calibration.images[:: -(-len(calibration.images) // _IMAGES)]
     network = copied(calibration.network)
     dense, last_layer = _macs_and_last_layer(network, images[:1])
     room = allowance(dense, budget)
     with _all_trainable(network):
-        macs = _prune(network, last_layer, images, dense, room)
+        try:
+            macs = _prune(network, last_layer, images, dense, room)
+        except Exception as error:  # of tokens and reshaped maps the library mistakes channels, which shows as anything
+            raise CompressionError(
+                f"torch-pruning cannot follow {type(network).__name__}: {one_line(error, with_type=True)}"
+            ) from error
     check_reach("pruning", dense, macs, budget)
     return network.eval()
 

@@ -13,6 +13,7 @@ from hscc_search.compression.baselines.low_rank import leading_axes, low_rank_pa
 from hscc_search.compression.baselines.targets import Target, targets
 from hscc_search.compression.calibration.calibrate import BATCH_SIZE, Calibration
 from hscc_search.compression.calibration.lattice import responses_on
+from hscc_search.compression.calibration.maps import by_image
 from hscc_search.compression.factors import fit_predictor
 from hscc_search.compression.stand_ins import replaced_in_order
 
@@ -142,6 +143,10 @@ def fitted_pair(layer: nn.Conv2d | nn.Linear, dense: torch.Tensor, delivered: to
 def _fit(target: Target, rank: int, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
     """Compress a layer for the input that arrives in the partly compressed network."""
     layer, record = target.layer, target.record
+    images = record.responses.shape[1]
+    if isinstance(layer, nn.Linear) and by_image(x, images).shape != x.shape:
+        pair, output = _fit(target, rank, by_image(x, images))
+        return pair, output.reshape(*x.shape[:-1], -1)
     responses = [responses_on(layer, batch, record.lattice) for batch in x.split(BATCH_SIZE)]
     delivered = torch.cat(responses, dim=1).flatten(0, 1)
     pair = fitted_pair(layer, record.responses.to(delivered).flatten(0, 1), delivered, rank)

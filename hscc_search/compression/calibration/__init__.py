@@ -5,6 +5,7 @@ In the order of the pass:
 - ``calibrate``: the entry, and the :class:`~hscc_search.compression.calibration.calibrate.Calibration` that all
   compressors read; made once, or taken from the cache.
 - ``dense_pass``: the images forwards and backwards through the network.
+- ``plain_layers``: layers that compute their weight made plain, and ``agreement``: whether answers stay.
 - ``batch_norm``: batch norms folded into the layers before them.
 - ``eligible``: which layers can be compressed, and why the others cannot.
 - ``hooks``: functions that are called whenever chosen modules run.

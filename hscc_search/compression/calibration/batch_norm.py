@@ -17,13 +17,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hscc_search.compression.calibration.agreement import Agreement
 from hscc_search.compression.calibration.hooks import Inputs, hooked
 from hscc_search.compression.form import Fold
 from hscc_search.compression.stand_ins import copied
 from hscc_search.errors import CompressionError
-
-# Largest difference of the outputs that counts as rounding, relative to the outputs.
-_TOLERANCE = 1e-4
 
 
 @torch.no_grad()
@@ -43,13 +41,11 @@ def fold_batch_norms(network: nn.Module, image: torch.Tensor) -> tuple[nn.Module
         A copy in evaluation mode, and its folds in execution order, for :func:`apply_folds`.
     """
     result = copied(network)
-    # Inputs near the images that the statistics come from: far from them rounding alone may change an answer.
-    inputs = [image, image.flip(-1), -image]
-    expected = [_outputs(result, x) for x in inputs]
-    if not all(value.isfinite().all() for values in expected for value in values):
+    before = Agreement(result, image)
+    if not before.finite:
         return result, ()
     folds = [fold for fold in _find_folds(result, image) if _is_finite(_absorbed(*_modules(result, fold)))]
-    harmless = _absorb_harmless(result, folds, inputs, expected)
+    harmless = _absorb_harmless(result, folds, before)
     return result.eval(), tuple(harmless)
 
 
@@ -83,27 +79,25 @@ def absorb(network: nn.Module, folds: Iterable[Fold]) -> None:
         network.set_submodule(fold.batch_norm, _remainder(norm))
 
 
-def _absorb_harmless(
-    network: nn.Module, folds: list[Fold], inputs: list[torch.Tensor], expected: list[list[torch.Tensor]]
-) -> list[Fold]:
+def _absorb_harmless(network: nn.Module, folds: list[Fold], before: Agreement) -> list[Fold]:
     """Fold in place all pairs whose folding leaves the outputs as they are, and return these.
 
     Folds that change the outputs are few, so they are searched by halving the list.
     """
     if not folds:
         return []
-    before = [_modules(network, fold) for fold in folds]
+    modules = [_modules(network, fold) for fold in folds]
     absorb(network, folds)
-    if _agrees(network, inputs, expected):
+    if before.holds(network):
         return folds
-    for fold, (layer, norm) in zip(folds, before, strict=True):
+    for fold, (layer, norm) in zip(folds, modules, strict=True):
         network.set_submodule(fold.convolution, layer)
         network.set_submodule(fold.batch_norm, norm)
     if len(folds) == 1:
         return []
     middle = len(folds) // 2
-    first = _absorb_harmless(network, folds[:middle], inputs, expected)
-    return first + _absorb_harmless(network, folds[middle:], inputs, expected)
+    first = _absorb_harmless(network, folds[:middle], before)
+    return first + _absorb_harmless(network, folds[middle:], before)
 
 
 @dataclass
@@ -237,24 +231,3 @@ def _remainder(norm: Any) -> nn.Module:
 
 def _is_finite(layer: Any) -> bool:
     return bool(layer.weight.isfinite().all() and layer.bias.isfinite().all())
-
-
-def _outputs(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    # Of the input a copy, since a forward pass may normalise it in place.
-    return [value.double() for value in tree_leaves(network(x.clone())) if isinstance(value, torch.Tensor)]
-
-
-def _agrees(network: nn.Module, inputs: list[torch.Tensor], expected: list[list[torch.Tensor]]) -> bool:
-    """Whether the network answers each input as expected, but for rounding."""
-    try:
-        outputs = [_outputs(network, x) for x in inputs]
-    except Exception:  # a network may ask a batch norm for what its remainder lacks, and raise anything
-        return False
-    return all(
-        len(ours) == len(theirs) and all(map(_is_near, ours, theirs))
-        for ours, theirs in zip(outputs, expected, strict=True)
-    )
-
-
-def _is_near(value: torch.Tensor, expected: torch.Tensor) -> bool:
-    return value.shape == expected.shape and bool((value - expected).norm() <= _TOLERANCE * expected.norm())

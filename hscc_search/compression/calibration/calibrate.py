@@ -11,11 +11,11 @@ from torch import nn
 from hscc_search.cache import DamagedError, Use, cache_folder, entry_written, tidy, use_entry, warn_unwritable
 from hscc_search.compression.calibration.batch_norm import absorb
 from hscc_search.compression.calibration.dense_pass import run_dense
+from hscc_search.compression.calibration.plain_layers import plain_again
 from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.calibration.store import cache_key, read_calibration, write_calibration
-from hscc_search.compression.form import Fold
+from hscc_search.compression.form import Fold, PlainLayer
 from hscc_search.compression.inspection import Inspection
-from hscc_search.compression.stand_ins import copied
 from hscc_search.errors import CompressionError, UnwritableError
 from hscc_search.progress import Report, silent
 from hscc_search.temporary import TemporaryFolder
@@ -36,7 +36,8 @@ class Calibration:
     removed with this object or stays in the cache.
 
     Attributes:
-        network: the dense network with its batch norms folded into the layers before them.
+        network: the dense network with its layers made plain, and its batch norms folded into the layers before them.
+        plain: the layers whose weight is computed no longer.
         folds: the folded batch norms.
         images: as the network takes them, float32 (images, 3, height, width).
         records: the layers that can be compressed, in execution order.
@@ -45,6 +46,7 @@ class Calibration:
     """
 
     network: nn.Module
+    plain: tuple[PlainLayer, ...]
     folds: tuple[Fold, ...]
     images: torch.Tensor
     records: tuple[LayerRecord, ...]
@@ -105,7 +107,7 @@ def calibrate(
         return _from_cache(network, images, report, batch_size)
     folder = TemporaryFolder("hscc-calibration")
     folded, made = run_dense(network, images, folder.path, report, batch_size)
-    return Calibration(folded, made.folds, images, made.records, made.inspection, folder)
+    return Calibration(folded, made.plain, made.folds, images, made.records, made.inspection, folder)
 
 
 def _from_cache(network: nn.Module, images: torch.Tensor, report: Report, batch_size: int) -> Calibration:
@@ -141,6 +143,6 @@ def _read(entry: Path, network: nn.Module, device: torch.device) -> Calibration 
     except DamagedError:
         return None
     stored = read_calibration(entry, device)
-    folded = copied(network).requires_grad_(True)
+    folded = plain_again(network, stored.images[:1], stored.plain).requires_grad_(True)
     absorb(folded, stored.folds)
-    return Calibration(folded, stored.folds, stored.images, stored.records, stored.inspection, use)
+    return Calibration(folded, stored.plain, stored.folds, stored.images, stored.records, stored.inspection, use)

@@ -2,6 +2,7 @@
 
 import contextlib
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def run_dense(
         batch_size: images per batch.
 
     Returns:
-        A copy of the network with its batch norms folded, and what was gathered.
+        A copy of the network with its layers made plain and its batch norms folded, and what was gathered.
 
     Raises:
         ModelError: a weight is not finite, or the network is none whose answers depend on the image alone.
@@ -63,7 +64,7 @@ def run_dense(
     network.requires_grad_(True)
     records = tuple(layer.record(bounds.get(name)) for name, layer in statistics.items())
     inspection = inspection_of(examined, len(images))
-    return network, StoredCalibration(images, examined.folds, records, inspection)
+    return network, StoredCalibration(images, examined.plain, examined.folds, records, inspection)
 
 
 def _run_batches(
@@ -74,19 +75,21 @@ def _run_batches(
     report: Report,
 ) -> None:
     """Run all batches forwards and backwards, and add each layer's tensors to its statistics."""
+    images = 0  # of the batch that passes now
 
     def gather(name: str, inputs: Inputs, output: torch.Tensor) -> None:
         layer = statistics[name]
-        layer.add_output(output.detach())
+        layer.add_output(output.detach(), images)
         layer.add_input(inputs[0].detach())
         # A hook on the tensor, since an activation in place would change what a module's own hook sees.
         if output.requires_grad:
-            output.register_hook(layer.add_gradient)
+            output.register_hook(partial(layer.add_gradient, images=images))
 
     generator = torch.Generator().manual_seed(0)
     backwards = _backwards(network, batches[0][:2])
     done, total = 0, sum(len(batch) for batch in batches)
     for batch in batches:
+        images = len(batch)
         # Whoever calls may have switched gradients off.
         with torch.set_grad_enabled(backwards is not None), backwards or contextlib.nullcontext():
             with hooked(layers, after=gather):

@@ -1,15 +1,18 @@
 """Which layers can be compressed, and why the others cannot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from hscc_search.compression.calibration.hooks import Inputs, hooked
+from hscc_search.compression.calibration.maps import by_image
 from hscc_search.compression.stand_ins import computes_otherwise
 
 # Groups of a convolution run one after the other once they are compressed.
 MOST_GROUPS = 8
+# Largest difference between answers to the same image, relative to how much they vary, that counts as rounding.
+_SAME_IMAGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def examine_layers(
         Each layer by name: those that were called, in execution order, then the others.
     """
     examined: dict[str, ExaminedLayer] = {}
-    images = torch.cat([image, image])
+    images = torch.cat([image, -image.flip(-1)])
+    windows: dict[str, torch.Tensor] = {}
     otherwise = {name: computes_otherwise(layer) for name, layer in layers.items()}  # before hooks of our own
 
     def examine(name: str, inputs: Inputs, output: torch.Tensor) -> None:
@@ -55,28 +59,60 @@ def examine_layers(
             reason: str | None = "called more than once in one pass"
         elif name == "":
             reason = "it is the whole network"
-        elif len(output) != len(images):
+        elif len(output) != len(images) and (not isinstance(layer, nn.Linear) or len(output) % len(images)):
             reason = "called on more than one position as if they were images"
         else:
+            if isinstance(layer, nn.Linear) and len(output) != len(images):
+                windows[name] = by_image(output, len(images)).clone()
             reason = _reason(layer, output) or otherwise[name]
-        examined[name] = ExaminedLayer(macs, reason, _of_one_image(inputs[0]), _of_one_image(output))
+        examined[name] = ExaminedLayer(macs, reason, *(_of_one_image(value, layer, 2) for value in (inputs[0], output)))
 
     with hooked(layers, after=examine):
-        network(images)
+        network(images.clone())
+    windows = {name: output for name, output in windows.items() if examined[name].reason is None}
+    for name in _mixing_images(network, layers, windows, image):
+        examined[name] = replace(examined[name], reason="called on positions of all images in one list")
     for name in layers:
         if name not in examined:
             examined[name] = ExaminedLayer(0, "never called", torch.Size(), torch.Size())
     return examined
 
 
-def _of_one_image(value: torch.Tensor) -> torch.Size:
+def _mixing_images(
+    network: nn.Module, layers: dict[str, nn.Conv2d | nn.Linear], windows: dict[str, torch.Tensor], image: torch.Tensor
+) -> list[str]:
+    """The layers among those called on windows whose first rows are not those of the first image.
+
+    Args:
+        network: in evaluation mode.
+        layers: of the network.
+        windows: outputs for two images, as far as the first rows of a batch are those of the first.
+        image: the first.
+    """
+    mixing: list[str] = []
+
+    def compare(name: str, inputs: Inputs, output: torch.Tensor) -> None:
+        alone, both = output.reshape(1, -1, output.shape[-1]), windows[name]
+        spread = float((both - both.mean(dim=(0, 1))).norm())
+        if alone.shape != both[:1].shape or float((alone - both[:1]).norm()) > _SAME_IMAGE * spread:
+            mixing.append(name)
+
+    if windows:
+        with hooked({name: layers[name] for name in windows}, after=compare):
+            network(image.clone())
+    return mixing
+
+
+def _of_one_image(value: torch.Tensor, layer: nn.Module, images: int) -> torch.Size:
+    if isinstance(layer, nn.Linear) and value.dim() > 1 and len(value) % images == 0:
+        value = by_image(value, images)
     return torch.Size((1, *value.shape[1:]))
 
 
 def _reason(layer: nn.Conv2d | nn.Linear, output: torch.Tensor) -> str | None:
     """Why the kind of a layer cannot be compressed, None if it can."""
     if isinstance(layer, nn.Linear):
-        return None if output.dim() in (2, 3, 4) else f"called on {output.dim()} dimensions"
+        return None if output.dim() > 1 else "called without images in a batch"
     if output.dim() != 4:
         return "called without images in a batch"
     if layer.groups > 1 and layer.groups == layer.in_channels:

@@ -1,16 +1,19 @@
 """The examination of a network before it is calibrated: what it costs, and which of its layers can be compressed."""
 
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from hscc_search.compression.calibration.batch_norm import fold_batch_norms
 from hscc_search.compression.calibration.eligible import ExaminedLayer, examine_layers
 from hscc_search.compression.calibration.lattice import choose_lattice
 from hscc_search.compression.calibration.maps import map_size
+from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.calibration.self_check import check_replacing
-from hscc_search.compression.form import Fold
+from hscc_search.compression.form import Fold, PlainLayer
 from hscc_search.compression.inspection import InspectedLayer, Inspection
 from hscc_search.dense.checked import check_network
 from hscc_search.dense.weights import check_values
@@ -25,22 +28,26 @@ class Examined:
     """A network that was examined.
 
     Attributes:
-        network: a copy in evaluation mode, with its batch norms folded.
+        network: a copy in evaluation mode, with its layers made plain and its batch norms folded.
+        plain: the layers whose weight is computed no longer.
         folds: the folded batch norms.
-        layers: the examination of each convolution and fully connected layer, in execution order.
+        layers: the examination of each Conv2d and Linear, in execution order.
+        others: multiply-adds per image of each other module that multiplies and adds itself, by its path.
         macs: multiply-adds per image of the whole network, counted while it ran.
         error: of the self-check, see :class:`hscc_search.compression.calibration.self_check.SelfCheck`.
     """
 
     network: nn.Module
+    plain: tuple[PlainLayer, ...]
     folds: tuple[Fold, ...]
     layers: dict[str, ExaminedLayer]
+    others: dict[str, int]
     macs: int
     error: float
 
 
 def examine(network: nn.Module, images: torch.Tensor) -> Examined:
-    """Examine a network: fold its batch norms, count its cost, and check that its layers can be replaced.
+    """Make a network's layers plain, fold its batch norms, count its cost, and check that its layers can be replaced.
 
     Args:
         network: the dense network; it is not changed.
@@ -52,7 +59,8 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
     """
     check_values(network.state_dict(), f"the dense network {type(network).__name__}")
     check_network(network, torch.cat([images[:1], images[-1:].flip(-1)]), type(network).__name__)
-    folded, folds = fold_batch_norms(network, images[:1])
+    plain_network, plain = make_plain(network, images[:1])
+    folded, folds = fold_batch_norms(plain_network, images[:1])
     layers = {name: layer for name, layer in folded.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     examined = examine_layers(folded, layers, images[:1])
     counts = count_macs(folded, images[:1])
@@ -70,7 +78,18 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
     checked = check_replacing(folded, sizes, images)
     for name, misfit in checked.misfits.items():
         examined[name] = replace(examined[name], reason=misfit)
-    return Examined(folded, folds, examined, counts[""], checked.error)
+    return Examined(folded, plain, folds, examined, _others(folded, counts, examined), counts[""], checked.error)
+
+
+def _others(network: nn.Module, counts: Mapping[str, int], layers: Container[str]) -> dict[str, int]:
+    """The multiply-adds of modules that are none of the layers, without those of the modules inside."""
+    others = {}
+    for name, module in network.named_modules():
+        inside = sum(counts.get(f"{name}.{child}", 0) for child, _ in module.named_children())
+        own = counts.get(name, 0) - inside
+        if name and name not in layers and own > 0:
+            others[name] = own
+    return others
 
 
 def inspect(network: nn.Module, images: torch.Tensor) -> Inspection:
@@ -111,12 +130,21 @@ def inspection_of(examined: Examined, images: int) -> Inspection:
                 channels=len(module.weight) // getattr(module, "groups", 1),
             )
         )
+    for name, macs in examined.others.items():
+        module = examined.network.get_submodule(name)
+        own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        inspected.append(InspectedLayer(name, _kind(module), macs, own, (), _why_other(module), 0, 0))
     parameters = sum(parameter.numel() for parameter in examined.network.parameters())
     return Inspection(tuple(inspected), examined.macs, parameters, examined.error, images)
 
 
-def _kind(layer: nn.Conv2d | nn.Linear) -> str:
+def _kind(layer: nn.Module) -> str:
     name = type(layer).__name__
-    if isinstance(layer, nn.Linear):
-        return name
-    return f"{name} {'x'.join(map(str, layer.kernel_size))}"
+    return f"{name} {'x'.join(map(str, layer.kernel_size))}" if isinstance(layer, _ConvNd) else name
+
+
+def _why_other(module: nn.Module) -> str:
+    """Why a module that is neither Conv2d nor Linear stays dense."""
+    if isinstance(module, _ConvNd):
+        return "a transposed convolution, or not one of maps"
+    return "its own forward pass multiplies and adds, outside of layers"

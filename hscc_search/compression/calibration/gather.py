@@ -10,7 +10,7 @@ from torch import nn
 from hscc_search.compression.calibration.activation import Bounds
 from hscc_search.compression.calibration.eligible import ExaminedLayer
 from hscc_search.compression.calibration.lattice import choose_lattice, positions_first
-from hscc_search.compression.calibration.maps import map_size, maps_of
+from hscc_search.compression.calibration.maps import by_image, map_size, maps_of
 from hscc_search.compression.calibration.record import InputStatistics, LayerRecord
 from hscc_search.errors import CompressionError
 from hscc_search.files import reserve
@@ -41,27 +41,31 @@ class LayerStatistics:
         self.responses = _mapped(file, (self.lattice.positions, images, channels))
         self.seen = 0
 
-    def add_output(self, output: torch.Tensor) -> None:
+    def add_output(self, output: torch.Tensor, images: int) -> None:
         """Write the responses to the next images to the file, and add up activations.
+
+        Args:
+            output: of the layer.
+            images: number of them.
 
         Raises:
             CompressionError: a response is not finite, or there are more than images.
         """
-        if self.seen + len(output) > self.responses.shape[1]:
+        maps = self._maps(output, images)
+        if maps.shape != (images, *self.profiles.shape) or self.seen + images > self.responses.shape[1]:
             raise CompressionError(f"layer {self.name} is not called once for each image of a batch")
-        maps = maps_of(self.layer, output)
         self.profiles += maps.relu().sum(dim=0)
         responses = self._on_lattice(maps)
         if not torch.isfinite(responses).all():
             raise CompressionError(
                 f"layer {self.name} answers with values that are not finite: the dense network is broken"
             )
-        self.responses[:, self.seen : self.seen + len(output)] = responses.float().cpu().numpy()
-        self.seen += len(output)
+        self.responses[:, self.seen : self.seen + images] = responses.float().cpu().numpy()
+        self.seen += images
 
-    def add_gradient(self, gradient: torch.Tensor) -> None:
-        """Add up the squared gradients of the responses."""
-        self.squares += self._on_lattice(maps_of(self.layer, gradient)).square().sum(dim=1)
+    def add_gradient(self, gradient: torch.Tensor, images: int) -> None:
+        """Add up the squared gradients of the responses to some images."""
+        self.squares += self._on_lattice(self._maps(gradient, images)).square().sum(dim=1)
 
     def add_input(self, x: torch.Tensor) -> None:
         """Add up products of input channels where the record has input statistics."""
@@ -86,6 +90,11 @@ class LayerStatistics:
             bounds=bounds,
             file=self.file,
         )
+
+    def _maps(self, values: torch.Tensor, images: int) -> torch.Tensor:
+        if isinstance(self.layer, nn.Linear) and values.dim() > 1 and len(values) % images == 0:
+            values = by_image(values, images)
+        return maps_of(self.layer, values)
 
     def _on_lattice(self, maps: torch.Tensor) -> torch.Tensor:
         every = slice(self.lattice.start, None, self.lattice.step)

@@ -72,7 +72,8 @@ def responses_on(layer: nn.Module, x: torch.Tensor, lattice: Lattice) -> torch.T
 
     Args:
         layer: the dense layer.
-        x: its input, float (images, Cin, height, width), (images, features) or (images, height, width, features).
+        x: its input, float (images, Cin, height, width), (images, features), (images, tokens, features) or
+            (images, height, width, features).
         lattice: of its output map.
 
     Returns:
@@ -82,6 +83,8 @@ def responses_on(layer: nn.Module, x: torch.Tensor, lattice: Lattice) -> torch.T
         if x.dim() == 2:
             return layer(x)[None]  # type: ignore[no-any-return]
         rows = slice(lattice.start, None, lattice.step)
+        if x.dim() == 3:
+            return layer(x[:, rows]).transpose(0, 1)  # type: ignore[no-any-return]
         return layer(x[:, rows, rows]).flatten(1, 2).transpose(0, 1)  # type: ignore[no-any-return]
     assert isinstance(layer, nn.Conv2d)
     stride = [lattice.step * stride for stride in layer.stride]

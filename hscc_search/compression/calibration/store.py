@@ -24,12 +24,12 @@ from torch import nn
 
 from hscc_search.compression.calibration.lattice import Lattice
 from hscc_search.compression.calibration.record import InputStatistics, LayerRecord
-from hscc_search.compression.form import Fold
+from hscc_search.compression.form import Fold, PlainLayer
 from hscc_search.compression.inspection import Inspection
 
 # Part of the key, so that a calibration of another version is not found. Raise it whenever the format changes, or what
 # a calibration computes.
-_VERSION = 6
+_VERSION = 7
 
 _TREE, _STATISTICS, _IMAGES = "calibration.json", "statistics.npz", "images.npy"
 
@@ -42,6 +42,7 @@ class StoredCalibration:
     """
 
     images: torch.Tensor
+    plain: tuple[PlainLayer, ...]
     folds: tuple[Fold, ...]
     records: tuple[LayerRecord, ...]
     inspection: Inspection
@@ -70,6 +71,7 @@ def write_calibration(folder: Path, calibration: StoredCalibration) -> None:
     np.savez(folder / _STATISTICS, **{name: value.cpu().numpy() for name, value in arrays.items()})
     tree = {
         "channels_last": channels_last,
+        "plain": [asdict(layer) for layer in calibration.plain],
         "folds": [asdict(fold) for fold in calibration.folds],
         "records": [_layer_stored(record) for record in calibration.records],
         "inspection": calibration.inspection.stored(),
@@ -95,6 +97,7 @@ def read_calibration(folder: Path, device: torch.device) -> StoredCalibration:
     ]
     return StoredCalibration(
         images=images.to(device),
+        plain=tuple(PlainLayer.from_stored(layer) for layer in tree["plain"]),
         folds=tuple(Fold(**fold) for fold in tree["folds"]),
         records=tuple(records),
         inspection=Inspection.from_stored(tree["inspection"]),

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.calibration.maps import by_image
 from hscc_search.compression.fitting.maps import MapsFit
 from hscc_search.compression.fitting.target import FitTarget
 from hscc_search.compression.fitting.vectors import axis_filters, fit_dense_vectors, fit_factored_vectors
@@ -22,7 +23,8 @@ def fit_layer(
         design: its regions, clusters and ranks.
         step: 1 where ``x`` has all calibration images, 2 where it has every second one, and so on.
         x: the layer's input in the partly compressed network, float (images, Cin, height, width), (images, features),
-            (images, tokens, features) or (images, height, width, features).
+            (images, tokens, features), (images, height, width, features), or what
+            :func:`~hscc_search.compression.calibration.maps.by_image` brings to one of them.
 
     Returns:
         The module that takes the layer's place, and its output for ``x``.
@@ -30,6 +32,9 @@ def fit_layer(
     layer = calibration.network.get_submodule(name)
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
     target = FitTarget(layer, calibration.record(name), step)
+    if isinstance(layer, nn.Linear) and by_image(x, target.images).shape != x.shape:
+        module, output = fit_layer(calibration, name, design, step, by_image(x, target.images))
+        return module, output.reshape(*x.shape[:-1], -1)
     module = build(layer, design.form).to(device=x.device, dtype=layer.weight.dtype).eval()
     if isinstance(layer, nn.Linear) and x.dim() == 2:
         return module, _fit_vectors(calibration, target, design, module, x)

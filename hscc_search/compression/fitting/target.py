@@ -24,6 +24,11 @@ class FitTarget:
     record: LayerRecord
     step: int
 
+    @property
+    def images(self) -> int:
+        """The number of images that the fit uses."""
+        return len(range(0, self.record.responses.shape[1], self.step))
+
     def responses(self, block: Block, positions: torch.Tensor, effects: torch.Tensor) -> torch.Tensor:
         """The dense responses of a block's channels, weighted.
 

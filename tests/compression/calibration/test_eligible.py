@@ -1,4 +1,5 @@
 import pytest
+import torch
 from fvcore.nn import FlopCountAnalysis
 from geometry import random_images
 from torch import nn
@@ -58,23 +59,38 @@ def test_layers_left_dense_have_fvcores_macs():
     assert calibration.macs == by_module[""]
 
 
-def test_a_layer_over_positions_folded_into_the_images_is_left_dense():
-    class Folded(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.pixels = nn.Linear(3, 8)
-            self.head = nn.Linear(8, 4)
+class Folded(nn.Module):
+    """A fully connected layer on all positions in one list, those of each image together or apart."""
 
-        def forward(self, x):
-            x = self.pixels(x.permute(0, 2, 3, 1).reshape(-1, 3))
-            return self.head(x.reshape(-1, 16, 8).mean(dim=1))
+    def __init__(self, together):
+        super().__init__()
+        self.together = together
+        self.pixels = nn.Linear(3, 8)
+        self.head = nn.Linear(8, 4)
 
-    network = Folded()
-    calibration = calibrate(network, random_images(side=4))
+    def forward(self, x):
+        positions = x.flatten(2).movedim(0, 0 if self.together else 2)
+        if self.together:
+            return self.head(self.pixels(positions.transpose(1, 2).reshape(-1, 3)).reshape(len(x), -1, 8).mean(dim=1))
+        return self.head(self.pixels(positions.movedim(0, 2).reshape(-1, 3)).reshape(-1, len(x), 8).mean(dim=0))
+
+
+def test_a_layer_over_positions_folded_into_the_images_has_the_positions_of_each_image():
+    images = random_images(side=4)
+    calibration = calibrate(Folded(together=True).eval(), images)
+    record = calibration.record("pixels")
+    assert record.responses.shape == (16, len(images), 8)
+    with torch.no_grad():
+        expected = calibration.network.pixels(images.flatten(2).transpose(1, 2)).transpose(0, 1)
+    assert torch.allclose(record.responses, expected, atol=1e-5)
+
+
+def test_a_layer_over_positions_of_all_images_mixed_is_left_dense():
+    calibration = calibrate(Folded(together=False).eval(), random_images(side=4))
     assert [record.name for record in calibration.records] == ["head"]
     macs, reason = left_dense(calibration)["pixels"]
     assert macs == 16 * 3 * 8
-    assert "more than one position" in reason
+    assert "positions of all images" in reason
 
 
 def test_a_network_that_is_one_layer_cannot_be_compressed():

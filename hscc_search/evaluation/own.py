@@ -1,0 +1,107 @@
+"""Metrics of a study's own: functions of scores and targets. Needs no torch."""
+
+import importlib
+import numbers
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from hscc_search.config import StudyConfig
+from hscc_search.errors import ConfigError, StudyError, one_line
+
+# Takes scores and targets of some images, and returns a number.
+OwnMetric = Callable[[np.ndarray, np.ndarray], object]
+
+# The largest share of draws that may be left out.
+_MOST_UNDEFINED = 0.1
+
+
+def own_metrics(config: StudyConfig) -> dict[str, OwnMetric]:
+    """Import the functions of a study's own metrics, by name.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    folder = str(Path.cwd())
+    if config.metrics and folder not in sys.path:
+        sys.path.insert(0, folder)  # a console script does not search the working folder
+    functions: dict[str, OwnMetric] = {}
+    for name, metric in config.metrics.items():
+        module, _, function = metric.function.partition(":")
+        try:
+            functions[name] = getattr(importlib.import_module(module), function)
+        except Exception as error:  # whatever the user's code raises
+            raise ConfigError(
+                f"metrics.{name}: cannot import {metric.function}: {one_line(error, with_type=True)}"
+            ) from error
+        if not callable(functions[name]):
+            raise ConfigError(f"metrics.{name}: {metric.function} is no function")
+    return functions
+
+
+def own_value(name: str, function: OwnMetric, scores: np.ndarray, targets: np.ndarray) -> float:
+    """Call a metric of a study's own on scores as they are kept, and their targets.
+
+    Raises:
+        StudyError: it raises, or returns no finite number.
+    """
+    try:
+        value = function(scores.astype(np.float32), targets.astype(np.int64))
+        if hasattr(value, "item"):
+            value = value.item()
+    except Exception as error:  # whatever the user's code raises
+        raise StudyError(
+            f"metric {name} fails on {len(targets):,} images: {one_line(error, with_type=True)}"
+        ) from error
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not np.isfinite(float(value)):
+        raise StudyError(f"metric {name} must return a finite number, not {value!r:.80}")
+    return float(value)
+
+
+def own_on_draws(
+    name: str, function: OwnMetric, scores: np.ndarray, targets: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Call a metric of a study's own on draws of images.
+
+    Args:
+        name: of the metric.
+        function: of the metric.
+        scores: as they are kept, shape (images, ...).
+        targets: shape (images, ...).
+        counts: how often each draw takes each image, whole numbers, shape (draws, images).
+
+    Returns:
+        float64, shape (draws,); NaN for draws on which it fails, as where a class is missing.
+
+    Raises:
+        StudyError: it fails on more than a tenth of the draws.
+    """
+    values, failure = np.full(len(counts), np.nan), None
+    for draw, count in enumerate(counts):
+        chosen = np.repeat(np.arange(len(targets)), count.astype(np.int64))
+        try:
+            values[draw] = own_value(name, function, scores[chosen], targets[chosen])
+        except StudyError as error:
+            failure = error
+    if failure is not None and np.isnan(values).mean() > _MOST_UNDEFINED:
+        raise StudyError(f"{failure} (on {np.isnan(values).sum()} of {len(counts)} bootstrap draws)")
+    return values
+
+
+def check_own_metrics(
+    functions: Mapping[str, OwnMetric], scores: np.ndarray, targets: np.ndarray, counts: np.ndarray
+) -> None:
+    """Call each metric of a study's own on all images and on one draw of them.
+
+    Raises:
+        StudyError: one fails.
+    """
+    drawn = np.repeat(np.arange(len(targets)), counts[0].astype(np.int64))
+    for name, function in functions.items():
+        own_value(name, function, scores, targets)
+        try:
+            own_value(name, function, scores[drawn], targets[drawn])
+        except StudyError as error:
+            raise StudyError(f"{error}: these are a bootstrap draw, in which images occur several times") from error

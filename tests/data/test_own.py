@@ -1,0 +1,234 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from hscc_search import run_study
+from hscc_search.config import DataConfig, StudyConfig
+from hscc_search.data import load_dataset, notices, split
+from hscc_search.data.own import dataset_of
+from hscc_search.errors import DataError
+from hscc_search.evaluation.predictions import network_input
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HSCC_CACHE", str(tmp_path / "cache"))
+
+
+def items(count, shape=(3, 8, 8), seed=0, classes=2, uint8=False, maps=None):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.rand(count, *shape, generator=generator)
+    labels = (
+        torch.arange(count) % classes if maps is None else torch.randint(classes, (count, *maps), generator=generator)
+    )
+    return TensorDataset((inputs * 255).to(torch.uint8) if uint8 else inputs, labels)
+
+
+def three(**keys):
+    return [items(count, seed=seed, **keys) for seed, count in enumerate((20, 8, 6))]
+
+
+class Changing:
+    """Items whose inputs change at random when they are read, as under augmentation."""
+
+    def __init__(self, dataset, share=1.0):
+        self.dataset, self.share = dataset, share
+        self.generator = np.random.default_rng(0)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, position):
+        image, label = self.dataset[position]
+        return (image.flip(2) if self.generator.random() < self.share / 2 else image), label
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 6, 10), (5,), (2, 3, 4, 5)])
+def test_inputs_of_any_shape_arrive_as_they_are(shape):
+    given = three(shape=shape)
+    dataset = dataset_of(*given)
+    parts = split(dataset, 0.15, 0.15, 0)
+    for part, own in zip(vars(parts).values(), given, strict=True):
+        inputs, labels = own.tensors
+        np.testing.assert_array_equal(np.asarray(part.images), inputs.numpy())
+        np.testing.assert_array_equal(part.labels, labels.numpy())
+        assert torch.equal(network_input(torch.from_numpy(part.images[:]), DataConfig(source="digits")), inputs)
+        assert len(set(part.groups.tolist())) == len(part)
+    assert (dataset.images.dtype, dataset.classes, dataset.notes) == (np.float32, ("0", "1"), ())
+
+
+def test_maps_of_classes_are_labels_of_their_shape():
+    given = three(maps=(4, 6), classes=3)
+    parts = split(dataset_of(*given, classes=["ground", "organ", "tumour"]), 0.15, 0.15, 0)
+    for part, own in zip(vars(parts).values(), given, strict=True):
+        np.testing.assert_array_equal(part.labels, own.tensors[1].numpy())
+    assert parts.train.labels.dtype == np.uint8
+    assert len(parts.train.subset(5, 0)) == 5
+    assert notices(dataset_of(*given), parts) == ()
+
+
+def test_the_same_items_are_one_fingerprint_and_other_items_another():
+    prints = [dataset_of(*three()).fingerprint, dataset_of(*three()).fingerprint]
+    prints += [dataset_of(*three(classes=3)).fingerprint, dataset_of(*three(uint8=True)).fingerprint]
+    train, validation, test = three()
+    prints += [
+        dataset_of(train, test, validation).fingerprint,
+        dataset_of(train, validation, test, ["a", "b"]).fingerprint,
+    ]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 5
+
+
+def test_a_train_part_that_changes_is_told_and_kept_as_it_was_read_first():
+    train, validation, test = three()
+    first, again = (dataset_of(Changing(train), validation, test) for _ in range(2))
+    assert "inputs of the train part change when they are read again" in first.notes[0]
+    assert first.fingerprint == again.fingerprint
+    np.testing.assert_array_equal(first.images, again.images)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.05])
+def test_a_measured_part_that_changes_is_refused(share):
+    train, validation, _ = three()
+    with pytest.raises(DataError, match="the test part gives other inputs when it is read again"):
+        dataset_of(train, validation, Changing(items(60, seed=5), share))
+
+
+def test_copies_between_parts_are_refused_unless_they_are_allowed():
+    train, validation, _ = three(uint8=True)
+    match = (
+        r"3 of 20 images of the train part, 3 of 3 images of the test part have copies .*such as train\[0\], test\[0\]"
+    )
+    copied = TensorDataset(*(values[:3] for values in train.tensors))
+    with pytest.raises(DataError, match=match):
+        dataset_of(train, validation, copied)
+    assert "have copies in another one" in dataset_of(train, validation, copied, allow_leaks=True).notes[0]
+    assert dataset_of(train, validation, copied, copies="none").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (torch.zeros(3, 8, 8), "a pair of input and target"),
+        (("cat.png", 0), "input of type <U7"),
+        ((torch.zeros(3, 8, 8, dtype=torch.int64), 0), "floating-point numbers or uint8"),
+        ((torch.full((3, 8, 8), torch.nan), 0), "NaN or infinity"),
+        ((torch.zeros(3, 8, 8), -1), "position of a class is needed"),
+        ((torch.zeros(3, 8, 8), torch.tensor([0.0, 1.0])), "position of a class is needed"),
+        ((torch.zeros(3, 8, 9), 0), "another shape or type"),
+        ((torch.zeros(3, 8, 8, dtype=torch.uint8), 0), "another shape or type"),
+        ((torch.zeros(3, 8, 8), torch.zeros(8, 8, dtype=torch.int64)), "another shape or type"),
+    ],
+)
+def test_items_that_cannot_be_used_are_named_in_one_line(item, message):
+    train, validation, test = three()
+    with pytest.raises(DataError, match=rf"validation\[8\].*{message}"):
+        dataset_of(train, [*validation, item], test)
+
+
+def test_parts_and_classes_that_cannot_be_used_are_refused():
+    train, validation, test = three()
+    with pytest.raises(DataError, match="the test part is empty"):
+        dataset_of(train, validation, [])
+    with pytest.raises(DataError, match="must have a length and items by position"):
+        dataset_of(iter(train), validation, test)
+    with pytest.raises(DataError, match=r"cannot read validation\[0\]: KeyError"):
+        dataset_of(train, Broken(), test)
+    with pytest.raises(DataError, match="targets go up to 1, and classes are one"):
+        dataset_of(train, validation, test, classes=["one"])
+    with pytest.raises(DataError, match=r"data\.classes names x"):
+        dataset_of(train, validation, test, order=("x", "0"))
+    with pytest.raises(DataError, match="all targets are class 0"):
+        dataset_of(*three(classes=1))
+
+
+class Broken:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, position):
+        raise KeyError(position)
+
+
+FACTORY = """
+import numpy as np
+from hscc_search.config import DataConfig
+from hscc_search.data import load_dataset, split
+
+
+def parts():
+    dataset = load_dataset(DataConfig(path={folder!r}, image_size=8))
+    parts = vars(split(dataset, 0.15, 0.15, 0))
+    made = {{name: list(zip(part.images, part.labels)) for name, part in parts.items()}}
+    return {{**made, "classes": dataset.classes}}
+
+
+def as_floats():
+    made = parts()
+    classes = made.pop("classes")
+    return tuple([(image / np.float32(255), label) for image, label in part] for part in made.values())
+
+
+def wrong():
+    return 3
+
+
+def broken():
+    raise OSError("no such server")
+"""
+
+
+@pytest.fixture
+def factory(image_folder, tmp_path, monkeypatch):
+    """A module of the user's own, beside a folder of images that it reads."""
+    folder = image_folder({"cat": 40, "dog": 30})
+    (tmp_path / "own_data.py").write_text(FACTORY.format(folder=str(folder)))
+    monkeypatch.syspath_prepend(tmp_path)
+    return folder
+
+
+def study_of(data, storage):
+    tree = {
+        "name": "study",
+        "data": {"image_size": 8, **data},
+        "model": {"name": "digits_cnn"},
+        "training": {"epochs": 1},
+        "compression": {"calibration_images": 40},
+        "storage": storage,
+        "trials": 2,
+    }
+    return StudyConfig.from_tree(tree, "study")
+
+
+def test_a_study_of_a_users_own_data_set_has_the_trials_of_the_folders_study(factory, tmp_path):
+    trials = []
+    for number, data in enumerate(({"path": factory}, {"source": "python", "factory": "own_data:parts"})):
+        study = run_study(study_of(data, f"sqlite:///{tmp_path}/{number}.db"))
+        trials.append([(point.sample, point.metrics) for point in study.points])
+    assert trials[0] == trials[1]
+    assert len(trials[0]) == 2
+
+
+def test_a_study_of_floating_point_inputs_runs(factory, tmp_path):
+    data = {"source": "python", "factory": "own_data:as_floats", "classes": ["1", "0"]}
+    study = run_study(study_of(data, f"sqlite:///{tmp_path}/studies.db"))
+    assert (len(study.points), study.record.classes) == (2, ("1", "0"))
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("wrong", r"own_data:wrong must return the datasets train, validation and test.*not 3"),
+        ("broken", "cannot make the data set own_data:broken: OSError: no such server"),
+        ("none", "own_data:none: AttributeError"),
+    ],
+)
+def test_a_factory_that_cannot_be_used_ends_in_one_line(factory, function, message):
+    with pytest.raises(DataError, match=message):
+        load_dataset(DataConfig(source="python", factory=f"own_data:{function}", image_size=8))
+
+
+def test_inputs_of_another_shape_than_the_study_says_are_refused(factory):
+    with pytest.raises(DataError, match=r"inputs of shape \(3, 8, 8\), and data\.image_size says \(3, 16, 16\)"):
+        load_dataset(DataConfig(source="python", factory="own_data:parts", image_size=16))
