@@ -114,9 +114,7 @@ def export(
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
         plan, elsewhere = result.compressed.plan, opened.trained_elsewhere
-        dicom = any(name.lower().endswith(DICOM) for name in opened.dataset.names)
-        files = Files(opened.dataset.images.dtype, dicom)
-        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere, files)
+        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere, _files(opened))
         _describe(folder, record, config, metrics, card)
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
@@ -176,6 +174,12 @@ def _count(result: TrialResult, shape: Shape) -> CountedCost:
 
 def _deployed(network: nn.Module, opened: Opened) -> Deployed:
     return Deployed(network, *_normalisation(opened), opened.config.data.shape).cpu().eval()
+
+
+def _files(opened: Opened) -> Files:
+    """The kind of the study's images."""
+    dicom = any(name.lower().endswith(DICOM) for name in opened.dataset.names)
+    return Files(opened.dataset.images.dtype, dicom)
 
 
 def _normalisation(opened: Opened) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -101,7 +101,7 @@ def _lines(data: DataConfig, files: Files) -> list[str]:
     eight_bits = _GREY if data.channels == 1 else _RGB
     if not files.wide:
         return [_IMPORTS + _EIGHT_BITS, resize, f"pixels = {eight_bits}"]
-    grey = _GREY_WIDE if data.channels == 1 else f"{_GREY_WIDE}.repeat(3, axis=1)"
+    grey = _GREY_WIDE if data.channels == 1 else f"({_GREY_WIDE}).repeat(3, axis=1)"
     low, high = data.bounds or (0.0, 65535.0)
     bounds = f"low, high = {low!r}, {high!r}  # are 0 and 1"
     if files.dicom:
