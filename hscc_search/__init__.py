@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hscc_search.session import Study as Study
     from hscc_search.session import read_study as read_study
     from hscc_search.session import run_study as run_study
+    from hscc_search.session import search as search
 
 # The module of each public name. torch and Optuna take seconds to import, so a name is imported when it is first used:
 # `hscc-search --help` and a mistyped study file answer at once. Type checkers read the imports above instead.
@@ -60,6 +61,7 @@ _MODULES = {
     "load_dense": "hscc_search.search.trial",
     "read_study": "hscc_search.session",
     "run_study": "hscc_search.session",
+    "search": "hscc_search.session",
     "select": "hscc_search.pareto.selection",
     "work_on": "hscc_search.search.study",
 }

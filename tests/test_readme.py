@@ -83,6 +83,13 @@ def test_the_study_options_are_all_allowed():
     assert all(space.checked(sample) for sample in config.start)
 
 
+def test_the_ways_to_give_images_are_allowed():
+    blocks = re.findall(r"```yaml\n(data:.*?)```", README, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        StudyConfig.from_tree({"name": "mine", "model": {"name": "digits_cnn"}, **yaml.safe_load(block)}, "README")
+
+
 def test_the_comparison_runs(cli, folder):
     (command,) = [command for command in COMMANDS if "compare" in command]
     cli(*shlex.split(command)[1:], cwd=folder)

@@ -59,12 +59,16 @@ def compare(
         report: told of each step.
 
     Raises:
-        HsccError: a method or a number is wrong, a checkpoint is given for several splits, ``out`` belongs to another
-            comparison, or the images or the dense network cannot be used.
+        HsccError: a method or a number is wrong, several splits are asked for where a checkpoint or the images belong
+            to one, ``out`` belongs to another comparison, or the images or the dense network cannot be used.
     """
     _check(config, budgets, methods, seeds)
-    fingerprint = load_dataset(config.data, report).fingerprint
-    config = claim(out, ComparisonRecord(config, epochs, fingerprint, _checkpoint_digest(config)))
+    dataset = load_dataset(config.data, report)
+    if dataset.sides is not None and len(set(seeds)) > 1:
+        raise ConfigError(
+            "the images come with a split, which is kept, and other seeds draw no other one: give one seed"
+        )
+    config = claim(out, ComparisonRecord(config, epochs, dataset.fingerprint, _checkpoint_digest(config)))
     every = _asked(budgets, methods, seeds, epochs)
     for seed in dict.fromkeys(seeds):
         missing = [asked for asked in every if asked.seed == seed and not network_path(out, asked).exists()]

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from hscc_search.config.dense import DataConfig, FinetuningConfig, ModelConfig, TrainingConfig
+from hscc_search.config.data import DataConfig
+from hscc_search.config.dense import FinetuningConfig, ModelConfig, TrainingConfig
 from hscc_search.config.explain import explain
 from hscc_search.config.metrics import (
     COSTS,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hscc_search.config import DataConfig
-from hscc_search.data.copies import Look, copy_pairs, look_and_contrast, numbered_copies
+from hscc_search.data.copies import Look, contrast_and_look, copy_pairs, numbered_copies
 from hscc_search.data.decode import file_digest, read_image
 from hscc_search.data.folder import Skipped
 from hscc_search.data.grouping import numbered
@@ -59,8 +59,8 @@ class ImagesReport:
 class _Image:
     listed: Listed
     digest: str
-    look: Look
     contrast: int
+    look: Look
 
 
 def check_images(config: DataConfig, report: Report = silent) -> ImagesReport:
@@ -77,7 +77,7 @@ def check_images(config: DataConfig, report: Report = silent) -> ImagesReport:
     images: list[_Image] = []
     unreadable: list[tuple[Path, str]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, outcome in enumerate(pool.map(partial(_read, config), listing.images), 1):
+        for done, outcome in enumerate(pool.map(partial(_read, config=config), listing.images), 1):
             if isinstance(outcome, _Image):
                 images.append(outcome)
             else:
@@ -116,10 +116,10 @@ def _leak(images: Sequence[Listed], copies: np.ndarray) -> str | None:
     return leaks(copies, groups, np.array(sides), tuple(str(image.path) for image in images))
 
 
-def _read(config: DataConfig, image: Listed) -> _Image | tuple[Path, str]:
+def _read(image: Listed, config: DataConfig) -> _Image | tuple[Path, str]:
     """Read an image; return its path and the reason where it cannot be read."""
     try:
-        digest, pixels = file_digest(image.path), read_image(image.path, config)
+        digest, picture = file_digest(image.path), read_image(image.path, config)
     except DataError as error:
         return image.path, printable(error.__cause__ or error)
-    return _Image(image, digest, *look_and_contrast(pixels))
+    return _Image(image, digest, *contrast_and_look(picture))

@@ -53,6 +53,12 @@ class Look:
     pixels: str
 
 
+def contrast_and_look(image: Image.Image) -> tuple[int, Look]:
+    """The contrast of an image from :func:`hscc_search.data.decode.read_image` as it looks in 8 bits, and its look."""
+    shown = seen(image)
+    return contrast_of(shown), look_of(shown, image.tobytes() if image.mode == "F" else None)
+
+
 def look_of(image: Image.Image, exact: bytes | None = None) -> Look:
     """Look at an RGB image.
 
@@ -67,12 +73,6 @@ def look_of(image: Image.Image, exact: bytes | None = None) -> Look:
         drawn=_is_drawn(image),
         pixels=hashlib.sha256(size + (image.tobytes() if exact is None else exact)).hexdigest(),
     )
-
-
-def look_and_contrast(image: Image.Image) -> tuple[Look, int]:
-    """The look and the contrast of an image from :func:`hscc_search.data.decode.read_image`, as a screen shows it."""
-    shown = seen(image)
-    return look_of(shown, image.tobytes() if image.mode == "F" else None), contrast_of(shown)
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:

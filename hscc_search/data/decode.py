@@ -16,7 +16,6 @@ _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 _WIDE_MODES = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 _SIXTEEN_BITS = (0.0, 65535.0)
 DICOM = (".dcm", ".dicom")
-_NEVER_WIDE = (".bmp", ".jpeg", ".jpg", ".webp")
 
 
 def read_image(path: Path, config: DataConfig) -> Image.Image:
@@ -46,18 +45,6 @@ def read_image(path: Path, config: DataConfig) -> Image.Image:
         raise
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error and others
         raise _unreadable(path, error) from error
-
-
-def is_wide(path: Path) -> bool:
-    """Whether a file holds more than 8 bits per channel, as :func:`read_image` reads it; by its head alone."""
-    suffix = path.suffix.lower()
-    if suffix in DICOM or suffix in _NEVER_WIDE:
-        return suffix in DICOM
-    try:
-        with Image.open(path) as image:
-            return image.mode not in _EIGHT_BIT_MODES
-    except Exception:  # whoever reads it all says why
-        return False
 
 
 def _has_sixteen_bits(image: Image.Image) -> bool:
@@ -95,11 +82,6 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: Resize) -> Image
     if resize == "pad":
         return ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=0)
     return image.resize(size, Image.Resampling.BILINEAR)
-
-
-def widened(pixels: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Pixels in a type that may be wider, in which another value is 1: 65535 in place of 255."""
-    return pixels.astype(dtype) * 257 if pixels.dtype == np.uint8 and dtype == np.uint16 else pixels
 
 
 def seen(image: Image.Image) -> Image.Image:

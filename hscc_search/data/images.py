@@ -3,19 +3,20 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from hscc_search.cache import cache_folder
 from hscc_search.config import DataConfig
-from hscc_search.data.copies import Look, copy_groups, look_and_contrast
+from hscc_search.data.copies import Look, contrast_and_look, copy_groups
 from hscc_search.data.dataset import Dataset, judged, leak_lines, ordered_classes
-from hscc_search.data.decode import file_digest, is_wide, pixels_of, read_image, widened
+from hscc_search.data.decode import file_digest, pixels_of, read_image
 from hscc_search.data.grouping import linked, numbered
 from hscc_search.data.listing import PARTS
 from hscc_search.data.own import dataset_of_factory
@@ -68,6 +69,11 @@ def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
         DataError: the folder, the table or an image cannot be used, there are fewer than two classes or others than
             the study says, or copies or groups stand in two parts of a split of the user's own.
     """
+    if config.source == "memory":
+        raise DataError(
+            "the images of this study were objects in the memory of the Python process that searched it, and only "
+            "hscc_search.search with the same objects goes on with it"
+        )
     if config.source == "python":
         dataset = dataset_of_factory(config, report)
         _check_shape(config, dataset.images.shape[1:])
@@ -78,8 +84,9 @@ def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
     classes = _classes(config, sorted({source.class_name for source in sources}))
     listing = "\n".join(f"{source.class_name} {source.digest}" for source in sources)
     fingerprint = hashlib.sha256(listing.encode()).hexdigest()
-    entry = cache_folder("pixels") / f"{fingerprint[:32]}-{_decoding(config)}-v{_PIXEL_VERSION}"
-    decoded = _decoded(entry, sources, config, report)
+    decoded = _decoded(
+        cache_folder("pixels") / f"{fingerprint[:32]}-{_decoding(config)}-v{_PIXEL_VERSION}", sources, config, report
+    )
     positions = {name: position for position, name in enumerate(classes)}
     copies, groups = decoded[config.copies], numbered([source.group or None for source in sources])
     sides = np.array([PARTS.index(source.part) for source in sources], np.int64) if sources[0].part else None
@@ -99,34 +106,12 @@ def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
     )
 
 
-def _decoding(config: DataConfig) -> str:
-    """Name how files are decoded: by the size of the images, and a digest of what is said beyond that."""
-    _, height, width = config.shape
-    said = config.model_dump(include={"channels", "resize", "range", "window"}, exclude_defaults=True, mode="json")
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
-    return (f"{height}" if height == width else f"{height}x{width}") + (f"-{digest}" if said else "")
-
-
-def _decoded(entry: Path, sources: Sequence[_Source], config: DataConfig, report: Report) -> Arrays:
-    """The pixels, contrasts and groups of copies of all images, from an entry of the cache or decoded into it."""
-
-    def fill(keep: Mapping[str, Keep]) -> Arrays:
-        return _decode(sources, config, stream.dtype, keep["images"], report)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        paths = [source.path for source in sources if source.path is not None]
-        wide = any(pool.map(is_wide, paths))  # then all are stored so
-    stream = Stream((len(sources), *config.shape), np.dtype(np.uint16 if wide else np.uint8))
-    return arrays_of(entry, {"images": stream}, f"{len(sources)} decoded images", fill)
-
-
 def _check_shape(config: DataConfig, shape: tuple[int, ...]) -> None:
     """Check that inputs of source python have the shape for which the network is built."""
-    wanted = config.shape
-    if shape != wanted:
+    if shape != config.shape:
         raise DataError(
             f"data.factory {config.factory} gives inputs of shape {shape}, and data.channels and data.image_size say "
-            f"{wanted}: both must be the same"
+            f"{config.shape}: both must be the same"
         )
 
 
@@ -146,6 +131,34 @@ def _classes(config: DataConfig, found: Sequence[str]) -> tuple[str, ...]:
             f"{remedy if config.source == 'folder' else ''}"
         )
     return ordered_classes(found, config.classes)
+
+
+def _decoding(config: DataConfig) -> str:
+    """Name how files are decoded: by the side of the images, and a digest of what is said beyond that."""
+    _, height, width = config.shape
+    said = config.model_dump(include={"channels", "resize", "range", "window"}, exclude_defaults=True, mode="json")
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+    return (f"{height}" if height == width else f"{height}x{width}") + (f"-{digest}" if said else "")
+
+
+def _decoded(entry: Path, sources: Sequence[_Source], config: DataConfig, report: Report) -> Arrays:
+    """The pixels, contrasts and groups of copies of all images, from an entry of the cache where there is one."""
+
+    def decoded(dtype: type[np.unsignedinteger[Any]]) -> Arrays:
+        stream = Stream((len(sources), *config.shape), np.dtype(dtype))
+        content = f"{len(sources)} decoded images"
+        return arrays_of(
+            entry, {"images": stream}, content, lambda keep: _decode(sources, config, keep["images"], dtype, report)
+        )
+
+    try:
+        return decoded(np.uint8)
+    except _WiderError:
+        return decoded(np.uint16)
+
+
+class _WiderError(Exception):
+    """An image has more bits than the others so far."""
 
 
 def _listed_sources(config: DataConfig) -> tuple[list[_Source], tuple[str, ...]]:
@@ -171,19 +184,32 @@ def _digit_sources() -> list[_Source]:
     ]
 
 
-def _decode(sources: Sequence[_Source], config: DataConfig, dtype: np.dtype, keep: Keep, report: Report) -> Arrays:
-    """Read all images, and hand the pixels of each to ``keep``; return their contrasts and groups of copies."""
+def _decode(
+    sources: Sequence[_Source],
+    config: DataConfig,
+    keep: Keep,
+    dtype: type[np.unsignedinteger[Any]],
+    report: Report,
+) -> Arrays:
+    """Read all images, and hand the pixels of each to ``keep``; return their contrasts and groups of copies.
 
-    def read(source: _Source) -> tuple[np.ndarray, Look, int]:
+    Raises:
+        _WiderError: an image has more than 8 bits, and ``dtype`` has not.
+    """
+
+    def read(source: _Source) -> tuple[np.ndarray, int, Look]:
         image = source.open(config)
-        return widened(pixels_of(image, config), dtype), *look_and_contrast(image)
+        return pixels_of(image, config), *contrast_and_look(image)
 
     contrasts = np.empty(len(sources), np.uint8)
     looks: list[Look] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(sources), _DECODED_AT_ONCE):
-            for pixels, look, contrast in pool.map(read, sources[start : start + _DECODED_AT_ONCE]):
-                keep(pixels)
+            for pixels, contrast, look in pool.map(read, sources[start : start + _DECODED_AT_ONCE]):
+                if pixels.dtype.itemsize > np.dtype(dtype).itemsize:
+                    raise _WiderError
+                # 255 and 65535 are both 1.
+                keep(pixels if pixels.dtype == dtype else pixels.astype(dtype) * 257)
                 contrasts[len(looks)] = contrast
                 looks.append(look)
                 report(Progress("reading images", len(looks), len(sources)))

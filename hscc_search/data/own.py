@@ -10,8 +10,9 @@ from PIL import Image
 
 from hscc_search.cache import cache_folder
 from hscc_search.config import CopyKind, DataConfig
-from hscc_search.data.copies import Look, copy_groups, look_and_contrast
+from hscc_search.data.copies import Look, copy_groups, look_of
 from hscc_search.data.dataset import Dataset, judged, leak_lines, ordered_classes
+from hscc_search.data.decode import contrast_of
 from hscc_search.data.grouping import linked
 from hscc_search.data.items import Item, read_item, read_items
 from hscc_search.data.listing import PARTS
@@ -236,7 +237,7 @@ def _seen(item: Item) -> tuple[Look, int]:
     values = item.input
     if values.dtype == np.uint8 and values.ndim == 3 and len(values) == 3:
         image = Image.fromarray(np.ascontiguousarray(values.transpose(1, 2, 0)))
-        return look_and_contrast(image)
+        return look_of(image), contrast_of(image)
     # Inputs of other values have other hashes, which no two inputs share by chance.
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(item.digest), np.uint8)).astype(bool)
     return Look(bits, np.zeros((8, 8, 3), np.float32), False, item.digest), 255 * int(values.max() > values.min())

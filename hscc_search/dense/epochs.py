@@ -28,7 +28,7 @@ class Descent:
     Attributes:
         network: changed in place.
         config: of the study.
-        images: as in :class:`hscc_search.data.dataset.Dataset`; on the network's device unless they are many.
+        images: as they are stored, shape (images, ...); on the network's device unless they are many.
         labels: int64, shape (images,), on the network's device.
         optimizer: of all weights.
         schedule: of the learning rate, advanced after each step.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hscc_search.config import Shape, shape_of
+from hscc_search.config import IN_MEMORY, Shape, shape_of
 from hscc_search.dense.checked import check_network
 from hscc_search.dense.names import unknown_network
 from hscc_search.errors import ModelError, one_line
@@ -82,6 +82,11 @@ def construct(name: str, classes: int, shape: int | Shape, weights: str | None =
     shape = shape_of(shape)
     if weights is not None and (":" in name or name == "digits_cnn"):
         raise ModelError(f"model.weights is for torchvision and timm networks, not for {name}: use model.checkpoint")
+    if name == IN_MEMORY:
+        raise ModelError(
+            "the dense network was an object in memory where the study was searched: give it to "
+            "hscc_search.load(folder, network), or go on with hscc_search.search"
+        )
     if name == "digits_cnn":
         if any(side % 4 for side in shape[1:]):
             raise ModelError(f"digits_cnn needs an image size that is a multiple of 4, not {_pixels(shape)}")

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from hscc_search.data import Images
+from hscc_search.data.rows import Images
 from hscc_search.evaluation.predictions import batches
 
 # So that the numbers are the same wherever they are computed, and short in a study.

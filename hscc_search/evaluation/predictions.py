@@ -49,7 +49,7 @@ def network_input(images: torch.Tensor, config: DataConfig) -> torch.Tensor:
     Returns:
         float32, the same shape; channels last in memory, which is up to 2.5 times faster on a CPU.
     """
-    if images.dtype not in LARGEST:
+    if images.is_floating_point():
         return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
     mean, std = (torch.tensor(values, device=images.device).view(1, -1, 1, 1) for values in (config.mean, config.std))
     return normalise(pixel_values(images), mean, std).contiguous(memory_format=torch.channels_last)

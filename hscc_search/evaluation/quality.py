@@ -97,7 +97,10 @@ def _by_confusions(
         draws = np.random.default_rng(seed).multinomial(len(labels), confusion / len(labels), BOOTSTRAP_DRAWS)
     else:
         counts = draw_counts(len(labels), BOOTSTRAP_DRAWS, seed, groups)
-        draws = np.stack([np.bincount(cells, weights=row, minlength=count * count) for row in counts])
+        order = np.argsort(cells, kind="stable")
+        occurring, first = np.unique(cells[order], return_index=True)
+        draws = np.zeros((len(counts), count * count), np.int64)
+        draws[:, occurring] = np.add.reduceat(counts[:, order], first, axis=1, dtype=np.int64)
     on_all, on_draws = (_measures(cells.reshape(-1, count, count)) for cells in (confusion, draws))
     return (
         _named({measure: values[0] for measure, values in on_all.items()}, classes),

@@ -12,7 +12,7 @@ from torch import nn
 
 from hscc_search.compression.compress import compress
 from hscc_search.compression.inspection import Inspection
-from hscc_search.config import Shape, StudyConfig
+from hscc_search.config import IN_MEMORY, Shape, StudyConfig
 from hscc_search.data import Part
 from hscc_search.data.decode import DICOM
 from hscc_search.dense.opened import Opened
@@ -76,6 +76,7 @@ def export(
     device: str = "auto",
     report: Report = silent,
     tuned: nn.Module | None = None,
+    given: Opened | None = None,
 ) -> Metrics:
     """Compress with a trial's setting again, write the folder, load both models back and measure them on the test part.
 
@@ -89,6 +90,7 @@ def export(
         report: told of each step.
         tuned: the trial's network after further training elsewhere, whose weights are exported; None for the weights
             that compressing again, and fine-tuning where ``config`` says so, give.
+        given: images and dense network that are in memory; None opens those that ``config`` names.
 
     Returns:
         The content of ``metrics.json``.
@@ -102,7 +104,7 @@ def export(
     """
     _check_output(out)
     record = study.record
-    opened = open_again(record, config, device, report)
+    opened = given or open_again(record, config, device, report)
     result, inspection = _compress_again(opened, record, point, report, tuned)
     cost = _count(result, config.data.shape)
     _make_parent(out)
@@ -110,7 +112,7 @@ def export(
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
-        answers = _check(folder, opened.parts.test)
+        answers = _check(folder, opened)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
         plan, elsewhere = result.compressed.plan, opened.trained_elsewhere
@@ -206,14 +208,16 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
     write_json(folder / ARCHITECTURE, architecture.stored())
 
 
-def _check(folder: Path, test: Part) -> _Answers:
+def _check(folder: Path, opened: Opened) -> _Answers:
     """Run both models from their files over the test part.
 
     Raises:
         ExportError: their scores differ by more than rounding does.
     """
+    test, in_memory = opened.parts.test, opened.config.model.name == IN_MEMORY
     by_onnx = _onnx_scores(folder / ONNX, test)
-    by_torch = _torch_scores(build_module(folder), test)
+    by_torch = _torch_scores(build_module(folder, opened.network.cpu() if in_memory else None), test)
+    opened.network.to(opened.device)
     gap = float(np.abs(by_onnx - by_torch).max())
     scale = max(1.0, float(np.abs(by_torch).max()))
     if not gap <= _TOLERANCE * scale:

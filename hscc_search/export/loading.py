@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import nn
+
 from hscc_search.compression.rebuild import rebuild
 from hscc_search.dense.networks import build_network
 from hscc_search.dense.weights import load_weights, read_checkpoint
@@ -9,8 +11,13 @@ from hscc_search.export.deployed import Deployed
 from hscc_search.export.folder import ARCHITECTURE, WEIGHTS, read_architecture, read_manifest
 
 
-def load(folder: str | Path) -> Deployed:
+def load(folder: str | Path, network: nn.Module | None = None) -> Deployed:
     """Load an exported folder as a torch module in evaluation mode.
+
+    Args:
+        folder: that ``hscc-search export`` or a study in Python has written.
+        network: of the architecture that was compressed; None builds it by its name. One that was in memory where its
+            study was searched must be given. It is not changed.
 
     Returns:
         A module that takes float32 images with values 0 to 1, shape (images, channels, height, width), and
@@ -23,10 +30,10 @@ def load(folder: str | Path) -> Deployed:
     """
     folder = Path(folder)
     read_manifest(folder).check(folder, (ARCHITECTURE, WEIGHTS))
-    return build_module(folder)
+    return build_module(folder, network)
 
 
-def build_module(folder: Path) -> Deployed:
+def build_module(folder: Path, network: nn.Module | None = None) -> Deployed:
     """Build the torch module of an exported folder without checking its digests.
 
     Raises:
@@ -34,7 +41,8 @@ def build_module(folder: Path) -> Deployed:
         ModelError: the network that it was compressed from cannot be built.
     """
     architecture = read_architecture(folder)
-    network = build_network(architecture.model, len(architecture.classes), architecture.pictures.shape)
+    if network is None:
+        network = build_network(architecture.model, len(architecture.classes), architecture.pictures.shape)
     network = rebuild(network, architecture.form)
     module = Deployed(network, architecture.mean, architecture.std, architecture.pictures.shape)
     load_weights(module, read_checkpoint(folder / WEIGHTS).tensors, f"{folder / WEIGHTS}")

@@ -35,9 +35,13 @@ if file.PhotometricInterpretation == "MONOCHROME1":
 image = Image.fromarray(shares.astype(np.float32))"""
 _SIXTEEN_BITS_ALONE = 'assert image.mode.startswith("I;16"), "convert the image to 8 or 16 bits per channel"'
 _OWN_WINDOW = """\
-centre, width = (float(np.ravel(value)[0]) for value in (file.WindowCenter, file.WindowWidth))
-exact = file.get("VOILUTFunction") == "LINEAR_EXACT"
-low, high = centre - width / 2, centre + width / 2 - (0 if exact else 1)  # are 0 and 1"""
+low, high = 0, 255  # are 0 and 1, unless there is a window
+if "WindowWidth" in file:
+    centre, width = (float(np.ravel(value)[0]) for value in (file.WindowCenter, file.WindowWidth))
+    exact = file.get("VOILUTFunction") == "LINEAR_EXACT"
+    low, high = centre - width / 2, centre + width / 2 - (0 if exact else 1)
+else:
+    assert file.BitsStored == 8, 'give the file a window'"""
 _RESIZE = {
     "squeeze": "image.resize(({width}, {height}), Image.Resampling.BILINEAR)",
     "crop": "ImageOps.fit(image, ({width}, {height}), Image.Resampling.BILINEAR)",

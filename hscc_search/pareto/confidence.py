@@ -92,11 +92,7 @@ def confidence(
     if not feasible:
         return Confidence(probability, frozenset(), None)
     groups, values = _group_equal(feasible, objectives)
-    if any(objective.metric in truth.own for objective in objectives):
-        draws = min(draws, OWN_DRAWS)
-    if not any(objective.on_images for objective in objectives):
-        draws = 0
-    counts = draw_counts(len(truth.labels), draws, seed, truth.groups)
+    counts = _draw(truth, objectives, draws, seed)
     tally = _tally(_Bootstrap([group[0] for group in groups], values, objectives, truth, seed, counts), counts)
 
     for group, on_front in zip(groups, (tally.on_front / len(counts)).tolist(), strict=True):
@@ -107,6 +103,15 @@ def confidence(
     if smaller and knee not in smaller:
         return Confidence(probability, close, confidence(smaller, objectives, truth, seed, draws).knee)
     return Confidence(probability, close, knee.trial)
+
+
+def _draw(truth: Truth, objectives: Sequence[Objective], draws: int, seed: int) -> np.ndarray:
+    """Draw images or groups, as often as the objectives allow: shape (draws, images)."""
+    if not any(objective.on_images for objective in objectives):
+        draws = 0
+    elif any(objective.metric in truth.own for objective in objectives):
+        draws = min(draws, OWN_DRAWS)
+    return draw_counts(len(truth.labels), draws, seed, truth.groups)
 
 
 def _knee(groups: Sequence[Sequence[Point]], values: np.ndarray, tally: "_Tally") -> Point:

@@ -24,6 +24,7 @@ def front_json(study: "Study") -> str:
         "knee": study.confidence.knee,
         # Constraints apply to trials only.
         "dense": {**_measured_tree(study.dense), "violations": {}},
+        "notices": list(study.record.notices),
         "front": [_point_tree(study, point) for point in study.front],
         "close": [_point_tree(study, point) for point in study.close],
     }

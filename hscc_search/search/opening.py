@@ -5,6 +5,8 @@ import torch
 
 from hscc_search.config import StudyConfig
 from hscc_search.dense.opened import Opened, open_dense
+from hscc_search.dense.weights import weights_digest
+from hscc_search.errors import StudyError
 from hscc_search.evaluation.predictions import network_input
 from hscc_search.progress import Report, silent
 from hscc_search.search.record import StudyRecord
@@ -31,6 +33,22 @@ def open_again(record: StudyRecord, config: StudyConfig, device: str = "auto", r
         network=record.dense.network,
         labels=record.labels,
     )
+
+
+def same_as_stored(opened: Opened, record: StudyRecord) -> Opened:
+    """Check that images and dense network in memory are those that a study was started with.
+
+    Raises:
+        StudyError: they are others.
+    """
+    same_labels = np.array_equal(opened.parts.validation.labels, record.labels)
+    if opened.dataset.fingerprint != record.fingerprint or not same_labels:
+        other = "images"
+    elif weights_digest(opened.network) != record.dense.weights:
+        other = "weights of the dense network"
+    else:
+        return opened
+    raise StudyError(f"study {record.config.name} was started with other {other}: start a study of another name")
 
 
 def calibration_images(opened: Opened, count: int | None = None) -> torch.Tensor:

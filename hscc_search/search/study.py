@@ -17,7 +17,7 @@ from hscc_search.evaluation.own import own_metrics
 from hscc_search.pareto.objectives import objectives_of
 from hscc_search.progress import Report, silent
 from hscc_search.search.beforehand import Notices, notices_before_training, notices_on_dense
-from hscc_search.search.opening import open_again
+from hscc_search.search.opening import open_again, same_as_stored
 from hscc_search.search.propose import directions_of
 from hscc_search.search.record import DenseRecord, StudyRecord, versions
 from hscc_search.search.space import Space, check_space, space_of
@@ -39,7 +39,12 @@ from hscc_search.storage_faults import in_one_line, undamaged
 
 
 def run_study(
-    config: StudyConfig, device: str = "auto", report: Report = silent, workers: int = 1, strict: bool = False
+    config: StudyConfig,
+    device: str = "auto",
+    report: Report = silent,
+    workers: int = 1,
+    strict: bool = False,
+    given: Opened | None = None,
 ) -> Study:
     """Start a study, or continue it, until it has ``config.trials`` finished trials in all.
 
@@ -51,12 +56,13 @@ def run_study(
         report: told of reading, training, calibrating and each trial.
         workers: number of processes that share the trials.
         strict: whether a new study is refused where there is something to warn of.
+        given: images and dense network that are in memory, for one worker; None opens those that ``config`` names.
 
     Raises:
         HsccError: bad input, a study whose file has changed, or several trials in a row that fail.
     """
     with in_one_line(config.storage):
-        ready = start_study(config, device, report, strict)
+        ready = start_study(config, device, report, strict, given)
     if ready is not None:
         _run_trials(*ready, config, device, report, workers)
     return read_study(config.storage, config.name)
@@ -109,7 +115,11 @@ def _run_trials(
 
 
 def start_study(
-    config: StudyConfig, device: str = "auto", report: Report = silent, strict: bool = False
+    config: StudyConfig,
+    device: str = "auto",
+    report: Report = silent,
+    strict: bool = False,
+    given: Opened | None = None,
 ) -> tuple[Ledger, Prepared] | None:
     """Create a study where it does not exist, and prepare what its trials share.
 
@@ -135,7 +145,7 @@ def start_study(
         if finished >= config.trials:
             return None
     notices = Notices(report, strict)
-    prepared, space = _prepare(config, record, device, report, notices)
+    prepared, space = _prepare(config, record, device, report, notices, given)
     storage = storage or open_storage(config.storage)
     if study is None or record is None:
         study = _create(prepared, storage, notices)
@@ -187,12 +197,21 @@ def join_study(
 
 
 def _prepare(
-    config: StudyConfig, record: StudyRecord | None, device: str, report: Report, notices: Notices
+    config: StudyConfig,
+    record: StudyRecord | None,
+    device: str,
+    report: Report,
+    notices: Notices,
+    given: Opened | None = None,
 ) -> tuple[Prepared, Space]:
     """Prepare what the trials of a study share, and its space; images and network must be those of the record."""
     check_space(config)
     own_metrics(config)  # imported before anything takes time
-    if record is None:
+    if given is not None:
+        opened = given if record is None else same_as_stored(given, record)
+        if record is None:
+            notices.tell(notices_before_training(given))
+    elif record is None:
 
         def look(built: Opened) -> None:
             notices.tell(notices_before_training(built))

@@ -7,8 +7,9 @@ from hscc_search import run_study
 from hscc_search.config import DataConfig, StudyConfig
 from hscc_search.data import load_dataset, notices, split
 from hscc_search.data.own import dataset_of
-from hscc_search.errors import DataError
+from hscc_search.errors import DataError, ExportError
 from hscc_search.evaluation.predictions import network_input
+from hscc_search.export.export import export
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +215,8 @@ def test_a_study_of_floating_point_inputs_runs(factory, tmp_path):
     data = {"source": "python", "factory": "own_data:as_floats", "classes": ["1", "0"]}
     study = run_study(study_of(data, f"sqlite:///{tmp_path}/studies.db"))
     assert (len(study.points), study.record.classes) == (2, ("1", "0"))
+    with pytest.raises(ExportError, match=r"are no pixels but numbers of data\.factory own_data:as_floats"):
+        export(study, study.points[0], study.config, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def onnx_scores():
 
     def run(folder, images, batch_size=64):
         session = onnxruntime.InferenceSession(folder / "model.onnx")
-        pixels = images.astype(np.float32) / 255
+        pixels = np.asarray(images).astype(np.float32) / 255
         batches = [pixels[first : first + batch_size] for first in range(0, len(pixels), batch_size)]
         return np.concatenate([session.run(None, {"images": batch})[0] for batch in batches])
 
