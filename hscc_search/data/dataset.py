@@ -15,8 +15,9 @@ class Dataset:
     """Decoded images with labels.
 
     Attributes:
-        images: uint8, shape (images, 3, image_size, image_size), RGB; mapped from a file, read on access. Those of
-            source python may be float32 of any shape, and go into the network as they are.
+        images: shape (images, channels, height, width), mapped from a file, read on access: uint8, or uint16 where
+            files have more bits. Those of source python may be float32 of any shape, and go into the network as they
+            are.
         labels: int64, shape (images,), positions in ``classes``; or such a position for each point of a map, unsigned
             integers, shape (images, height, width).
         classes: class names, in alphabetical order unless the study says another.

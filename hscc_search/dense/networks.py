@@ -19,7 +19,7 @@ class DigitsCNN(nn.Sequential):
 
     Args:
         classes: number of outputs.
-        shape: of one image, see :func:`hscc_search.config.shape.shape_of`; its sides are multiples of 4 pixels.
+        shape: of one image, see :func:`hscc_search.config.pictures.shape_of`; its sides are multiples of 4 pixels.
     """
 
     def __init__(self, classes: int, shape: int | Shape = 16) -> None:
@@ -50,7 +50,7 @@ def build_network(name: str, classes: int, shape: int | Shape, weights: str | No
             ``ghostnetv2_100``, ``timm/NAME`` where both know the name and timm's is meant, or ``module:function``
             for a function of your own that takes the number of classes and returns a module.
         classes: number of outputs.
-        shape: of one image, see :func:`hscc_search.config.shape.shape_of`. timm builds the first layer of a network
+        shape: of one image, see :func:`hscc_search.config.pictures.shape_of`. timm builds the first layer of a network
             for as many channels, torchvision for 3 alone; that of your own function must take them.
         weights: ``DEFAULT``, the name of other torchvision weights or timm's tag, such as ``a1_in1k``; a new last
             layer then gives ``classes`` outputs.

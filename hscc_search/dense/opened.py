@@ -17,7 +17,7 @@ from hscc_search.dense.identity import START, UNKNOWN, changed_parts, identity
 from hscc_search.dense.start import Start, build, start_of
 from hscc_search.dense.training import train
 from hscc_search.dense.weights import check_values, load_checkpoint, read_checkpoint, tensors_digest, weights_digest
-from hscc_search.errors import ModelError, StudyError, UnwritableError
+from hscc_search.errors import ConfigError, ModelError, StudyError, UnwritableError
 from hscc_search.evaluation.normalisation import channel_statistics
 from hscc_search.evaluation.predictions import predict
 from hscc_search.progress import Notice, Progress, Report, silent
@@ -124,6 +124,11 @@ def _with_normalisation(config: StudyConfig, parts: Parts, report: Report) -> St
     """The same study with the mean and std of its train part, where it asks for them and does not hold them yet."""
     if config.data.mean:
         return config
+    if parts.train.images.dtype.kind == "f":
+        raise ConfigError(
+            f"study {config.name}: data.normalisation: dataset is for pixels: floating-point inputs of a data set of "
+            "your own go into the network as they are"
+        )
     mean, std = channel_statistics(parts.train.images)
     report(Notice(f"normalisation: of the train part: mean {list(mean)}, std {list(std)}"))
     return config.model_copy(update={"data": config.data.normalised_by(mean, std)})

@@ -9,7 +9,7 @@ from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.evaluation.quality import Quality
 from hscc_search.export.folder import Metrics, Results
-from hscc_search.export.reading import picture_fields
+from hscc_search.export.reading import EIGHT_BITS, Files, picture_fields
 from hscc_search.pareto.objectives import title
 
 _CARD = """\
@@ -19,9 +19,8 @@ Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {samp
 
 ## Use
 
-Takes {colours} images of {height} x {width} pixels, float32 values 0 to 1, shape (images, {channels}, {height}, \
-{width}); normalisation is part of the network. Returns one score per class, before softmax: {class_names}.{bounds} \
-This code reads a file exactly as the study read its images:
+Takes {taken} Returns one score per class, before softmax: {class_names}. \
+{read_by}
 
 ```python
 {reading}
@@ -62,8 +61,7 @@ def model_card(
     inspection: Inspection,
     notices: Sequence[str] = (),
     trained_elsewhere: bool = False,
-    wide: bool = False,
-    dicom: bool = False,
+    files: Files = EIGHT_BITS,
 ) -> str:
     """Write the model card in Markdown: how to run the network, its results, its layers and its limits.
 
@@ -74,8 +72,7 @@ def model_card(
         inspection: of the dense network.
         notices: what the user was warned of when the study was created.
         trained_elsewhere: whether the images that the dense network was trained on are not known.
-        wide: whether the study's images have more than 8 bits.
-        dicom: whether they are DICOM.
+        files: the kind of the study's images.
     """
     if trained_elsewhere or metrics.trained_further:
         network = "dense network" if trained_elsewhere else "compressed network"
@@ -92,7 +89,7 @@ def model_card(
         trial=metrics.trial,
         sample=_in_words(metrics.sample),
         finetuned=_finetuned(metrics),
-        **picture_fields(config.data, wide, dicom),
+        **picture_fields(config.data, files),
         class_names=", ".join(map(_in_markdown, metrics.classes)),
         classes=list(metrics.classes),
         results=_results(metrics),

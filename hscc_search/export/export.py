@@ -45,6 +45,7 @@ from hscc_search.export.folder import (
     write_yaml,
 )
 from hscc_search.export.loading import build_module
+from hscc_search.export.reading import Files
 from hscc_search.files import check_new_folder, folder_written_whole
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.progress import Progress, Report, silent
@@ -115,9 +116,7 @@ def export(
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
         plan, elsewhere = result.compressed.plan, opened.trained_elsewhere
-        wide = opened.dataset.images.dtype != np.uint8
-        dicom = any(name.lower().endswith(DICOM) for name in opened.dataset.names)
-        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere, wide, dicom)
+        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere, _files(opened))
         _describe(folder, record, config, metrics, card)
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
@@ -176,14 +175,19 @@ def _count(result: TrialResult, shape: Shape) -> CountedCost:
 
 
 def _deployed(network: nn.Module, opened: Opened) -> Deployed:
-    mean, std = _normalisation(opened)
-    return Deployed(network, mean, std, opened.config.data.shape).cpu().eval()
+    return Deployed(network, *_normalisation(opened), opened.config.data.shape).cpu().eval()
+
+
+def _files(opened: Opened) -> Files:
+    """The kind of the study's images."""
+    dicom = any(name.lower().endswith(DICOM) for name in opened.dataset.names)
+    return Files(opened.dataset.images.dtype, dicom)
 
 
 def _normalisation(opened: Opened) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of each channel: 0 and 1 for the numbers of a data set of one's own, which stay as they are."""
+    """The mean and std of each channel; 0 and 1 where a data set of the user's own gives what the network takes."""
     data = opened.config.data
-    if np.issubdtype(opened.dataset.images.dtype, np.floating):
+    if opened.dataset.images.dtype.kind == "f":
         return (0.0,) * data.channels, (1.0,) * data.channels
     return data.mean, data.std
 

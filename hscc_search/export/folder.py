@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from hscc_search.compression.form import NetworkForm
-from hscc_search.config import DataConfig, Shape, StudyConfig
+from hscc_search.config import DataConfig, Shape, StudyConfig, sized
 from hscc_search.errors import ExportError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.quality import Quality
@@ -57,8 +57,7 @@ class Pictures:
     @property
     def shape(self) -> Shape:
         """The shape of one image: channels, height, width."""
-        size = self.image_size
-        return (self.channels, *((size, size) if isinstance(size, int) else size))
+        return sized(self.channels, self.image_size)
 
     @classmethod
     def of(cls, data: DataConfig) -> "Pictures":

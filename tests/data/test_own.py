@@ -233,5 +233,7 @@ def test_a_factory_that_cannot_be_used_ends_in_one_line(factory, function, messa
 
 
 def test_inputs_of_another_shape_than_the_study_says_are_refused(factory):
-    with pytest.raises(DataError, match=r"inputs of shape \(3, 8, 8\), and data\.image_size says \(3, 16, 16\)"):
+    with pytest.raises(
+        DataError, match=r"inputs of shape \(3, 8, 8\), and data\.channels and data\.image_size say \(3, 16, 16\)"
+    ):
         load_dataset(DataConfig(source="python", factory="own_data:parts", image_size=16))
