@@ -1,8 +1,7 @@
 """The time of reading trials with their scores, and of the probabilities of a front over them.
 
-Run by `make benchmark-scores`. Prints the seconds in which a study of 10,000 trials with the scores of
-400 images and 4 classes is read from SQLite, their size, and the seconds of the probabilities of 300 trials for accuracy
-and for AUROC.
+Run by `make benchmark-scores`. Prints the seconds in which a study of 10,000 trials with the scores of 400 images and 4
+classes is read from SQLite, their size, and the seconds of the probabilities of 300 trials for accuracy and for AUROC.
 """
 
 import tempfile
