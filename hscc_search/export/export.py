@@ -102,7 +102,8 @@ def export(
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers)
         _describe(folder, record, config, metrics)
-        plan, elsewhere = result.compressed.plan, opened.trained_elsewhere
+        # A split that was given is that of the training, too.
+        plan, elsewhere = result.compressed.plan, opened.trained_elsewhere and opened.dataset.sides is None
         card = model_card(metrics, config, plan, inspection, record.notices, elsewhere)
         (folder / CARD).write_text(card, encoding="utf-8")
         write_json(folder / MANIFEST, Manifest.of(folder).stored())
