@@ -28,11 +28,11 @@ from hscc_search.pareto.points import Point
 from hscc_search.pareto.selection import Rule, select
 from hscc_search.progress import Report, silent
 from hscc_search.report.terminal import progress_bars
-from hscc_search.search import stored_study
-from hscc_search.search import study as search_study
-from hscc_search.search.opening import open_again
-from hscc_search.search.space import space_of
-from hscc_search.search.trial import Prepared, prepare, run_trial
+from hscc_search.study import stored_study
+from hscc_search.study import study as search_study
+from hscc_search.study.opening import open_again
+from hscc_search.study.space import space_of
+from hscc_search.study.trial import Prepared, prepare, run_trial
 from hscc_search.temporary import TemporaryFolder
 
 if TYPE_CHECKING:
@@ -163,8 +163,6 @@ def search(
     objectives: Sequence[str] | None = None,
     trials: int = 40,
     classes: Sequence[str] | None = None,
-    name: str | None = None,
-    storage: str | None = None,
     device: str = "auto",
     progress: bool = True,
     **sections: Any,
@@ -189,11 +187,10 @@ def search(
         objectives: metrics to weigh; ``flops`` and the first of ``metrics``, or ``accuracy``, by default.
         trials: number of trials.
         classes: names of the classes by position.
-        name: of the study; by default that of the network's class.
-        storage: URL of a database that keeps the study; by default it goes with this process.
         device: ``auto``, ``cpu`` or ``cuda``.
         progress: whether to show bars on the error stream, or in the notebook.
-        sections: further keys and sections of a study file, such as ``space``, ``constraints`` or ``seed``.
+        sections: further keys and sections of a study file, such as ``space``, ``constraints`` or ``seed``. By default
+            ``name`` is that of the network's class, and ``storage`` is gone when the study is: give a URL to keep it.
 
     Returns:
         The study, which can be tabulated, drawn, built again and exported.
@@ -203,23 +200,33 @@ def search(
     """
     with progress_bars() if progress else nullcontext(silent) as report:
         dataset = dataset_of(_items(train), _items(validation), _items(test), classes, report=report)
-        kept = None if storage is not None else TemporaryFolder("hscc-search")
-        tree = {
-            "name": name or type(network).__name__,
-            "storage": storage or f"sqlite:///{kept.path if kept else ''}/studies.db",
-            "trials": trials,
-            "objectives": list(objectives or ("flops", next(iter(metrics or ()), "accuracy"))),
-            "metrics": {key: _function_name(key, function) for key, function in (metrics or {}).items()},
-            "model": {"name": IN_MEMORY},
-            **sections,
-            "data": {"source": "memory", **_picture(dataset), **sections.get("data", {})},
-        }
-        opened = _opened(StudyConfig.from_tree(tree, "search"), network, dataset, device)
+        kept = None if "storage" in sections else TemporaryFolder("hscc-search")
+        tree = {"name": type(network).__name__, "storage": kept and f"sqlite:///{kept.path}/studies.db", **sections}
+        config = _config(tree, dataset, trials, metrics or {}, objectives)
+        opened = _opened(config, network, dataset, device)
         with _quiet():
             study = _whole(search_study.run_study(opened.config, device, report, given=opened))
     # What a frozen dataclass holds beside its fields: the objects, and the folder of the storage as long as the study.
     vars(study).update(_given=opened, _kept=kept)
     return study
+
+
+def _config(
+    tree: dict[str, Any],
+    dataset: Dataset,
+    trials: int,
+    metrics: Mapping[str, Callable[..., float]],
+    objectives: Sequence[str] | None,
+) -> StudyConfig:
+    """Write down as a study file what is searched."""
+    given = {
+        "trials": trials,
+        "objectives": list(objectives or ("flops", next(iter(metrics), "accuracy"))),
+        "metrics": {name: _function_name(name, function) for name, function in metrics.items()},
+        "model": {"name": IN_MEMORY},
+        "data": {"source": "memory", **_picture(dataset), **tree.get("data", {})},
+    }
+    return StudyConfig.from_tree({**tree, **given}, "search")
 
 
 def _items(part: Any) -> Any:

@@ -17,10 +17,10 @@ from hscc_search.evaluation.scores import kept_scores
 from hscc_search.pareto.confidence import Truth, confidence
 from hscc_search.pareto.objectives import Objective
 from hscc_search.pareto.points import Measured, Point
-from hscc_search.search.record import TrialRecord
-from hscc_search.search.stored_study import find_study, read_study
-from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage
+from hscc_search.study.record import TrialRecord
+from hscc_search.study.stored_study import find_study, read_study
+from hscc_search.study.study import run_study
 
 TRIALS, IMAGES, CLASSES = 10_000, 400, ("a", "b", "c", "d")
 LABELS = np.random.default_rng(0).integers(0, len(CLASSES), IMAGES)

@@ -22,9 +22,9 @@ from hscc_search.report.figures import front_info
 from hscc_search.report.formats import front_csv, front_json
 from hscc_search.report.page import front_page
 from hscc_search.report.table import columns, rows
-from hscc_search.search.record import StudyRecord, TrialRecord, point_from_stored
-from hscc_search.search.stored_study import read_study
-from hscc_search.search.study import run_study
+from hscc_search.study.record import StudyRecord, TrialRecord, point_from_stored
+from hscc_search.study.stored_study import read_study
+from hscc_search.study.study import run_study
 
 OWN = '''
 import numpy as np

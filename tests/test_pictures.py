@@ -16,7 +16,7 @@ from hscc_search.data import load_dataset, split
 from hscc_search.evaluation.normalisation import channel_statistics
 from hscc_search.evaluation.predictions import pixel_values
 from hscc_search.export.loading import load
-from hscc_search.search.stored_study import read_study
+from hscc_search.study.stored_study import read_study
 
 PAGE = (ROOT / "studies" / "PICTURES.md").read_text()
 COMMANDS = re.search(r"```console\n(.*?)```", PAGE, re.DOTALL)[1].splitlines()

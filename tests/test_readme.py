@@ -14,8 +14,8 @@ from hscc_search.config import StudyConfig
 from hscc_search.config.metrics import METRICS
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import StorageError
-from hscc_search.search.catalogue import list_studies
-from hscc_search.search.space import Space
+from hscc_search.study.catalogue import list_studies
+from hscc_search.study.space import Space
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [

@@ -9,7 +9,7 @@ from hscc_search.progress import Progress, Report
 from hscc_search.report.terminal import counting_lines, front_table, out_console
 
 if TYPE_CHECKING:
-    from hscc_search.search.stored_study import Study
+    from hscc_search.study.stored_study import Study
 
 
 def say(line: str) -> None:

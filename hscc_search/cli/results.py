@@ -49,7 +49,7 @@ def front(study_name: str, storage: str, output_format: str, html: Path | None) 
             checked_output(html)
         except UnwritableError as error:
             raise click.BadParameter(str(error), param_hint="--html") from error
-    from hscc_search.search.stored_study import read_study
+    from hscc_search.study.stored_study import read_study
 
     quiet_optuna()
     study = read_study(storage, study_name)
@@ -111,7 +111,7 @@ def export(
 
     rule = parse_rule(rule_text)
     from hscc_search.export.export import export as export_trial
-    from hscc_search.search.stored_study import read_study
+    from hscc_search.study.stored_study import read_study
 
     quiet_optuna()
     study = read_study(storage, study_name)

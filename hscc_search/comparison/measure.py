@@ -30,7 +30,7 @@ from hscc_search.evaluation.scores import kept_scores
 from hscc_search.files import sha256
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.latency import Runner, measure_latency, runners
-from hscc_search.search.opening import calibration_images
+from hscc_search.study.opening import calibration_images
 
 # Images per batch where latency is measured.
 LATENCY_BATCHES = (1, 32)

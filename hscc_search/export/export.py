@@ -50,11 +50,11 @@ from hscc_search.files import check_new_folder, folder_written_whole
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.onnx import write_onnx
-from hscc_search.search.opening import open_again
-from hscc_search.search.record import StudyRecord
-from hscc_search.search.space import space_of
-from hscc_search.search.stored_study import Study
-from hscc_search.search.trial import TrialResult, measure_trial, prepare, run_trial
+from hscc_search.study.opening import open_again
+from hscc_search.study.record import StudyRecord
+from hscc_search.study.space import space_of
+from hscc_search.study.stored_study import Study
+from hscc_search.study.trial import TrialResult, measure_trial, prepare, run_trial
 
 _STEPS = ("writing model.onnx", "loading the models back", "writing the model card")
 # Largest difference of scores between two runtimes, relative to the largest score: they add in different orders.
@@ -81,7 +81,7 @@ def export(
     """Compress with a trial's setting again, write the folder, load both models back and measure them on the test part.
 
     Args:
-        study: from :func:`hscc_search.search.stored_study.read_study`.
+        study: to which the trial belongs.
         point: one of its finished trials.
         config: the study's configuration, with the paths of data and checkpoint on this machine; its epochs of
             fine-tuning may differ from the study's.
@@ -115,12 +115,16 @@ def export(
         answers = _check(folder, opened)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
-        # A split that was given is that of the training, too.
-        plan, elsewhere = result.compressed.plan, opened.trained_elsewhere and opened.dataset.sides is None
-        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere, _files(opened))
-        _describe(folder, record, config, metrics, card)
+        _describe(folder, record, config, metrics, _card(record, opened, result, inspection, metrics))
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
+
+
+def _card(record: StudyRecord, opened: Opened, result: TrialResult, inspection: Inspection, metrics: Metrics) -> str:
+    # A split that was given is that of the training, too.
+    elsewhere = opened.trained_elsewhere and opened.dataset.sides is None
+    plan = result.compressed.plan
+    return model_card(metrics, opened.config, plan, inspection, record.notices, elsewhere, _files(opened))
 
 
 def _make_parent(out: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and JSON and CSV need only the study that is passed in
     from hscc_search.pareto.points import Measured, Point
-    from hscc_search.search.stored_study import Study
+    from hscc_search.study.stored_study import Study
 
 
 def front_json(study: "Study") -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from hscc_search.pareto.objectives import title, written
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.pareto.selection import why_none_is_feasible
-from hscc_search.search.stored_study import Study
+from hscc_search.study.stored_study import Study
 
 # Largest number of columns for sampled values; where each layer has its own values there are more, and none is shown.
 _MOST_SAMPLED = 7

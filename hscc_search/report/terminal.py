@@ -20,8 +20,8 @@ from hscc_search.progress import Notice, Progress, Report
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the objects that are passed in
     from hscc_search.comparison.summary import Estimate, Summary
-    from hscc_search.search.catalogue import StudyStatus
-    from hscc_search.search.stored_study import Study
+    from hscc_search.study.catalogue import StudyStatus
+    from hscc_search.study.stored_study import Study
 
 # A pipe has no width of its own, and 80 columns would cut the front's table. Names of classes, files and layers are
 # shown as they are: "scan [left]" is no markup and ":eye:" no emoji.

@@ -6,7 +6,7 @@ from conftest import SMALL
 from hscc_search.config import StudyConfig
 from hscc_search.data import load_dataset, split
 from hscc_search.export.export import export
-from hscc_search.search.study import run_study
+from hscc_search.study.study import run_study
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from hscc_search.dense.networks import build_network
 from hscc_search.errors import ExportError, StudyError
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.export.export import export
-from hscc_search.search.study import run_study
+from hscc_search.study.study import run_study
 
 FILES = {
     "model.onnx",

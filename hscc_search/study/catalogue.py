@@ -10,8 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StorageError, StudyError
-from hscc_search.search.record import StudyRecord
-from hscc_search.search.stored_study import (
+from hscc_search.storage import existing_storage, open_storage
+from hscc_search.storage_faults import in_one_line, undamaged
+from hscc_search.study.record import StudyRecord
+from hscc_search.study.stored_study import (
     find_study,
     get_trial,
     known_study,
@@ -19,9 +21,7 @@ from hscc_search.search.stored_study import (
     study_as_it_stands,
     write_record,
 )
-from hscc_search.search.workers.heartbeat import at_work, worker_of
-from hscc_search.storage import existing_storage, open_storage
-from hscc_search.storage_faults import in_one_line, undamaged
+from hscc_search.study.workers.heartbeat import at_work, worker_of
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def copy_study(storage: str, name: str, to_name: str, to_storage: str | None = N
 
     Raises:
         StorageError: a storage cannot be reached, there is no such study, or the other name is taken.
-        StudyError: as :func:`hscc_search.search.stored_study.read_study`.
+        StudyError: as :func:`hscc_search.study.stored_study.read_study`.
     """
     source = existing_storage(storage)
     with in_one_line(source), undamaged(source):

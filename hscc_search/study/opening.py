@@ -9,7 +9,7 @@ from hscc_search.dense.weights import weights_digest
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.predictions import network_input
 from hscc_search.progress import Report, silent
-from hscc_search.search.record import StudyRecord
+from hscc_search.study.record import StudyRecord
 
 
 def open_again(record: StudyRecord, config: StudyConfig, device: str = "auto", report: Report = silent) -> Opened:

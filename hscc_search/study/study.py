@@ -16,12 +16,14 @@ from hscc_search.evaluation.draws import alone
 from hscc_search.evaluation.own import own_metrics
 from hscc_search.pareto.objectives import objectives_of
 from hscc_search.progress import Report, silent
-from hscc_search.search.beforehand import Notices, notices_before_training, notices_on_dense
-from hscc_search.search.opening import open_again, same_as_stored
-from hscc_search.search.propose import directions_of
-from hscc_search.search.record import DenseRecord, StudyRecord, versions
-from hscc_search.search.space import Space, check_space, space_of
-from hscc_search.search.stored_study import (
+from hscc_search.storage import existing_storage, find_storage, open_storage
+from hscc_search.storage_faults import in_one_line, undamaged
+from hscc_search.study.beforehand import Notices, notices_before_training, notices_on_dense
+from hscc_search.study.opening import open_again, same_as_stored
+from hscc_search.study.propose import directions_of
+from hscc_search.study.record import DenseRecord, StudyRecord, versions
+from hscc_search.study.space import Space, check_space, space_of
+from hscc_search.study.stored_study import (
     Study,
     find_study,
     known_study,
@@ -30,12 +32,10 @@ from hscc_search.search.stored_study import (
     upgrade_record,
     write_record,
 )
-from hscc_search.search.trial import Prepared, check_metrics, measure, prepare
-from hscc_search.search.workers.crew import work_together
-from hscc_search.search.workers.ledger import Ledger
-from hscc_search.search.workers.worker import work
-from hscc_search.storage import existing_storage, find_storage, open_storage
-from hscc_search.storage_faults import in_one_line, undamaged
+from hscc_search.study.trial import Prepared, check_metrics, measure, prepare
+from hscc_search.study.workers.crew import work_together
+from hscc_search.study.workers.ledger import Ledger
+from hscc_search.study.workers.worker import work
 
 
 def run_study(

@@ -10,10 +10,10 @@ from hscc_search.errors import StudyError, one_line
 from hscc_search.pareto.hypervolume import stagnant
 from hscc_search.pareto.objectives import excesses, objectives_of, violations
 from hscc_search.progress import Progress, Report, silent
-from hscc_search.search.propose import Proposal, Tried, propose
-from hscc_search.search.record import TrialRecord
-from hscc_search.search.trial import Prepared, TrialResult, run_trial
-from hscc_search.search.workers.ledger import Ledger
+from hscc_search.study.propose import Proposal, Tried, propose
+from hscc_search.study.record import TrialRecord
+from hscc_search.study.trial import Prepared, TrialResult, run_trial
+from hscc_search.study.workers.ledger import Ledger
 
 # Failed trials in a row after which a worker gives up: they have a common cause that more trials would not remove.
 _FAILURES_IN_A_ROW = 5

@@ -11,11 +11,11 @@ from conftest import SMALL
 from optuna.trial import TrialState
 
 from hscc_search.errors import StudyError
-from hscc_search.search.stored_study import find_study, read_study
-from hscc_search.search.study import run_study, work_on
-from hscc_search.search.workers import worker
-from hscc_search.search.workers.heartbeat import at_work
 from hscc_search.storage import existing_storage
+from hscc_search.study.stored_study import find_study, read_study
+from hscc_search.study.study import run_study, work_on
+from hscc_search.study.workers import worker
+from hscc_search.study.workers.heartbeat import at_work
 
 both = pytest.mark.parametrize("small", ["sqlite", "postgresql"], indirect=True)
 

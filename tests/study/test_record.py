@@ -12,7 +12,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.pareto.points import Measured
-from hscc_search.search.record import (
+from hscc_search.study.record import (
     FORMAT,
     MEASURED,
     PLAN,

@@ -3,9 +3,9 @@ import pytest
 from optuna.trial import TrialState, create_trial
 
 from hscc_search.config import StudyConfig
-from hscc_search.search.catalogue import copy_study
-from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage
+from hscc_search.study.catalogue import copy_study
+from hscc_search.study.study import run_study
 
 START = (
     {"regions": 1, "clusters": 1, "energy": 0.7},

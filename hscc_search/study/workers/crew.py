@@ -19,11 +19,11 @@ import torch
 from hscc_search.errors import HsccError, StudyError
 from hscc_search.memory import keep_freed_memory
 from hscc_search.progress import Progress, Report, silent
-from hscc_search.search.trial import Prepared
-from hscc_search.search.workers.ledger import Ledger
-from hscc_search.search.workers.worker import LOOK_SECONDS, work
 from hscc_search.storage import patiently
 from hscc_search.storage_faults import in_one_line
+from hscc_search.study.trial import Prepared
+from hscc_search.study.workers.ledger import Ledger
+from hscc_search.study.workers.worker import LOOK_SECONDS, work
 
 # Deaths, with no trial finished between them, after which the crew gives up; one trial may cost two processes.
 _DEATHS_IN_A_ROW = 10
@@ -129,7 +129,7 @@ def _context() -> SpawnContext | ForkServerContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hscc_search.search.study", "sklearn.cluster"])
+    context.set_forkserver_preload(["hscc_search.study.study", "sklearn.cluster"])
     return context
 
 

@@ -11,13 +11,13 @@ from optuna.trial import TrialState
 
 from hscc_search.config import StudyConfig
 from hscc_search.pareto.objectives import objectives_of
-from hscc_search.search.propose import Proposal, propose
-from hscc_search.search.space import Space
-from hscc_search.search.workers import heartbeat as heartbeat
-from hscc_search.search.workers import ledger as ledger_module
-from hscc_search.search.workers.heartbeat import ALIVE, GRACE_SECONDS, at_work
-from hscc_search.search.workers.ledger import Ledger
 from hscc_search.storage import existing_storage, open_storage
+from hscc_search.study.propose import Proposal, propose
+from hscc_search.study.space import Space
+from hscc_search.study.workers import heartbeat as heartbeat
+from hscc_search.study.workers import ledger as ledger_module
+from hscc_search.study.workers.heartbeat import ALIVE, GRACE_SECONDS, at_work
+from hscc_search.study.workers.ledger import Ledger
 
 CONFIG = StudyConfig.from_file("digits", sampler="random")
 SPACE = Space(CONFIG, {})

@@ -13,7 +13,7 @@ from hscc_search.compression.division.regions import STRATEGIES
 from hscc_search.config import StudyConfig
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import ConfigError
-from hscc_search.search.space import Space, check_space, space_of
+from hscc_search.study.space import Space, check_space, space_of
 
 # Of digits_cnn; its last layer, "13", is too small to matter, "11" is fully connected.
 LAYERS = ["0", "2", "5", "7", "11"]

@@ -6,12 +6,12 @@ from optuna.trial import TrialState, create_trial
 
 from hscc_search.errors import ConfigError, StorageError, StudyError
 from hscc_search.report.formats import front_json
-from hscc_search.search import record as keys
-from hscc_search.search.catalogue import copy_study, list_studies, remove_study
-from hscc_search.search.stored_study import find_study, read_study
-from hscc_search.search.study import run_study
-from hscc_search.search.workers import heartbeat
 from hscc_search.storage import existing_storage, open_storage
+from hscc_search.study import record as keys
+from hscc_search.study.catalogue import copy_study, list_studies, remove_study
+from hscc_search.study.stored_study import find_study, read_study
+from hscc_search.study.study import run_study
+from hscc_search.study.workers import heartbeat
 
 
 def trials_of(url, name):

@@ -11,12 +11,12 @@ import yaml
 from conftest import SMALL
 
 from hscc_search.errors import ConfigError, HsccError, StorageError, StudyError
-from hscc_search.search import record as keys
-from hscc_search.search.catalogue import list_studies
-from hscc_search.search.stored_study import find_study, read_study
-from hscc_search.search.study import run_study
-from hscc_search.search.workers import worker
 from hscc_search.storage import existing_storage, open_storage
+from hscc_search.study import record as keys
+from hscc_search.study.catalogue import list_studies
+from hscc_search.study.stored_study import find_study, read_study
+from hscc_search.study.study import run_study
+from hscc_search.study.workers import worker
 
 
 @pytest.fixture

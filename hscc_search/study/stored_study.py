@@ -22,7 +22,9 @@ from hscc_search.pareto.confidence import Confidence, Truth, confidence
 from hscc_search.pareto.front import front
 from hscc_search.pareto.objectives import Objective, objectives_of, title
 from hscc_search.pareto.points import Measured, Point
-from hscc_search.search.record import (
+from hscc_search.storage import existing_storage
+from hscc_search.storage_faults import in_one_line, undamaged
+from hscc_search.study.record import (
     FAILURE,
     FORMAT,
     MEASURED,
@@ -33,8 +35,6 @@ from hscc_search.search.record import (
     plan_from_stored,
     point_from_stored,
 )
-from hscc_search.storage import existing_storage
-from hscc_search.storage_faults import in_one_line, undamaged
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def get_trial(storage: BaseStorage, study_id: int, number: int) -> FrozenTrial:
 
 
 class _Outcome(NamedTuple):
-    """The stored outcome of one trial, see :mod:`hscc_search.search.record`."""
+    """The stored outcome of one trial, see :mod:`hscc_search.study.record`."""
 
     trial: int
     state: TrialState

@@ -20,7 +20,7 @@ from optuna.trial import TrialState, create_trial
 
 from hscc_search.pareto.objectives import Objective
 from hscc_search.progress import errors_only
-from hscc_search.search.space import Sample, Space
+from hscc_search.study.space import Sample, Space
 
 # Number of space-filling samples that `auto` begins with; after them it varies the front.
 _FILLING = 8

@@ -16,7 +16,7 @@ from hscc_search.errors import ExportError, StudyError
 from hscc_search.pareto.points import Measured
 from hscc_search.progress import Notice, Report, silent
 from hscc_search.runtime.onnx import onnx_program
-from hscc_search.search.opening import calibration_images
+from hscc_search.study.opening import calibration_images
 
 # Images that an inspection runs: what it finds does not depend on them.
 _IMAGES = 8

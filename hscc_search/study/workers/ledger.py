@@ -19,13 +19,13 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hscc_search.errors import one_line
-from hscc_search.search.propose import Proposal, Tried
-from hscc_search.search.record import FAILURE
-from hscc_search.search.space import Sample, Space
-from hscc_search.search.stored_study import Study, study_as_it_stands
-from hscc_search.search.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, process_ended, signature
 from hscc_search.storage import lockable, locked, patiently
 from hscc_search.storage_faults import comes_from_storage
+from hscc_search.study.propose import Proposal, Tried
+from hscc_search.study.record import FAILURE
+from hscc_search.study.space import Sample, Space
+from hscc_search.study.stored_study import Study, study_as_it_stands
+from hscc_search.study.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, process_ended, signature
 
 # Number of workers that may die of one trial before the trial fails.
 _ATTEMPTS = 2
@@ -115,7 +115,7 @@ class Ledger:
             trial: one that this worker has.
             values: of the objectives.
             excesses: of the constraints, see :func:`hscc_search.pareto.objectives.excesses`.
-            record: attributes by key, see :meth:`hscc_search.search.record.TrialRecord.stored`.
+            record: attributes by key, see :meth:`hscc_search.study.record.TrialRecord.stored`.
         """
         try:
             if excesses:

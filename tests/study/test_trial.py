@@ -6,7 +6,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.data import load_dataset, split
 from hscc_search.dense.opened import Opened
 from hscc_search.evaluation.counters import measure_cost
-from hscc_search.search.trial import prepare, run_trial
+from hscc_search.study.trial import prepare, run_trial
 
 
 class WithProducts(nn.Module):

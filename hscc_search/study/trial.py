@@ -27,8 +27,8 @@ from hscc_search.pareto.objectives import needs_latency
 from hscc_search.pareto.points import Measured
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.latency import Runner, in_turns, runner
-from hscc_search.search.opening import calibration_images
-from hscc_search.search.record import DenseRecord
+from hscc_search.study.opening import calibration_images
+from hscc_search.study.record import DenseRecord
 
 # Bytes of the scores of a trial that are stored though no metric of the study needs them.
 _MOST_BYTES = 2**20

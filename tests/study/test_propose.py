@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from hscc_search.config import StudyConfig
 from hscc_search.pareto.objectives import Objective
-from hscc_search.search.propose import Tried, propose
-from hscc_search.search.space import Space
+from hscc_search.study.propose import Tried, propose
+from hscc_search.study.space import Space
 
 PLANE = (Objective("flops", False), Objective("accuracy", True))
 SAMPLERS = ["auto", "gp", "tpe", "nsga2", "random", "grid"]

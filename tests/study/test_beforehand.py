@@ -3,7 +3,7 @@ import pytest
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StudyError
 from hscc_search.progress import Notice
-from hscc_search.search.beforehand import Notices, inspect_study
+from hscc_search.study.beforehand import Notices, inspect_study
 
 
 def test_lines_are_told_at_once_and_kept():

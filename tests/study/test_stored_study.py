@@ -2,8 +2,8 @@ import numpy as np
 import optuna
 import pytest
 
-from hscc_search.search.stored_study import read_study
 from hscc_search.storage import existing_storage
+from hscc_search.study.stored_study import read_study
 
 
 def test_infeasible_trials_are_never_on_the_front_and_optuna_agrees(bounded_url):
