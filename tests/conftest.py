@@ -85,6 +85,7 @@ SLOW = {
     "test_memory.py",
     "test_pictures.py",
     "test_metrics.py",
+    "test_own_images.py",
     "test_public_names.py",
     "test_readme.py",
     "test_storage.py",

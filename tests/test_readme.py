@@ -11,6 +11,7 @@ import yaml
 from conftest import ROOT
 
 from hscc_search.config import StudyConfig
+from hscc_search.config.metrics import METRICS
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import StorageError
 from hscc_search.search.catalogue import list_studies
@@ -88,6 +89,14 @@ def test_the_ways_to_give_images_are_allowed():
     assert len(blocks) == 3
     for block in blocks:
         StudyConfig.from_tree({"name": "mine", "model": {"name": "digits_cnn"}, **yaml.safe_load(block)}, "README")
+
+
+def test_the_metrics_are_all_allowed():
+    (metrics,) = re.findall(r"```yaml\n(metrics:.*?)```", README, re.DOTALL)
+    tree = {"name": "all", "data": {"source": "digits"}, "model": {"name": "digits_cnn"}, **yaml.safe_load(metrics)}
+    config = StudyConfig.from_tree(tree, "README")
+    assert "sensitivity@0.95:meningioma_tumor" in config.asked_metrics
+    assert all(f"`{name}`" in README for name in METRICS)
 
 
 def test_the_comparison_runs(cli, folder):

@@ -11,8 +11,9 @@ what is worth knowing of all that, and ``check`` reports on a folder or a table 
 from hscc_search.data.check import check_images
 from hscc_search.data.dataset import Dataset
 from hscc_search.data.images import load_dataset
+from hscc_search.data.listing import PARTS
 from hscc_search.data.notices import notices
 from hscc_search.data.rows import Images
 from hscc_search.data.splits import Part, Parts, split
 
-__all__ = ["Dataset", "Images", "Part", "Parts", "check_images", "load_dataset", "notices", "split"]
+__all__ = ["PARTS", "Dataset", "Images", "Part", "Parts", "check_images", "load_dataset", "notices", "split"]

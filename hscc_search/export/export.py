@@ -115,7 +115,8 @@ def export(
         answers = _check(folder, opened)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
-        plan, elsewhere = result.compressed.plan, opened.trained_elsewhere
+        # A split that was given is that of the training, too.
+        plan, elsewhere = result.compressed.plan, opened.trained_elsewhere and opened.dataset.sides is None
         card = model_card(metrics, config, plan, inspection, record.notices, elsewhere, _files(opened))
         _describe(folder, record, config, metrics, card)
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import click
@@ -34,8 +35,8 @@ _LOG_SECONDS = 15
 
 @contextmanager
 def progress_bars() -> Iterator[Report]:
-    """Show a bar per task on the error stream, or a line every 15 seconds where that is not a terminal."""
-    if not err_console.is_terminal:
+    """Show a bar per task on the error stream or in a notebook, elsewhere a line every 15 seconds."""
+    if not (err_console.is_terminal or (err_console.is_jupyter and find_spec("ipywidgets"))):
         yield _log_lines()
         return
     columns = (

@@ -8,6 +8,7 @@ from hscc_search.compression.calibration.examination import examine, inspection_
 from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.inspection import Inspection
 from hscc_search.config import StudyConfig
+from hscc_search.data import PARTS
 from hscc_search.data import notices as notices_on_images
 from hscc_search.dense.notices import notices as notices_on_answers
 from hscc_search.dense.opened import Opened, open_built, with_checkpoint
@@ -70,13 +71,24 @@ def notices_on_dense(opened: Opened, measured: Measured) -> tuple[str, ...]:
     """Lines on where the weights of the dense network come from, and on what it answers to the validation images."""
     predicted = np.frombuffer(measured.predictions, "<u2").astype(np.int64)
     lines = notices_on_answers(predicted, opened.parts.validation.labels, opened.dataset.classes)
+    return (*_lines_on_weights(opened), *lines)
+
+
+def _lines_on_weights(opened: Opened) -> Iterator[str]:
+    """A line on weights that may know the images that are measured on; none where a split says that they do not."""
+    sides = opened.dataset.sides
     if not opened.trained_elsewhere:
-        return lines
-    unknown = (
-        "which images the weights of the dense network were trained on is not known: if some are in the validation or "
-        "the test part, accuracies are too high"
-    )
-    return (unknown, *lines)
+        return
+    if sides is None:
+        yield (
+            "which images the weights of the dense network were trained on is not known: if some are in the validation "
+            "or the test part, accuracies are too high"
+        )
+    elif PARTS.index("validation") not in sides:
+        yield (
+            "the weights of the dense network may have been trained on all of the train part that was given: then "
+            "accuracies on the validation part, which is drawn from it, are too high; the test part is apart"
+        )
 
 
 def _inspected(opened: Opened) -> Inspection:

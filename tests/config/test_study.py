@@ -162,6 +162,17 @@ def test_a_wrong_entry_is_named_with_its_key_its_value_and_what_is_allowed(study
         ({"constraints": [{"metric": "latency"}]}, "latency needs either at_least or at_most"),
         ({"constraints": [{"metric": "latency", "at_least": 1, "at_most": 2}]}, "needs either at_least or at_most"),
         ({"sampler": "grid"}, "sampler grid needs levels"),
+        ({"metrics": {"dice": "no function"}}, "metrics.dice.function: 'no function' is not allowed"),
+        ({"metrics": {"dice": {"function": "a:b", "bettr": "lower"}}}, "metrics.dice.bettr: unknown key"),
+        ({"metrics": {"dice": {"function": "a:b", "bettr": "lower"}}}, "did you mean better?"),
+        ({"metrics": {"dice": {"function": "a:b", "worst": 2}}}, "worst 2 and best 1 do not go with better: higher"),
+        ({"metrics": {"two words": "a:b"}}, "'two words' is no name"),
+        ({"metrics": {"auroc": "a:b"}}, "'auroc' is a metric already"),
+        ({"metrics": {"dice": "a:b"}, "columns": ["dise"]}, "columns.0: there is no metric 'dise': use flops"),
+        ({"columns": ["sensitivity@1.5:cat"]}, "columns.0: there is no metric 'sensitivity@1.5:cat'"),
+        ({"columns": ["latency"]}, "columns.0: latency is no metric of answers"),
+        ({"constraints": [{"metric": "log_loss", "at_most": 0}]}, "at_most 0: log_loss is above 0"),
+        ({"constraints": [{"metric": "auroc", "at_least": 95}]}, "at_least 95: auroc is a share, 0 to 1"),
         ({"space": {"region_strategy": ["grid", "grid"]}}, "region_strategy: every choice once"),
     ],
 )
@@ -261,7 +272,11 @@ def test_with_paths_moves_images_and_checkpoint_and_nothing_else(study_file):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"objectives": ["recall:seven", "flops"]}, {"constraints": [{"metric": "recall:seven", "at_least": 0.5}]}],
+    [
+        {"objectives": ["recall:seven", "flops"]},
+        {"constraints": [{"metric": "recall:seven", "at_least": 0.5}]},
+        {"columns": ["recall:seven"]},
+    ],
 )
 def test_a_recall_of_no_class_is_refused_with_the_classes(study_file, changes):
     config = StudyConfig.from_file(study_file(changes))
@@ -318,3 +333,16 @@ def test_a_study_of_before_pictures_had_these_keys_has_not_changed(study_file):
     for later in ("channels", "resize", "range", "window", "normalisation"):
         del tree["data"][later]
     assert not config.differences(StudyConfig.from_stored(tree, "stored"))
+
+
+def test_a_metric_of_ones_own_is_a_function_alone_or_a_section(study_file):
+    short = StudyConfig.from_file(
+        study_file({"metrics": {"dice": "mine.metrics:dice"}, "columns": ["specificity:cat"]})
+    )
+    assert short.metrics["dice"].bounds == (0.0, 1.0)
+    assert short.asked_metrics == ("flops", "accuracy", "specificity:cat", "dice")
+    assert StudyConfig.from_stored(short.stored(), "stored") == short
+    loss = {"function": "mine.metrics:dice", "better": "lower", "worst": 7}
+    long = StudyConfig.from_file(study_file({"metrics": {"dice": loss}, "objectives": ["flops", "dice"]}))
+    assert long.metrics["dice"].bounds == (7.0, 0.0)
+    assert long.differences(short)

@@ -1,19 +1,13 @@
-import csv
-import json
 import shutil
 
 import numpy as np
 import pytest
+from own_images import divided_folder, table_of
 
-from hscc_search import run_study
-from hscc_search.cli.printing import show_front
-from hscc_search.comparison.measure import compare
 from hscc_search.config import DataConfig, StudyConfig
 from hscc_search.data import load_dataset, split
 from hscc_search.data.sources import list_images
 from hscc_search.errors import ConfigError, DataError
-from hscc_search.export.export import export
-from hscc_search.report.formats import front_json
 
 
 @pytest.fixture(autouse=True)
@@ -23,18 +17,6 @@ def own_cache(tmp_path, monkeypatch):
 
 def data(**keys):
     return DataConfig.model_validate({"image_size": 8, **keys})
-
-
-def table_of(folder, path, **columns):
-    """Write a table of the images below a folder, in an order of its own; columns say a value for each image."""
-    images = sorted(folder.rglob("*.png"), reverse=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", *columns])
-        for image in images:
-            place = image.relative_to(path.parent)
-            writer.writerow([place, image.parent.name, *(value(image) for value in columns.values())])
-    return path
 
 
 def parts_of(config):
@@ -50,36 +32,12 @@ def same(first, second):
     )
 
 
-def study_of(images, storage):
-    tree = {
-        "name": "study",
-        "data": {"image_size": 8, **images},
-        "model": {"name": "digits_cnn"},
-        "training": {"epochs": 1},
-        "compression": {"calibration_images": 40},
-        "storage": storage,
-        "trials": 2,
-    }
-    return StudyConfig.from_tree(tree, "study")
-
-
 def test_a_table_gives_the_pixels_and_the_split_of_the_folder(image_folder, tmp_path):
     folder = image_folder({"cat": 40, "dog": 30})
     by_folder, parts = parts_of(data(path=folder))
     by_table, parts_by_table = parts_of(data(source="table", path=table_of(folder, tmp_path / "images.csv")))
     assert (by_table.fingerprint, by_table.judgement) == (by_folder.fingerprint, by_folder.judgement)
     assert same(parts, parts_by_table)
-
-
-def test_a_study_of_a_table_has_the_trials_of_the_folders_study(image_folder, tmp_path):
-    folder = image_folder({"cat": 40, "dog": 30})
-    table = {"source": "table", "path": table_of(folder, tmp_path / "images.csv")}
-    found = []
-    for number, images in enumerate(({"path": folder}, table)):
-        study = run_study(study_of(images, f"sqlite:///{tmp_path}/{number}.db"))
-        found.append([(point.sample, point.metrics) for point in study.points])
-    assert found[0] == found[1]
-    assert len(found[0]) == 2
 
 
 def test_groups_of_a_table_and_of_paths_are_the_same(image_folder, tmp_path):
@@ -96,11 +54,8 @@ def test_groups_of_a_table_and_of_paths_are_the_same(image_folder, tmp_path):
 
 
 @pytest.fixture
-def divided(image_folder, tmp_path):
-    """Images in the folders Train, val and held/out, which a split names; the last one lies deeper in a second one."""
-    for seed, (name, count) in enumerate({"Train": 30, "val": 8, "out": 10}.items()):
-        image_folder({"cat": count, "dog": count}, seed=seed, name=f"images/{name}")
-    return tmp_path / "images"
+def divided(image_folder):
+    return divided_folder(image_folder)
 
 
 def test_a_split_of_folders_is_kept_as_a_table_with_it_is(divided, tmp_path):
@@ -152,19 +107,6 @@ def test_copies_across_a_split_are_counted_and_refused_unless_they_are_allowed(d
     assert "have copies in another one" in dataset.notes[0]
     assert [len(part) for part in vars(parts).values()] == [60, 16, 21]
     assert load_dataset(data(**own, copies="none")).notes == ()
-
-
-def test_a_leak_that_is_allowed_is_told_beside_the_front_and_in_the_card(divided, tmp_path, capsys):
-    shutil.copy(divided / "Train" / "cat" / "0.png", divided / "out" / "cat" / "copy.png")
-    own = {"path": str(divided), "split": {"train": "Train", "validation": "val", "test": "out"}, "allow_leaks": True}
-    study = run_study(study_of(own, f"sqlite:///{tmp_path}/studies.db"))
-    show_front(study)
-    assert "have copies in another one" in "".join(capsys.readouterr().out.split("\n"))
-    assert any("have copies in another one" in line for line in json.loads(front_json(study))["notices"])
-    export(study, study.points[0], study.config, tmp_path / "out")
-    assert "have copies in another one" in (tmp_path / "out" / "README.md").read_text()
-    with pytest.raises(ConfigError, match=r"come with a split, which is kept, .*: give one seed"):
-        compare(study.config, [2], ["hscc"], [0, 1], 0, tmp_path / "comparison")
 
 
 def test_copies_within_a_part_that_was_given_stay_and_are_drawn_again_together(divided):
