@@ -169,31 +169,20 @@ def search(
 ) -> Study:
     """Search over a trained network and data sets that are in memory; no file is needed.
 
-    ::
-
-        study = search(network, train, validation, test, trials=20)
-        study.figure()
-        small = study.compressed("knee")
-        study.export("knee", "deployed")
-
     Args:
         network: trained; it is not changed.
         train: inputs and targets, as a torch Dataset, a DataLoader of one, or a list: see
-            :func:`hscc_search.data.own.dataset_of`. Inputs that are floating-point numbers go into the network as they
-            are.
+            :func:`hscc_search.data.own.dataset_of`. Floating-point inputs go into the network as they are.
         validation: likewise; trials are measured on it.
         test: likewise; exports are measured on it.
         metrics: functions of scores and targets by name, higher is better; defined at the top of a module or notebook.
-        objectives: metrics to weigh; ``flops`` and the first of ``metrics``, or ``accuracy``, by default.
+        objectives: metrics to weigh; by default ``flops`` and the first of ``metrics``, or ``accuracy``.
         trials: number of trials.
         classes: names of the classes by position.
         device: ``auto``, ``cpu`` or ``cuda``.
         progress: whether to show bars on the error stream, or in the notebook.
         sections: further keys and sections of a study file, such as ``space``, ``constraints`` or ``seed``. By default
             ``name`` is that of the network's class, and ``storage`` is gone when the study is: give a URL to keep it.
-
-    Returns:
-        The study, which can be tabulated, drawn, built again and exported.
 
     Raises:
         HsccError: an item cannot be used, the network cannot be compressed, or a setting is wrong.
