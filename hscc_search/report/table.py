@@ -41,7 +41,7 @@ def dispensable(study: Study) -> tuple[str, ...]:
     objectives = {title(objective.metric) for objective in study.objectives}
     extra = [title(metric) for metric in reversed(_extra(study))]
     sampled = [name.replace("_", " ") for name in reversed(_sampled(study))]
-    ordered = ("GMACs", "macro F1", "parameters", "GFLOPs", *extra, "accuracy", *sampled)
+    ordered = ("GMACs", "macro F1", "parameters", "GFLOPs", "accuracy", *extra, *sampled)
     return tuple(name for name in ordered if name not in objectives)
 
 
