@@ -80,10 +80,12 @@ class Answers:
         Raises:
             CompressionError: it does not, as where a hook or a function refers to the network that was copied.
         """
-        name, following = type(self._network).__name__, self.images.roll(1, 0)  # other images than ran last
+        name = type(self._network).__name__
+        # In another order than before, so that what was kept of an image belongs to another one.
+        order = torch.arange(len(self.images)).view(_WAYS, -1).roll(1, 1).flatten()
         try:
             with _Foreign(self._network) as foreign:
-                answers = _answers(copy, following)
+                answers = _answers(copy, self.images[order])
         except Exception as error:  # whatever is missing in the copy
             raise CompressionError(
                 f"a copy of {name} does not run ({one_line(error, with_type=True)}): "
@@ -95,7 +97,7 @@ class Answers:
                 f"a copy of {name} computes with {foreign.parameter} of the network that was copied, as a function "
                 f"inside a function, a weak reference or a global does: {remedy}"
             )
-        if self.finite and _distance(answers, [value.roll(1, 0) for value in self._expected]) > _SINGLE:
+        if self.finite and _distance(answers, [_in_order(value, order) for value in self._expected]) > _SINGLE:
             raise CompressionError(
                 f"a copy of {name} answers otherwise, as where a hook writes into the network that was copied: {remedy}"
             )
@@ -168,6 +170,10 @@ def _answers(network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
     if all(len(shape) == len(by_batch[0]) and shape == shapes[0] for shape in shapes):
         return [torch.cat(values) for values in zip(*by_batch, strict=True)]
     return [value for values in by_batch for value in values]
+
+
+def _in_order(value: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    return value[order] if value.dim() and len(value) == len(order) else value
 
 
 def _spread(value: torch.Tensor) -> float:
