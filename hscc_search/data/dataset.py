@@ -45,6 +45,11 @@ class Dataset:
     judgement: str = ""
     sides: np.ndarray | None = None
 
+    @property
+    def maps(self) -> tuple[int, ...]:
+        """Height and width of the labels where these are maps; empty where each image has one label."""
+        return self.labels.shape[1:]
+
 
 def ordered_classes(found: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
     """The classes of the images in the order that the study says.

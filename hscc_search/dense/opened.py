@@ -116,7 +116,7 @@ def open_built(
     # Checked before a network would be trained on the wrong images.
     dataset, parts = _same_images(config, report, fingerprint, labels)
     config = _with_normalisation(config, parts, report)
-    built = build(config, len(dataset.classes))
+    built = build(config, len(dataset.classes), dataset.maps)
     return Opened(config, dataset, parts, built, chosen_device, identity(built))
 
 

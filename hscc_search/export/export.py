@@ -189,6 +189,8 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
         mean=config.data.mean,
         std=config.data.std,
         form=result.compressed.form,
+        output=config.model.output,
+        maps=opened.dataset.maps,
     )
     write_json(folder / ARCHITECTURE, architecture.stored())
 

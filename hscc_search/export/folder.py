@@ -92,6 +92,8 @@ class Architecture:
         mean: per channel, of pixel values 0 to 1.
         std: per channel.
         form: of the compressed network.
+        output: function that picks the scores out of the network's answer; None where the answer is the scores.
+        maps: height and width of the maps that it answers with; empty where it scores whole images.
     """
 
     model: str
@@ -100,6 +102,8 @@ class Architecture:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     form: NetworkForm
+    output: str | None = None
+    maps: tuple[int, ...] = ()
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values, with the format and the version that wrote them."""
@@ -117,6 +121,8 @@ class Architecture:
             mean=tuple(tree["mean"]),
             std=tuple(tree["std"]),
             form=NetworkForm.from_stored(tree["form"]),
+            output=tree.get("output"),
+            maps=tuple(tree.get("maps", ())),
         )
 
 

@@ -14,7 +14,7 @@ def load(folder: str | Path) -> Deployed:
 
     Returns:
         A module that takes float32 images with values 0 to 1, shape (images, channels, height, width), and
-        returns scores before softmax, shape (images, classes).
+        returns scores before softmax, shape (images, classes), or (images, classes, height, width) for maps.
 
     Raises:
         ExportError: the folder is not an export, has a format that this version does not read, or a file in it was
@@ -34,7 +34,13 @@ def build_module(folder: Path) -> Deployed:
         ModelError: the network that it was compressed from cannot be built.
     """
     architecture = read_architecture(folder)
-    network = build_network(architecture.model, len(architecture.classes), architecture.pictures.shape)
+    network = build_network(
+        architecture.model,
+        len(architecture.classes),
+        architecture.pictures.shape,
+        output=architecture.output,
+        maps=architecture.maps,
+    )
     network = rebuild(network, architecture.form)
     module = Deployed(network, architecture.mean, architecture.std, architecture.pictures.shape)
     load_weights(module, read_checkpoint(folder / WEIGHTS).tensors, f"{folder / WEIGHTS}")
