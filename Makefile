@@ -5,6 +5,7 @@
 # make benchmark           what compressing costs in time and memory
 # make benchmark-search    what a search costs beside its trials; MRI=DIR measures AlexNet on the MRI set too
 # make benchmark-large     how seconds and memory grow with the number of images
+# make benchmark-scores    how fast ten thousand trials with their scores are read
 # make benchmark-samplers  how many trials each sampler takes on a landscape that was measured once
 VENV ?= .venv
 PYTHON ?= python3
@@ -17,7 +18,7 @@ STUDY := digits-study
 # One more than cores, at most 4: some tests wait for servers and for other processes.
 PROCESSES = $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
 
-.PHONY: study test quick check benchmark benchmark-search benchmark-large benchmark-samplers clean
+.PHONY: study test quick check benchmark benchmark-search benchmark-large benchmark-scores benchmark-samplers clean
 
 # torch and torchvision are pinned together here: each torchvision fits one torch. pyproject.toml has the range that works.
 $(VENV)/.installed: pyproject.toml
@@ -59,6 +60,9 @@ benchmark-search: $(VENV)/.installed-for-tests
 
 benchmark-large: $(VENV)/.installed-for-tests
 	$(BIN)/python tests/benchmark_large.py
+
+benchmark-scores: $(VENV)/.installed-for-tests
+	$(BIN)/python tests/benchmark_scores.py
 
 benchmark-samplers: $(VENV)/.installed-for-tests
 	$(BIN)/python tests/benchmark_samplers.py

@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from hscc_search.pareto.points import Measured as Measured
     from hscc_search.pareto.points import Point as Point
     from hscc_search.pareto.selection import select as select
-    from hscc_search.search.study import work_on as work_on
-    from hscc_search.search.trial import load_dense as load_dense
     from hscc_search.session import Study as Study
     from hscc_search.session import read_study as read_study
     from hscc_search.session import run_study as run_study
+    from hscc_search.session import search as search
+    from hscc_search.study.study import work_on as work_on
+    from hscc_search.study.trial import load_dense as load_dense
 
 # The module of each public name. torch and Optuna take seconds to import, so a name is imported when it is first used:
 # `hscc-search --help` and a mistyped study file answer at once. Type checkers read the imports above instead.
@@ -57,11 +58,12 @@ _MODULES = {
     "inspect": "hscc_search.compression.calibration.examination",
     "knee": "hscc_search.pareto.front",
     "load": "hscc_search.export.loading",
-    "load_dense": "hscc_search.search.trial",
+    "load_dense": "hscc_search.study.trial",
     "read_study": "hscc_search.session",
     "run_study": "hscc_search.session",
+    "search": "hscc_search.session",
     "select": "hscc_search.pareto.selection",
-    "work_on": "hscc_search.search.study",
+    "work_on": "hscc_search.study.study",
 }
 __all__ = list(_MODULES)
 

@@ -1,22 +1,40 @@
 """Studies in Python: searched, looked at, and taken further, as in a notebook."""
 
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import optuna
+import torch
 from optuna.storages import BaseStorage
 from torch import nn
+from torch.utils.data import DataLoader
 
-from hscc_search.config import StudyConfig
+from hscc_search.compression.stand_ins import copied
+from hscc_search.config import IN_MEMORY, StudyConfig
+from hscc_search.data import Dataset, split
+from hscc_search.data.own import dataset_of
+from hscc_search.dense.checked import check_network
+from hscc_search.dense.device import choose_device
+from hscc_search.dense.identity import identity
+from hscc_search.dense.opened import Opened
+from hscc_search.dense.output import picking
+from hscc_search.errors import ConfigError, DataError
+from hscc_search.evaluation.predictions import network_input
 from hscc_search.pareto.points import Point
 from hscc_search.pareto.selection import Rule, select
 from hscc_search.progress import Report, silent
-from hscc_search.search import stored_study
-from hscc_search.search import study as search_study
-from hscc_search.search.opening import open_again
-from hscc_search.search.space import space_of
-from hscc_search.search.trial import Prepared, prepare, run_trial
+from hscc_search.report.terminal import progress_bars
+from hscc_search.study import stored_study
+from hscc_search.study import study as search_study
+from hscc_search.study.opening import open_again
+from hscc_search.study.space import space_of
+from hscc_search.study.trial import Prepared, prepare, run_trial
+from hscc_search.temporary import TemporaryFolder
 
 if TYPE_CHECKING:
     import pandas
@@ -25,6 +43,9 @@ if TYPE_CHECKING:
 
 class Study(stored_study.Study):
     """A study as it stands in its storage, whose trials can be tabulated, drawn, built again and exported."""
+
+    # Images and dense network of a study that was searched on objects in memory.
+    _given: Opened | None = None
 
     def select(self, rule: Rule | str = "knee") -> Point:
         """Choose a trial by a rule: ``knee``, ``trial:N``, ``min-accuracy:X`` or ``max-flops:X``.
@@ -116,7 +137,7 @@ class Study(stored_study.Study):
         from hscc_search.export.export import export
 
         out = Path(out)
-        export(self, self._trial(trial), self.config, out, device, report, network)
+        export(self, self._trial(trial), self.config, out, device, report, network, self._given)
         return out
 
     def located(self, data: Path | str | None = None, checkpoint: Path | str | None = None) -> "Study":
@@ -131,7 +152,130 @@ class Study(stored_study.Study):
 
     @cached_property
     def _prepared(self) -> Prepared:
-        return prepare(open_again(self.record, self.config), self.record.dense)
+        return prepare(self._given or open_again(self.record, self.config), self.record.dense)
+
+
+def search(
+    network: nn.Module,
+    train: Any,
+    validation: Any,
+    test: Any,
+    metrics: Mapping[str, Callable[..., float]] | None = None,
+    objectives: Sequence[str] | None = None,
+    trials: int = 40,
+    classes: Sequence[str] | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    **sections: Any,
+) -> Study:
+    """Search over a trained network and data sets that are in memory; no file is needed.
+
+    Args:
+        network: trained; it is not changed.
+        train: inputs and targets, as a torch Dataset, a DataLoader of one, or a list: see
+            :func:`hscc_search.data.own.dataset_of`. Floating-point inputs go into the network as they are.
+        validation: likewise; trials are measured on it.
+        test: likewise; exports are measured on it.
+        metrics: functions of scores and targets by name, higher is better; defined at the top of a module or notebook.
+        objectives: metrics to weigh; by default ``flops`` and the first of ``metrics``, or ``accuracy``.
+        trials: number of trials.
+        classes: names of the classes by position.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        progress: whether to show bars on the error stream, or in the notebook.
+        sections: further keys and sections of a study file, such as ``space``, ``constraints`` or ``seed``. By default
+            ``name`` is that of the network's class, and ``storage`` is gone when the study is: give a URL to keep it.
+
+    Raises:
+        HsccError: an item cannot be used, the network cannot be compressed, or a setting is wrong.
+    """
+    with progress_bars() if progress else nullcontext(silent) as report:
+        dataset = dataset_of(_items(train), _items(validation), _items(test), classes, report=report)
+        kept = None if "storage" in sections else TemporaryFolder("hscc-search")
+        tree = {"name": type(network).__name__, "storage": kept and f"sqlite:///{kept.path}/studies.db", **sections}
+        config = _config(tree, dataset, trials, metrics or {}, objectives)
+        opened = _opened(config, network, dataset, device)
+        with _quiet():
+            study = _whole(search_study.run_study(opened.config, device, report, given=opened))
+    # What a frozen dataclass holds beside its fields: the objects, and the folder of the storage as long as the study.
+    vars(study).update(_given=opened, _kept=kept)
+    return study
+
+
+def _config(
+    tree: dict[str, Any],
+    dataset: Dataset,
+    trials: int,
+    metrics: Mapping[str, Callable[..., float]],
+    objectives: Sequence[str] | None,
+) -> StudyConfig:
+    """Write down as a study file what is searched."""
+    given = {
+        "trials": trials,
+        **_objectives(objectives, metrics, dataset),
+        "metrics": {name: _function_name(name, function) for name, function in metrics.items()},
+        "model": {**tree.get("model", {}), "name": IN_MEMORY},
+        "data": {"source": "memory", **_picture(dataset), **tree.get("data", {})},
+    }
+    return StudyConfig.from_tree({**tree, **given}, "search")
+
+
+def _objectives(
+    objectives: Sequence[str] | None, metrics: Mapping[str, Callable[..., float]], dataset: Dataset
+) -> dict[str, list[str]]:
+    """The objectives that are given, or the default ones; none for maps without a metric, which have no default."""
+    if objectives is None and dataset.maps and not metrics:
+        return {}
+    return {"objectives": list(objectives or ("flops", next(iter(metrics), "accuracy")))}
+
+
+def _items(part: Any) -> Any:
+    return part.dataset if isinstance(part, DataLoader) else part
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna from printing a line per trial beside the progress."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _picture(dataset: Dataset) -> dict[str, Any]:
+    """The keys of a study file that say what inputs look like."""
+    shape = dataset.images.shape[1:]
+    if len(shape) != 3:
+        raise DataError(f"inputs are of shape {shape}, and must be (channels, height, width)")
+    return {"channels": shape[0], "image_size": [int(side) for side in shape[1:]]}
+
+
+def _opened(config: StudyConfig, network: nn.Module, dataset: Dataset, device: str) -> Opened:
+    """Put images and network in memory together, as :func:`hscc_search.dense.opened.open_dense` does from files."""
+    chosen = choose_device(device)
+    config.check_classes(dataset.classes)
+    if dataset.maps:
+        config.check_maps()
+    parts = split(dataset, config.data.validation, config.data.test, config.data.split_seed)
+    images = network_input(torch.from_numpy(parts.train.images[:2]).to(chosen), config.data)
+    network = copied(network).to(chosen)
+    if config.model.output is not None:
+        network = picking(network, config.model.output)
+    check_network(network, images, type(network).__name__, len(dataset.classes), dataset.maps)
+    return Opened(config, dataset, parts, network, chosen, identity(network), given=True)
+
+
+def _function_name(metric: str, function: Callable[..., float]) -> str:
+    """The name by which a function can be imported where the study is measured.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    if getattr(sys.modules.get(module or ""), name, None) is not function:
+        raise ConfigError(f"metrics: {metric} must be a function that is defined at the top of a module or a notebook")
+    return f"{module}:{name}"
 
 
 def read_study(storage: str | BaseStorage, name: str) -> Study:

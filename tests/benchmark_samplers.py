@@ -19,9 +19,9 @@ from hscc_search.config import StudyConfig
 from hscc_search.pareto.hypervolume import hypervolume, hypervolume_history
 from hscc_search.pareto.objectives import objectives_of
 from hscc_search.pareto.points import Measured, Point
-from hscc_search.search.propose import Tried, propose
-from hscc_search.search.space import Space
-from hscc_search.search.stored_study import read_study
+from hscc_search.study.propose import Tried, propose
+from hscc_search.study.space import Space
+from hscc_search.study.stored_study import read_study
 
 LANDSCAPE = Path(__file__).parent / "landscapes" / "brain_tumor_alexnet.csv"
 SEEDS, MOST = 10, 120

@@ -23,12 +23,12 @@ from hscc_search.evaluation.predictions import predict
 from hscc_search.memory import keep_freed_memory
 from hscc_search.pareto.objectives import objectives_of
 from hscc_search.pareto.points import Measured
-from hscc_search.search.propose import propose
-from hscc_search.search.record import TrialRecord, point_from_stored
-from hscc_search.search.stored_study import find_study, read_study
-from hscc_search.search.study import run_study, start_study
-from hscc_search.search.trial import run_trial
 from hscc_search.storage import existing_storage
+from hscc_search.study.propose import propose
+from hscc_search.study.record import TrialRecord, point_from_stored
+from hscc_search.study.stored_study import find_study, read_study
+from hscc_search.study.study import run_study, start_study
+from hscc_search.study.trial import run_trial
 
 COUNTS = (100, 500, 10_000)
 
@@ -123,7 +123,7 @@ def two_workers(folder):
             run_study(config, "cpu")
             code = (
                 "import sys, torch; torch.set_num_threads(1)\n"
-                "from hscc_search.search.study import work_on\n"
+                "from hscc_search.study.study import work_on\n"
                 "work_on(sys.argv[1], sys.argv[2], device='cpu')"
             )
             run_study(config.model_copy(update={"trials": 400, "timeout": 1e-6}), "cpu")

@@ -34,7 +34,7 @@ FORKS.set_forkserver_preload(
         "torch._dynamo",
         "torch.fx.experimental.symbolic_shapes",
         "torch.onnx.ops",
-        "hscc_search.search.study",
+        "hscc_search.study.study",
     ]
 )
 

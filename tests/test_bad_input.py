@@ -17,7 +17,7 @@ from PIL import Image
 from hscc_search import storage
 from hscc_search.cli import main
 from hscc_search.config import StudyConfig, find_study_file
-from hscc_search.search.study import run_study
+from hscc_search.study.study import run_study
 
 OWN = {
     "name": "own",

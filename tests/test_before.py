@@ -16,10 +16,10 @@ from hscc_search.compression.form import total_rank
 from hscc_search.errors import ExportError, StudyError
 from hscc_search.export.export import export
 from hscc_search.export.folder import Manifest, write_json
-from hscc_search.search import record as keys
-from hscc_search.search.stored_study import find_study, read_study
-from hscc_search.search.study import run_study, work_on
 from hscc_search.storage import existing_storage
+from hscc_search.study import record as keys
+from hscc_search.study.stored_study import find_study, read_study
+from hscc_search.study.study import run_study, work_on
 
 BEFORE = Path(__file__).parent / "before"
 EXPORTED = BEFORE / "exported-0.1.0"

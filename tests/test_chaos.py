@@ -15,11 +15,11 @@ from optuna.trial import TrialState
 
 from hscc_search.pareto.front import front
 from hscc_search.pareto.points import Point
-from hscc_search.search.stored_study import find_study, read_study
-from hscc_search.search.study import join_study, run_study
-from hscc_search.search.workers.ledger import Ledger
-from hscc_search.search.workers.worker import work
 from hscc_search.storage import existing_storage, patiently
+from hscc_search.study.stored_study import find_study, read_study
+from hscc_search.study.study import join_study, run_study
+from hscc_search.study.workers.ledger import Ledger
+from hscc_search.study.workers.worker import work
 
 KILLS, CREW, TRIALS = 50, 3, 100
 

@@ -13,7 +13,7 @@ from hscc_search.dense.networks import DigitsCNN
 from hscc_search.evaluation.counters import measure_cost
 from hscc_search.export.export import export
 from hscc_search.export.loading import load
-from hscc_search.search.study import run_study
+from hscc_search.study.study import run_study
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

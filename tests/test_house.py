@@ -23,7 +23,7 @@ FLOORS = (
     "runtime",
     "dense",
     "compression",  # knows nothing of images on disk, studies and trials
-    "search",
+    "study",
     "export comparison",
     "report",
     "session",

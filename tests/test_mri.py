@@ -44,7 +44,7 @@ def test_from_a_study_file_to_a_folder_that_runs(cli, mri, study_file):
     data = StudyConfig.from_file(study_file, data__path=mri).data
     test = split(load_dataset(data), data.validation, data.test, data.split_seed).test
     session = onnxruntime.InferenceSession(folder / "out" / "model.onnx")
-    scores = session.run(None, {"images": test.images.astype(np.float32) / 255})[0]
+    scores = session.run(None, {"images": test.images[:].astype(np.float32) / 255})[0]
     assert int((scores.argmax(1) == test.labels).sum()) == metrics["right"]
     assert metrics["dense"]["test"]["metrics"]["accuracy"] > 0.5
 

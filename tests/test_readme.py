@@ -11,10 +11,11 @@ import yaml
 from conftest import ROOT
 
 from hscc_search.config import StudyConfig
+from hscc_search.config.metrics import METRICS
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import StorageError
-from hscc_search.search.catalogue import list_studies
-from hscc_search.search.space import Space
+from hscc_search.study.catalogue import list_studies
+from hscc_search.study.space import Space
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -81,6 +82,21 @@ def test_the_study_options_are_all_allowed():
     space = Space(config, scopes={})
     assert config.start
     assert all(space.checked(sample) for sample in config.start)
+
+
+def test_the_ways_to_give_images_are_allowed():
+    blocks = re.findall(r"```yaml\n(data:.*?)```", README, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        StudyConfig.from_tree({"name": "mine", "model": {"name": "digits_cnn"}, **yaml.safe_load(block)}, "README")
+
+
+def test_the_metrics_are_all_allowed():
+    (metrics,) = re.findall(r"```yaml\n(metrics:.*?)```", README, re.DOTALL)
+    tree = {"name": "all", "data": {"source": "digits"}, "model": {"name": "digits_cnn"}, **yaml.safe_load(metrics)}
+    config = StudyConfig.from_tree(tree, "README")
+    assert "sensitivity@0.95:meningioma_tumor" in config.asked_metrics
+    assert all(f"`{name}`" in README for name in METRICS)
 
 
 def test_the_comparison_runs(cli, folder):

@@ -1,14 +1,17 @@
 import json
 
+import onnxruntime
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import hscc_search
 from hscc_search.config import StudyConfig
 from hscc_search.dense.opened import open_dense
-from hscc_search.errors import ExportError, StudyError
+from hscc_search.errors import DataError, ExportError, HsccError, ModelError, StudyError
 from hscc_search.evaluation.predictions import predict
-from hscc_search.session import read_study, run_study
+from hscc_search.session import read_study, run_study, search
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +100,104 @@ def test_a_study_that_is_read_again_is_the_same(study):
     assert type(again) is type(study)
     assert again.points == study.points
     assert again.dataframe().equals(study.dataframe())
+
+
+def brightest(scores, targets):
+    """A metric of the test's own: the share of images whose second class is scored higher than the first rightly."""
+    return float(((scores[:, 1] > scores[:, 0]) == (targets == 1)).mean())
+
+
+class Small(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()),
+            *(nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(128, 2)),
+        )
+
+
+def stripes(count, seed):
+    """Images of lying and of standing stripes, float32, shape (1, 12, 20)."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(2, (count,), generator=generator)
+    wave = torch.arange(12)[:, None] * (1 - targets)[:, None, None] + torch.arange(20)[None] * targets[:, None, None]
+    images = (wave * (1 + torch.rand(count, 1, 1, generator=generator))).sin()
+    return TensorDataset((images + torch.randn(images.shape, generator=generator))[:, None], targets)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    torch.manual_seed(0)
+    network, (images, targets) = Small(), stripes(256, 0).tensors
+    optimizer = torch.optim.Adam(network.parameters(), 0.005)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), targets).backward()
+        optimizer.step()
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def searched(trained):
+    return search(
+        trained,
+        train=DataLoader(stripes(256, 0), batch_size=32),
+        validation=stripes(120, 1),
+        test=stripes(120, 2),
+        metrics={"brightest": brightest},
+        trials=3,
+        classes=["lying", "standing"],
+        progress=False,
+    )
+
+
+def test_objects_in_memory_are_searched(searched, trained):
+    table = searched.dataframe()
+    assert len(table) == 3
+    assert [objective.metric for objective in searched.objectives] == ["flops", "brightest"]
+    assert (table["brightest"] <= 1).all()
+    assert searched.record.classes == ("lying", "standing")
+    assert searched.dense["accuracy"] > 0.8
+    assert searched.dense["brightest"] == searched.dense["accuracy"]
+    assert searched.dense["parameters"] == sum(parameter.numel() for parameter in trained.parameters())
+
+
+def test_a_network_in_memory_is_exported_and_loaded_with_it(searched, trained, tmp_path):
+    folder = searched.export("knee", tmp_path / "small")
+    images = stripes(8, 3).tensors[0]
+    with torch.no_grad():
+        by_torch = hscc_search.load(folder, trained)(images)
+        assert torch.allclose(by_torch, searched.compressed("knee")(images), atol=1e-4)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    by_onnx = session.run(None, {session.get_inputs()[0].name: images.numpy()})[0]
+    assert torch.allclose(torch.from_numpy(by_onnx), by_torch, atol=1e-4)
+    with pytest.raises(ModelError, match=r"give it to hscc_search\.load"):
+        hscc_search.load(folder)
+
+
+def test_a_study_of_objects_goes_on_with_the_same_objects_alone(trained, tmp_path):
+    def go_on(network, trials):
+        kept = {"name": "kept", "storage": f"sqlite:///{tmp_path}/studies.db", "progress": False}
+        return search(network, stripes(64, 0), stripes(60, 1), stripes(60, 2), trials=trials, **kept)
+
+    assert len(go_on(trained, 1).points) == 1
+    assert len(go_on(trained, 2).points) == 2
+    with pytest.raises(StudyError, match="other weights of the dense network"):
+        go_on(Small().eval(), 3)
+    with pytest.raises(DataError, match="objects in the memory"):
+        read_study(f"sqlite:///{tmp_path}/studies.db", "kept").compressed(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"metrics": {"own": lambda scores, targets: 1.0}}, "own must be a function that is defined at the top"),
+        ({"trials": 0}, "trials"),
+        ({"validation": [(torch.zeros(1, 12, 20), 0), (torch.zeros(1, 12), 1)]}, r"validation\[1\]"),
+        ({"objectives": ["flops", "beauty"]}, "there is no metric 'beauty'"),
+    ],
+)
+def test_wrong_objects_are_refused_in_one_line(trained, change, error):
+    objects = {"train": stripes(64, 0), "validation": stripes(60, 1), "test": stripes(60, 2), "progress": False}
+    with pytest.raises(HsccError, match=error) as refused:
+        search(trained, **{**objects, **change})
+    assert "\n" not in str(refused.value)

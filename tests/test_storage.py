@@ -7,10 +7,10 @@ import pytest
 
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StorageError
-from hscc_search.search.catalogue import list_studies
-from hscc_search.search.stored_study import read_study
-from hscc_search.search.study import run_study
 from hscc_search.storage import existing_storage, open_storage
+from hscc_search.study.catalogue import list_studies
+from hscc_search.study.stored_study import read_study
+from hscc_search.study.study import run_study
 
 
 def message_of(url, create=True):

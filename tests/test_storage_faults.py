@@ -13,10 +13,10 @@ from sqlalchemy import create_engine, exc, text
 
 from hscc_search.errors import HsccError, StorageError
 from hscc_search.report.live import application
-from hscc_search.search.catalogue import copy_study, list_studies
-from hscc_search.search.stored_study import read_study
 from hscc_search.storage import existing_storage, open_storage, patiently
 from hscc_search.storage_faults import explained, in_one_line, may_pass, undamaged
+from hscc_search.study.catalogue import copy_study, list_studies
+from hscc_search.study.stored_study import read_study
 
 PAGE = 4096
 

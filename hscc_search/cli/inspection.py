@@ -27,7 +27,7 @@ def inspect(study: str, data: Path | None, checkpoint: Path | None, output_forma
     Nothing is trained. Every layer that can be compressed is replaced at full rank, and the answers are compared.
     """
     config = read_config(study, data__path=absolute(data), model__checkpoint=absolute(checkpoint))
-    from hscc_search.search.beforehand import inspect_study
+    from hscc_search.study.beforehand import inspect_study
 
     with progress_bars() as report:
         inspection, notices = inspect_study(config, report)

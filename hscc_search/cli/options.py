@@ -46,9 +46,9 @@ timeout_option = click.option(
 
 data_option = click.option(
     "--data",
-    metavar="DIR",
+    metavar="PATH",
     type=click.Path(path_type=Path),
-    help="Image folder, in place of the study file's data.path.",
+    help="Folder or table of the images, in place of the study file's data.path.",
 )
 
 checkpoint_option = click.option(

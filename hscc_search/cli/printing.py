@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hscc_search.config import LEAKS
 from hscc_search.errors import printable
 from hscc_search.progress import Progress, Report
 from hscc_search.report.terminal import counting_lines, front_table, out_console
 
 if TYPE_CHECKING:
-    from hscc_search.search.stored_study import Study
+    from hscc_search.study.stored_study import Study
 
 
 def say(line: str) -> None:
@@ -32,6 +33,9 @@ def show_front(study: "Study") -> None:
     say(front_line(study))
     for line in counting_lines(study):
         say(line)
+    for line in study.record.notices:
+        if line.startswith(LEAKS):
+            say(line)
 
 
 def quiet_optuna() -> None:

@@ -19,7 +19,7 @@ def studies(context: click.Context, storage: str, output_format: str) -> None:
     context.obj = storage
     if context.invoked_subcommand is not None:
         return
-    from hscc_search.search.catalogue import list_studies
+    from hscc_search.study.catalogue import list_studies
 
     quiet_optuna()
     statuses = list_studies(storage)
@@ -35,7 +35,7 @@ def studies(context: click.Context, storage: str, output_format: str) -> None:
 @group_storage_option
 def rm(study_name: str, yes: bool, storage: str) -> None:
     """Remove STUDY_NAME and all its trials."""
-    from hscc_search.search.catalogue import list_studies, remove_study
+    from hscc_search.study.catalogue import list_studies, remove_study
 
     quiet_optuna()
     statuses = {status.name: status for status in list_studies(storage)}
@@ -53,7 +53,7 @@ def rm(study_name: str, yes: bool, storage: str) -> None:
 @group_storage_option
 def copy(study_name: str, new_name: str, to: str | None, storage: str) -> None:
     """Copy STUDY_NAME with its finished and failed trials as NEW_NAME."""
-    from hscc_search.search.catalogue import copy_study
+    from hscc_search.study.catalogue import copy_study
 
     quiet_optuna()
     count = copy_study(storage, study_name, new_name, to)

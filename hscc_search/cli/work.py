@@ -88,8 +88,8 @@ def run(
         data__path=absolute(data),
         model__checkpoint=absolute(checkpoint),
     )
-    from hscc_search.search.study import run_study
     from hscc_search.storage import without_password
+    from hscc_search.study.study import run_study
 
     quiet_optuna()
     with progress_bars() as report:
@@ -125,7 +125,7 @@ def worker(
 
     Any number of machines may do so at once; each needs the images and, where the study was given one, the checkpoint.
     """
-    from hscc_search.search.study import work_on
+    from hscc_search.study.study import work_on
 
     quiet_optuna()
     with progress_bars() as report:

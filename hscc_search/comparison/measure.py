@@ -30,7 +30,7 @@ from hscc_search.evaluation.scores import kept_scores
 from hscc_search.files import sha256
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.latency import Runner, measure_latency, runners
-from hscc_search.search.opening import calibration_images
+from hscc_search.study.opening import calibration_images
 
 # Images per batch where latency is measured.
 LATENCY_BATCHES = (1, 32)
@@ -59,12 +59,18 @@ def compare(
         report: told of each step.
 
     Raises:
-        HsccError: a method or a number is wrong, a checkpoint is given for several splits, ``out`` belongs to another
-            comparison, or the images or the dense network cannot be used.
+        HsccError: a method or a number is wrong, several splits are asked for where a checkpoint or the images belong
+            to one, ``out`` belongs to another comparison, or the images or the dense network cannot be used.
     """
     _check(config, budgets, methods, seeds)
-    fingerprint = load_dataset(config.data, report).fingerprint
-    config = claim(out, ComparisonRecord(config, epochs, fingerprint, _checkpoint_digest(config)))
+    dataset = load_dataset(config.data, report)
+    if dataset.maps:
+        raise ConfigError("targets are maps, and methods are compared on images of one class each: use run and front")
+    if dataset.sides is not None and len(set(seeds)) > 1:
+        raise ConfigError(
+            "the images come with a split, which is kept, and other seeds draw no other one: give one seed"
+        )
+    config = claim(out, ComparisonRecord(config, epochs, dataset.fingerprint, _checkpoint_digest(config)))
     every = _asked(budgets, methods, seeds, epochs)
     for seed in dict.fromkeys(seeds):
         missing = [asked for asked in every if asked.seed == seed and not network_path(out, asked).exists()]

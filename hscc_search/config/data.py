@@ -3,49 +3,26 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
+from hscc_search.config.pictures import (
+    GREY_MEAN,
+    GREY_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageSize,
+    Level,
+    Resize,
+    Shape,
+    sized,
+    window_bounds,
+)
 from hscc_search.config.section import FilePath, Section
-from hscc_search.config.shape import Shape
-from hscc_search.errors import quoted
 
 # What counts as a copy of an image: see ``copies`` below.
 CopyKind = Literal["near", "shape", "exact", "none"]
-
-# How an image is brought to size: see ``resize`` below.
-Resize = Literal["squeeze", "crop", "pad"]
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-_SMALLEST_SIDE, _LARGEST_SIDE = 8, 1024
-_SIDE_SCHEMA = {"type": "integer", "minimum": _SMALLEST_SIDE, "maximum": _LARGEST_SIDE}
-
-
-def _image_size(value: Any) -> int | tuple[int, int]:
-    """Check a side, or height and width, of which equal ones are one side: so a square is always stored alike."""
-    sides = tuple(value) if isinstance(value, (list, tuple)) and len(value) == 2 else (value, value)
-    for side in sides:
-        if type(side) is not int or not _SMALLEST_SIDE <= side <= _LARGEST_SIDE:
-            raise ValueError(
-                f"{quoted(value)} is not allowed: use a whole number greater than or equal to {_SMALLEST_SIDE} and "
-                f"less than or equal to {_LARGEST_SIDE}, or two of them, [height, width]"
-            )
-    height, width = sides
-    return height if height == width else (height, width)
-
-
-ImageSize = Annotated[
-    int | tuple[int, int],
-    PlainValidator(_image_size),
-    WithJsonSchema({"anyOf": [_SIDE_SCHEMA, {"type": "array", "items": _SIDE_SCHEMA, "minItems": 2, "maxItems": 2}]}),
-]
-Level = Annotated[float, Field(ge=-1e9, le=1e9)]
-
-
-def window_bounds(centre: float, width: float) -> tuple[float, float]:
-    """The values that DICOM's linear window shows as black and white (PS3.3, C.11.2.1.2.1)."""
-    low = centre - width / 2
-    return low, low + width - 1
+# How a notice on what ``allow_leaks`` allows begins.
+LEAKS = "the parts of this split, which was given, are not apart"
 
 
 class ColumnsConfig(Section):
@@ -100,7 +77,7 @@ def _steps(name: str) -> list[str]:
 class DataConfig(Section):
     """The images, their size, and their division into parts."""
 
-    source: Literal["folder", "digits", "table", "python"] = Field(
+    source: Literal["folder", "digits", "table", "python", "memory"] = Field(
         "folder",
         description="a folder of your own, a table of images, torch Datasets of your own, or the handwritten digits "
         "that come with scikit-learn",
@@ -203,8 +180,7 @@ class DataConfig(Section):
     @property
     def shape(self) -> Shape:
         """The shape of one image: channels, height, width."""
-        size = self.image_size
-        return (self.channels, *((size, size) if isinstance(size, int) else size))
+        return sized(self.channels, self.image_size)
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -226,8 +202,14 @@ class DataConfig(Section):
         if tree.get("normalisation") == "dataset":
             return {"mean": (), "std": (), **tree}
         if tree.get("channels") == 1:
-            return {"mean": (0.449,), "std": (0.226,), **tree}
+            return {"mean": GREY_MEAN, "std": GREY_STD, **tree}
         return tree
+
+    @model_validator(mode="after")
+    def _channels_of_files(self) -> "DataConfig":
+        if self.source not in ("python", "memory") and self.channels not in (1, 3):
+            raise ValueError(f"channels: image files give 1 or 3 channels, not {self.channels}")
+        return self
 
     @model_validator(mode="after")
     def _numbers_for_each_channel(self) -> "DataConfig":
@@ -252,16 +234,10 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _channels_of_files(self) -> "DataConfig":
-        if self.source in ("folder", "digits") and self.channels not in (1, 3):
-            raise ValueError(f"channels: image files give 1 or 3 channels, not {self.channels}")
-        return self
-
-    @model_validator(mode="after")
     def _path_fits_source(self) -> "DataConfig":
         if self.source in ("folder", "table") and self.path is None:
             raise ValueError(f"source {self.source!r} needs a path here or --data PATH on the command line")
-        if self.source in ("digits", "python") and self.path is not None:
+        if self.source in ("digits", "python", "memory") and self.path is not None:
             raise ValueError(f"source {self.source!r} takes no path: use source 'folder' for your own images")
         if (self.source == "python") != (self.factory is not None):
             raise ValueError("source 'python' and a factory 'module:function' need each other")

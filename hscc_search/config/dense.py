@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from hscc_search.config.section import FilePath, Section
 
+# Name of a network that was an object in memory where the study was searched.
+IN_MEMORY = "in memory"
+
 
 class ModelConfig(Section):
     """The dense network."""
@@ -26,8 +29,8 @@ class ModelConfig(Section):
         None,
         max_length=500,
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="'package.module:function' that takes what the network answers with, such as a dict or a tuple, and "
-        "returns the scores; without it the network answers with the scores themselves",
+        description="'package.module:function' that takes what the network answers with, such as a dict, and returns "
+        "the scores; without it the network answers with the scores themselves",
     )
 
 

@@ -14,7 +14,7 @@ from hscc_search.resources import resource_folder
 
 # Keys whose values name a folder, a file or a database, with the option that replaces each.
 _LOCATIONS = {
-    "data.path": "--data DIR",
+    "data.path": "--data PATH",
     "model.checkpoint": "--checkpoint FILE",
     "storage": "--storage URL",
 }

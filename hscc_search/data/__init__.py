@@ -2,16 +2,18 @@
 
 In the order in which they come into play: ``folder`` finds images and their classes, or ``tables`` reads both from a
 table, ``sources`` lists what a study file names, ``grouping`` says which images belong together, ``decode`` reads a
-file, ``images`` reads them all, ``copies`` groups those that show the same thing, ``splits`` divides them into parts,
-no group in two of them (``leaks`` counts those of a split that was given), ``rows`` reads a part when it is asked for,
-and ``notices`` says what is worth knowing of all that. ``check`` reports on a folder or a table beforehand.
+file, ``images`` reads them all (``own`` the ``items`` of a user's own data sets) into a ``store``, as a ``dataset``,
+``copies`` finds those that show the same thing, and ``splits`` divides them into parts, no group in two of them
+(``leaks`` counts those of a split that was given), whose ``rows`` are read when they are asked for. ``notices`` says
+what is worth knowing of all that, and ``check`` reports on a folder or a table beforehand.
 """
 
 from hscc_search.data.check import check_images
 from hscc_search.data.dataset import Dataset
 from hscc_search.data.images import load_dataset
+from hscc_search.data.listing import PARTS
 from hscc_search.data.notices import notices
 from hscc_search.data.rows import Images
 from hscc_search.data.splits import Part, Parts, split
 
-__all__ = ["Dataset", "Images", "Part", "Parts", "check_images", "load_dataset", "notices", "split"]
+__all__ = ["PARTS", "Dataset", "Images", "Part", "Parts", "check_images", "load_dataset", "notices", "split"]

@@ -15,8 +15,9 @@ class Dataset:
     """Decoded images with labels.
 
     Attributes:
-        images: uint8, shape (images, 3, image_size, image_size), RGB; mapped from a file, read on access. Those of
-            source python may be float32 of any shape, and go into the network as they are.
+        images: shape (images, channels, height, width), mapped from a file, read on access: uint8, or uint16 where
+            files have more bits. Those of source python may be float32 of any shape, and go into the network as they
+            are.
         labels: int64, shape (images,), positions in ``classes``; or such a position for each point of a map, unsigned
             integers, shape (images, height, width).
         classes: class names, in alphabetical order unless the study says another.
@@ -49,6 +50,21 @@ class Dataset:
     def maps(self) -> tuple[int, ...]:
         """Height and width of the labels where these are maps; empty where each image has one label."""
         return self.labels.shape[1:]
+
+
+def kept_labels(labels: np.ndarray, classes: int) -> np.ndarray:
+    """What a study keeps of labels.
+
+    Args:
+        labels: as in :class:`Dataset`.
+        classes: number of classes.
+
+    Returns:
+        The labels; where these are maps, the number of points of each class in each, int64, shape (images, classes).
+    """
+    if labels.ndim == 1:
+        return labels
+    return np.stack([np.bincount(of_image.ravel(), minlength=classes) for of_image in labels])
 
 
 def ordered_classes(found: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Which images belong together, such as those of a patient: by their paths, by a table, and by being copies."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -61,13 +62,13 @@ def guess_groups(images: Sequence[Listed]) -> Guess | None:
     for expression in _GUESSES:
         pattern = re.compile(expression)
         groups = [group for group in (_group(pattern, _below_class(image)) for image in images) if group]
-        names, counts = np.unique(np.array(groups, object).astype(str), return_counts=True)
+        counts = Counter(groups)
         if (
             len(groups) >= _FITTING * len(images)
-            and len(names) >= max(_FEWEST_GROUPS, classes + 1)
-            and len(groups) >= _IMAGES_PER_GROUP * len(names)
+            and len(counts) >= max(_FEWEST_GROUPS, classes + 1)
+            and len(groups) >= _IMAGES_PER_GROUP * len(counts)
         ):
-            return Guess(expression, len(names), str(names[counts.argmax()]))
+            return Guess(expression, len(counts), counts.most_common(1)[0][0])
     return None
 
 

@@ -69,6 +69,11 @@ def load_dataset(config: DataConfig, report: Report = silent) -> Dataset:
         DataError: the folder, the table or an image cannot be used, there are fewer than two classes or others than
             the study says, or copies or groups stand in two parts of a split of the user's own.
     """
+    if config.source == "memory":
+        raise DataError(
+            "the images of this study were objects in the memory of the Python process that searched it, and only "
+            "hscc_search.search with the same objects goes on with it"
+        )
     if config.source == "python":
         dataset = dataset_of_factory(config, report)
         _check_shape(config, dataset.images.shape[1:])

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from hscc_search.config import LEAKS
 from hscc_search.data.folder import listed
 from hscc_search.data.listing import PARTS
 
@@ -32,7 +33,7 @@ def leaks(copies: np.ndarray, groups: np.ndarray, sides: np.ndarray, names: tupl
         words.append(
             f"{count:,} of {len(np.unique(groups)):,} groups, {images:,} images, stand in two (such as {example})"
         )
-    return f"the parts of this split, which was given, are not apart: {'; '.join(words)}" if words else None
+    return f"{LEAKS}: {'; '.join(words)}" if words else None
 
 
 def _on_two_sides(groups: np.ndarray, sides: np.ndarray) -> np.ndarray:

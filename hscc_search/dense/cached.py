@@ -27,7 +27,7 @@ from hscc_search.progress import Notice, Progress, Report
 # Part of the cache key: raise it when the same configuration would train to other weights.
 _TRAINING_VERSION = 2
 # What of the images' section does not stand in the key for itself: the fingerprint and the judgement hold what it does.
-_JUDGED = {"path", "class_level", "copies", "columns", "groups", "split", "allow_leaks"}
+_JUDGED = {"path", "class_level", "factory", "copies", "columns", "groups", "split", "allow_leaks"}
 # The fields that the key of version 1 was made of.
 _FIELDS_BEFORE = {
     "model": ("name", "weights"),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hscc_search.config import Shape, shape_of
+from hscc_search.config import IN_MEMORY, Shape, shape_of
 from hscc_search.dense.checked import check_in_training, check_network
 from hscc_search.dense.names import unknown_network
 from hscc_search.dense.output import picking
@@ -20,7 +20,7 @@ class DigitsCNN(nn.Sequential):
 
     Args:
         classes: number of outputs.
-        shape: of one image, see :func:`hscc_search.config.shape.shape_of`; its sides are multiples of 4 pixels.
+        shape: of one image, see :func:`hscc_search.config.pictures.shape_of`; its sides are multiples of 4 pixels.
     """
 
     def __init__(self, classes: int, shape: int | Shape = 16) -> None:
@@ -58,7 +58,7 @@ def build_network(
             ``ghostnetv2_100``, ``timm/NAME`` where both know the name and timm's is meant, or ``module:function``
             for a function of your own that takes the number of classes and returns a module.
         classes: number of outputs.
-        shape: of one image, see :func:`hscc_search.config.shape.shape_of`. timm builds the first layer of a network
+        shape: of one image, see :func:`hscc_search.config.pictures.shape_of`. timm builds the first layer of a network
             for as many channels, torchvision for 3 alone; that of your own function must take them.
         weights: ``DEFAULT``, the name of other torchvision weights or timm's tag, such as ``a1_in1k``; a new last
             layer then gives ``classes`` outputs.
@@ -102,6 +102,11 @@ def construct(
 def _construct(name: str, classes: int, shape: Shape, weights: str | None) -> nn.Module:
     if weights is not None and (":" in name or name == "digits_cnn"):
         raise ModelError(f"model.weights is for torchvision and timm networks, not for {name}: use model.checkpoint")
+    if name == IN_MEMORY:
+        raise ModelError(
+            "the dense network was an object in memory where the study was searched: give it to "
+            "hscc_search.load(folder, network), or go on with hscc_search.search"
+        )
     if name == "digits_cnn":
         if any(side % 4 for side in shape[1:]):
             raise ModelError(f"digits_cnn needs an image size that is a multiple of 4, not {_pixels(shape)}")

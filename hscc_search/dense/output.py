@@ -19,7 +19,7 @@ def picking(network: nn.Module, output: str) -> nn.Module:
     and a copy of it, or a module that holds it, answers alike.
 
     Args:
-        network: answers with anything.
+        network: answers with anything; one that picks already stays as it is.
         output: ``package.module:function``, which takes the answer and returns the scores.
 
     Raises:
@@ -31,7 +31,8 @@ def picking(network: nn.Module, output: str) -> nn.Module:
         raise ModelError(f"model.output: cannot import {output}: {one_line(error, with_type=True)}") from error
     if not callable(function):
         raise ModelError(f"model.output: {output} is no function")
-    network.register_forward_hook(_Pick(output, function))
+    if not any(isinstance(hook, _Pick) for hook in network._forward_hooks.values()):
+        network.register_forward_hook(_Pick(output, function))
     return network
 
 

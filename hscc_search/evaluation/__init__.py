@@ -1,5 +1,6 @@
-"""The cost of a network and the quality of its predictions.
+"""The cost of a network and the quality of its answers.
 
 ``cost`` holds MACs, FLOPs, parameters and bytes, and ``counters`` counts them. ``predictions`` runs a network over
-images, and ``quality`` compares the predicted classes with the labels.
+images, and ``scores`` says what is kept of its scores. ``quality`` measures them with standard errors, by the draws of
+``draws``: metrics of scores are in ``on_draws``, and ``own`` calls those of a study's own.
 """

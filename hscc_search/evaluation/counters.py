@@ -139,7 +139,7 @@ def measure_cost(network: nn.Module, shape: int | Shape) -> CountedCost:
 
     Args:
         network: in evaluation mode; takes float32 (images, channels, height, width).
-        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
+        shape: of one image, see :func:`hscc_search.config.pictures.shape_of`.
 
     Raises:
         CompressionError: fvcore counts more than torch.

@@ -3,10 +3,9 @@
 import math
 
 import numpy as np
-import torch
 
 from hscc_search.data.rows import Images
-from hscc_search.evaluation.predictions import LARGEST, batches
+from hscc_search.evaluation.predictions import batches
 
 # So that the numbers are the same wherever they are computed, and short in a study.
 _DECIMALS = 6
@@ -33,7 +32,7 @@ def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, 
             sums[channel] += int(values.sum())
             squares[channel] += int((values * values).sum())
     count = math.prod(images.shape) // channels
-    largest = LARGEST[torch.from_numpy(images[:1]).dtype]
+    largest = np.iinfo(images.dtype).max
     means = [total / count / largest for total in sums]
     # The numerator is a whole number, so nothing cancels.
     deviations = [

@@ -76,14 +76,16 @@ def _auroc(values: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.
     """The share of pairs of a positive and a negative image that stand in the right order; ties count half."""
     negative = np.flatnonzero(~positive)
     negative = negative[np.argsort(values[negative], kind="stable")]
-    below = np.zeros((len(negative) + 1, weights.shape[1]))
+    below = np.zeros((len(negative) + 1, weights.shape[1]), np.float32)
     np.cumsum(weights[negative], axis=0, out=below[1:])
     lower = np.searchsorted(values[negative], values[positive], "left")
     not_higher = np.searchsorted(values[negative], values[positive], "right")
-    own = weights[positive].astype(np.float64)
-    # Sums of whole numbers below 2^53: exact in any order.
-    pairs = np.einsum("ij,ij->j", own, below[lower] + below[not_higher]) / 2
-    return _shares(pairs, own.sum(axis=0) * below[-1])
+    own = weights[positive]
+    pairs = below[lower]
+    pairs += below[not_higher]
+    pairs *= own
+    # Whole numbers: exact in float32 up to 2^24, in any order, and their sum in float64.
+    return _shares(pairs.sum(axis=0, dtype=np.float64) / 2, own.sum(axis=0, dtype=np.float64) * below[-1])
 
 
 def _steps(values: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -34,7 +34,8 @@ def own_metrics(config: StudyConfig) -> dict[str, OwnMetric]:
             functions[name] = getattr(importlib.import_module(module), function)
         except Exception as error:  # whatever the user's code raises
             raise ConfigError(
-                f"metrics.{name}: cannot import {metric.function}: {one_line(error, with_type=True)}"
+                f"metrics.{name}: cannot import {metric.function}: {one_line(error, with_type=True)} "
+                f"(looked for among Python's modules and in {folder})"
             ) from error
         if not callable(functions[name]):
             raise ConfigError(f"metrics.{name}: {metric.function} is no function")

@@ -9,7 +9,7 @@ from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.evaluation.quality import Quality
 from hscc_search.export.folder import Metrics, Results
-from hscc_search.export.reading import picture_fields
+from hscc_search.export.reading import EIGHT_BITS, Files, picture_fields
 from hscc_search.pareto.objectives import title
 
 _CARD = """\
@@ -19,14 +19,13 @@ Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {samp
 
 ## Use
 
-Takes {colours} images of {height} x {width} pixels, float32 values 0 to 1, shape (images, {channels}, {height}, \
-{width}); normalisation is part of the network. Returns one score per class, before softmax: {class_names}.{bounds} \
-This code reads a file exactly as the study read its images:
+Takes {taken} Returns {returned}, before softmax: {class_names}. \
+{read_by}
 
 ```python
 {reading}
 scores = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels}})[0]
-print({classes}[scores.argmax()])
+{answer}
 ```
 
 As a torch module that can be trained further, which takes the same pixels: `hscc_search.load("this folder")`.
@@ -62,8 +61,7 @@ def model_card(
     inspection: Inspection,
     notices: Sequence[str] = (),
     trained_elsewhere: bool = False,
-    wide: bool = False,
-    dicom: bool = False,
+    files: Files = EIGHT_BITS,
 ) -> str:
     """Write the model card in Markdown: how to run the network, its results, its layers and its limits.
 
@@ -74,8 +72,7 @@ def model_card(
         inspection: of the dense network.
         notices: what the user was warned of when the study was created.
         trained_elsewhere: whether the images that the dense network was trained on are not known.
-        wide: whether the study's images have more than 8 bits.
-        dicom: whether they are DICOM.
+        files: the kind of the study's images.
     """
     if trained_elsewhere or metrics.trained_further:
         network = "dense network" if trained_elsewhere else "compressed network"
@@ -92,9 +89,15 @@ def model_card(
         trial=metrics.trial,
         sample=_in_words(metrics.sample),
         finetuned=_finetuned(metrics),
-        **picture_fields(config.data, wide, dicom),
+        **picture_fields(config.data, files),
         class_names=", ".join(map(_in_markdown, metrics.classes)),
-        classes=list(metrics.classes),
+        returned=f"one score per class at each of {' x '.join(map(str, metrics.maps))} positions, shape (images, "
+        f"{len(metrics.classes)}, {', '.join(map(str, metrics.maps))})"
+        if metrics.maps
+        else "one score per class",
+        answer=f"positions = scores[0].argmax(axis=0)  # of classes in {list(metrics.classes)}, shape {metrics.maps}"
+        if metrics.maps
+        else f"print({list(metrics.classes)}[scores.argmax()])",
         results=_results(metrics),
         units="images" if metrics.test_groups is None else "groups of images that belong together",
         test_images=metrics.test_images if metrics.test_groups is None else metrics.test_groups,
@@ -136,13 +139,14 @@ def _results(metrics: Metrics) -> str:
 
 def _cells(results: Results, classes: Sequence[str]) -> dict[str, str]:
     """The column of one network in the table of results, by the name of the row."""
-    cost, recalls = results.cost, results.test.metrics
+    cost, metrics = results.cost, results.test.metrics
+    recalls = {name: metrics[f"recall:{name}"] for name in classes if f"recall:{name}" in metrics}  # none of maps
     return {
         "accuracy, test part": _with_error(results.test, "accuracy"),
-        "macro F1, test part": _with_error(results.test, "macro_f1"),
+        **({"macro F1, test part": _with_error(results.test, "macro_f1")} if "macro_f1" in metrics else {}),
         "accuracy, validation part": _with_error(results.validation, "accuracy"),
         **_asked(results),
-        **{f"recall of {_in_markdown(name)}, test part": f"{recalls[f'recall:{name}']:.3f}" for name in classes},
+        **{f"recall of {_in_markdown(name)}, test part": f"{recall:.3f}" for name, recall in recalls.items()},
         "GMACs per image": f"{cost.macs / 1e9:.4f}",
         "GFLOPs per image": f"{cost.flops / 1e9:.4f}",
         "parameters": f"{cost.parameters:,}",

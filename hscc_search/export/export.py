@@ -12,7 +12,7 @@ from torch import nn
 
 from hscc_search.compression.compress import compress
 from hscc_search.compression.inspection import Inspection
-from hscc_search.config import Shape, StudyConfig
+from hscc_search.config import IN_MEMORY, Shape, StudyConfig
 from hscc_search.data import Part
 from hscc_search.data.decode import DICOM
 from hscc_search.dense.opened import Opened
@@ -21,6 +21,7 @@ from hscc_search.errors import ExportError, UnwritableError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
 from hscc_search.evaluation.draws import alone
+from hscc_search.evaluation.maps import measure_maps
 from hscc_search.evaluation.own import own_metrics
 from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.evaluation.quality import Quality, measure_quality
@@ -45,15 +46,16 @@ from hscc_search.export.folder import (
     write_yaml,
 )
 from hscc_search.export.loading import build_module
+from hscc_search.export.reading import Files
 from hscc_search.files import check_new_folder, folder_written_whole
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.onnx import write_onnx
-from hscc_search.search.opening import open_again
-from hscc_search.search.record import StudyRecord
-from hscc_search.search.space import space_of
-from hscc_search.search.stored_study import Study
-from hscc_search.search.trial import TrialResult, measure_trial, prepare, run_trial
+from hscc_search.study.opening import open_again
+from hscc_search.study.record import StudyRecord
+from hscc_search.study.space import space_of
+from hscc_search.study.stored_study import Study
+from hscc_search.study.trial import TrialResult, measure_trial, prepare, run_trial
 
 _STEPS = ("writing model.onnx", "loading the models back", "writing the model card")
 # Largest difference of scores between two runtimes, relative to the largest score: they add in different orders.
@@ -75,11 +77,12 @@ def export(
     device: str = "auto",
     report: Report = silent,
     tuned: nn.Module | None = None,
+    given: Opened | None = None,
 ) -> Metrics:
     """Compress with a trial's setting again, write the folder, load both models back and measure them on the test part.
 
     Args:
-        study: from :func:`hscc_search.search.stored_study.read_study`.
+        study: to which the trial belongs.
         point: one of its finished trials.
         config: the study's configuration, with the paths of data and checkpoint on this machine; its epochs of
             fine-tuning may differ from the study's.
@@ -88,6 +91,7 @@ def export(
         report: told of each step.
         tuned: the trial's network after further training elsewhere, whose weights are exported; None for the weights
             that compressing again, and fine-tuning where ``config`` says so, give.
+        given: images and dense network that are in memory; None opens those that ``config`` names.
 
     Returns:
         The content of ``metrics.json``.
@@ -101,7 +105,7 @@ def export(
     """
     _check_output(out)
     record = study.record
-    opened = open_again(record, config, device, report)
+    opened = given or open_again(record, config, device, report)
     result, inspection = _compress_again(opened, record, point, report, tuned)
     cost = _count(result, config.data.shape)
     _make_parent(out)
@@ -109,16 +113,19 @@ def export(
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
-        answers = _check(folder, opened.parts.test)
+        answers = _check(folder, opened)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
-        plan, elsewhere = result.compressed.plan, opened.trained_elsewhere
-        wide = opened.dataset.images.dtype != np.uint8
-        dicom = any(name.lower().endswith(DICOM) for name in opened.dataset.names)
-        card = model_card(metrics, config, plan, inspection, record.notices, elsewhere, wide, dicom)
-        _describe(folder, record, config, metrics, card)
+        _describe(folder, record, config, metrics, _card(record, opened, result, inspection, metrics))
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
+
+
+def _card(record: StudyRecord, opened: Opened, result: TrialResult, inspection: Inspection, metrics: Metrics) -> str:
+    # A split that was given is that of the training, too.
+    elsewhere = opened.trained_elsewhere and opened.dataset.sides is None
+    plan = result.compressed.plan
+    return model_card(metrics, opened.config, plan, inspection, record.notices, elsewhere, _files(opened))
 
 
 def _make_parent(out: Path) -> None:
@@ -173,21 +180,35 @@ def _count(result: TrialResult, shape: Shape) -> CountedCost:
     return cost
 
 
-def _deployed(network: nn.Module, config: StudyConfig) -> Deployed:
-    return Deployed(network, config.data.mean, config.data.std, config.data.shape).cpu().eval()
+def _deployed(network: nn.Module, opened: Opened) -> Deployed:
+    return Deployed(network, *_normalisation(opened), opened.config.data.shape).cpu().eval()
+
+
+def _files(opened: Opened) -> Files:
+    """The kind of the study's images."""
+    dicom = any(name.lower().endswith(DICOM) for name in opened.dataset.names)
+    return Files(opened.dataset.images.dtype, dicom)
+
+
+def _normalisation(opened: Opened) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and std of each channel; 0 and 1 where a data set of the user's own gives what the network takes."""
+    data = opened.config.data
+    if opened.dataset.images.dtype.kind == "f":
+        return (0.0,) * data.channels, (1.0,) * data.channels
+    return data.mean, data.std
 
 
 def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
-    config = opened.config
-    module = _deployed(result.compressed.network, config)
+    config, (mean, std) = opened.config, _normalisation(opened)
+    module = _deployed(result.compressed.network, opened)
     write_onnx(module, config.data.shape, folder / ONNX)
     save_weights(module.state_dict(), folder / WEIGHTS)
     architecture = Architecture(
         model=config.model.name,
         classes=opened.dataset.classes,
         pictures=Pictures.of(config.data),
-        mean=config.data.mean,
-        std=config.data.std,
+        mean=mean,
+        std=std,
         form=result.compressed.form,
         output=config.model.output,
         maps=opened.dataset.maps,
@@ -195,14 +216,16 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
     write_json(folder / ARCHITECTURE, architecture.stored())
 
 
-def _check(folder: Path, test: Part) -> _Answers:
+def _check(folder: Path, opened: Opened) -> _Answers:
     """Run both models from their files over the test part.
 
     Raises:
         ExportError: their scores differ by more than rounding does.
     """
+    test, in_memory = opened.parts.test, opened.config.model.name == IN_MEMORY
     by_onnx = _onnx_scores(folder / ONNX, test)
-    by_torch = _torch_scores(build_module(folder), test)
+    by_torch = _torch_scores(build_module(folder, opened.network.cpu() if in_memory else None), test)
+    opened.network.to(opened.device)
     gap = float(np.abs(by_onnx - by_torch).max())
     scale = max(1.0, float(np.abs(by_torch).max()))
     if not gap <= _TOLERANCE * scale:
@@ -221,7 +244,7 @@ def _measure(
 ) -> Metrics:
     """Measure the dense and the compressed network on the validation and the test part."""
     test, validation = opened.parts.test, opened.parts.validation
-    dense_scores = _torch_scores(_deployed(opened.network, opened.config), test)
+    dense_scores = _torch_scores(_deployed(opened.network, opened), test)
     dense_test, compressed_test = (_test_quality(opened, scores) for scores in (dense_scores, answers.onnx))
     by_onnx, by_torch = answers.onnx.argmax(axis=1), answers.torch.argmax(axis=1)
     return Metrics(
@@ -239,6 +262,7 @@ def _measure(
         torch_differs_on=int((by_onnx != by_torch).sum()),
         validation_groups=_groups(validation),
         test_groups=_groups(test),
+        maps=opened.dataset.maps,
     )
 
 
@@ -250,6 +274,9 @@ def _groups(part: Part) -> int | None:
 def _test_quality(opened: Opened, scores: np.ndarray) -> Quality:
     """Measure scores on the test part, by all metrics that the study asks for."""
     test, config = opened.parts.test, opened.config
+    if opened.dataset.maps:
+        own = own_metrics(config)
+        return measure_maps(scores, test.labels, config.seed, test.groups, config.asked_metrics, own).quality
     return measure_quality(
         scores.argmax(axis=1),
         test.labels,
@@ -264,6 +291,8 @@ def _test_quality(opened: Opened, scores: np.ndarray) -> Quality:
 
 def _validation_quality(measured: Measured, record: StudyRecord) -> Quality:
     """Measure the predictions on the validation part again, since stored metrics lack the F1 of single classes."""
+    if record.labels.ndim > 1:  # of maps all metrics are stored
+        return Quality({name: measured.metrics[name] for name in measured.errors}, dict(measured.errors))
     predicted, config = np.frombuffer(measured.predictions, "<u2"), record.config
     again = measure_quality(predicted, record.labels, record.classes, config.seed, groups=record.groups)
     stored = [name for name in measured.errors if name not in again.metrics]

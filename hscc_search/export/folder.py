@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from hscc_search.compression.form import NetworkForm
-from hscc_search.config import DataConfig, Shape, StudyConfig
+from hscc_search.config import DataConfig, Shape, StudyConfig, sized
 from hscc_search.errors import ExportError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.quality import Quality
@@ -57,8 +57,7 @@ class Pictures:
     @property
     def shape(self) -> Shape:
         """The shape of one image: channels, height, width."""
-        size = self.image_size
-        return (self.channels, *((size, size) if isinstance(size, int) else size))
+        return sized(self.channels, self.image_size)
 
     @classmethod
     def of(cls, data: DataConfig) -> "Pictures":
@@ -156,10 +155,11 @@ class Metrics:
         test_images: size of the test part.
         dense: the dense network.
         compressed: the compressed network; its quality on the test part is that of ``model.onnx``.
-        right: test images that ``model.onnx`` classifies correctly.
-        torch_differs_on: test images that the torch module puts into another class than ``model.onnx``.
+        right: test images that ``model.onnx`` classifies correctly; positions of them where it answers with maps.
+        torch_differs_on: test images, or positions, that the torch module puts into another class than ``model.onnx``.
         validation_groups: groups of images in the validation part; None where each image is one of its own.
         test_groups: groups of images in the test part, likewise.
+        maps: height and width of the maps that the network answers with; empty where it scores whole images.
     """
 
     study: str
@@ -176,6 +176,7 @@ class Metrics:
     torch_differs_on: int
     validation_groups: int | None = None
     test_groups: int | None = None
+    maps: tuple[int, ...] = ()
 
     @property
     def flops_ratio(self) -> float:

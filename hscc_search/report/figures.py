@@ -11,7 +11,7 @@ from hscc_search.config.metrics import COSTS, is_share
 from hscc_search.pareto.objectives import title
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.report.table import reference_text
-from hscc_search.search.stored_study import Study
+from hscc_search.study.stored_study import Study
 
 INK, FAINT, ACCENT, DENSE = "#1f2933", "#9aa5b1", "#0b7285", "#c92a2a"
 _BARS = "rgba(11, 114, 133, 0.4)"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and JSON and CSV need only the study that is passed in
     from hscc_search.pareto.points import Measured, Point
-    from hscc_search.search.stored_study import Study
+    from hscc_search.study.stored_study import Study
 
 
 def front_json(study: "Study") -> str:
@@ -24,6 +24,7 @@ def front_json(study: "Study") -> str:
         "knee": study.confidence.knee,
         # Constraints apply to trials only.
         "dense": {**_measured_tree(study.dense), "violations": {}},
+        "notices": list(study.record.notices),
         "front": [_point_tree(study, point) for point in study.front],
         "close": [_point_tree(study, point) for point in study.close],
     }

@@ -11,9 +11,9 @@ from plotly.offline import get_plotlyjs
 
 from hscc_search.errors import HsccError, StorageError
 from hscc_search.report.page import front_page, studies_page
-from hscc_search.search.catalogue import list_studies
-from hscc_search.search.stored_study import read_study
 from hscc_search.storage import existing_storage
+from hscc_search.study.catalogue import list_studies
+from hscc_search.study.stored_study import read_study
 
 _Environment = dict[str, Any]
 _Application = Callable[[_Environment, Callable[..., Any]], Iterable[bytes]]

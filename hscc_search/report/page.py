@@ -19,8 +19,8 @@ from hscc_search.report.figures import (
 )
 from hscc_search.report.table import columns, front_line, rows
 from hscc_search.resources import resource_folder
-from hscc_search.search.catalogue import StudyStatus
-from hscc_search.search.stored_study import Study
+from hscc_search.study.catalogue import StudyStatus
+from hscc_search.study.stored_study import Study
 
 _TEMPLATES = Environment(loader=FileSystemLoader(resource_folder("dashboards")), autoescape=True)
 # Seconds after which the live page of an unfinished study reloads.
@@ -39,7 +39,7 @@ def front_page(study: Study, script_url: str | None) -> str:
     """Render the page of a study's front.
 
     Args:
-        study: from :func:`hscc_search.search.stored_study.read_study`.
+        study: from :func:`hscc_search.study.stored_study.read_study`.
         script_url: address of plotly.js for a live page; None puts plotly.js into the page.
     """
     info = front_info(study)

@@ -7,7 +7,7 @@ from typing import Any
 from hscc_search.pareto.objectives import title, written
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.pareto.selection import why_none_is_feasible
-from hscc_search.search.stored_study import Study
+from hscc_search.study.stored_study import Study
 
 # Largest number of columns for sampled values; where each layer has its own values there are more, and none is shown.
 _MOST_SAMPLED = 7
@@ -33,7 +33,7 @@ def columns(study: Study) -> tuple[str, ...]:
     sampled = [name.replace("_", " ") for name in _sampled(study)]
     costs = ("GMACs", "GFLOPs", "fewer FLOPs", "parameters")
     extra = [title(metric) for metric in _extra(study)]
-    return ("trial", *sampled, *costs, *extra, "accuracy", "macro F1", "on front")
+    return ("trial", *sampled, *costs, *extra, *map(title, _of_all(study)), "on front")
 
 
 def rows(study: Study, most_close: int | None = None) -> list[TableRow]:
@@ -86,6 +86,11 @@ def _sampled(study: Study) -> list[str]:
     return names if len(names) <= _MOST_SAMPLED else []
 
 
+def _of_all(study: Study) -> list[str]:
+    """The metrics of answers that every table shows; maps have no macro F1."""
+    return [metric for metric in ("accuracy", "macro_f1") if metric in study.dense.metrics]
+
+
 def _extra(study: Study) -> list[str]:
     """The metrics that the study asks for and that have no column in every table."""
     return [metric for metric in study.config.asked_metrics if metric not in _COMMON]
@@ -106,8 +111,7 @@ def _cells(study: Study, network: Measured, name: str, sample: Mapping[str, Any]
         f"{study.dense['flops'] / network['flops']:.2f}x",
         f"{network['parameters']:,.0f}",
         *(_measured(network, metric) for metric in _extra(study)),
-        _measured(network, "accuracy"),
-        _measured(network, "macro_f1"),
+        *(_measured(network, metric) for metric in _of_all(study)),
         probability,
     )
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import click
@@ -19,8 +20,8 @@ from hscc_search.progress import Notice, Progress, Report
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the objects that are passed in
     from hscc_search.comparison.summary import Estimate, Summary
-    from hscc_search.search.catalogue import StudyStatus
-    from hscc_search.search.stored_study import Study
+    from hscc_search.study.catalogue import StudyStatus
+    from hscc_search.study.stored_study import Study
 
 # A pipe has no width of its own, and 80 columns would cut the front's table. Names of classes, files and layers are
 # shown as they are: "scan [left]" is no markup and ":eye:" no emoji.
@@ -34,8 +35,8 @@ _LOG_SECONDS = 15
 
 @contextmanager
 def progress_bars() -> Iterator[Report]:
-    """Show a bar per task on the error stream, or a line every 15 seconds where that is not a terminal."""
-    if not err_console.is_terminal:
+    """Show a bar per task on the error stream or in a notebook, elsewhere a line every 15 seconds."""
+    if not (err_console.is_terminal or (err_console.is_jupyter and find_spec("ipywidgets"))):
         yield _log_lines()
         return
     columns = (
@@ -77,10 +78,12 @@ def _log_lines() -> Report:
 
 def front_table(study: "Study") -> Table:
     """A table of the dense network, the front, and trials that cannot be told apart from it."""
+    from hscc_search.pareto.objectives import quality_of, title
     from hscc_search.report.table import columns, rows
 
+    metric = title(quality_of(study.config))
     table = Table(
-        title=f"{study.config.name}: front of {len(study.points)} trials, accuracy on the validation part",
+        title=f"{study.config.name}: front of {len(study.points)} trials, {metric} on the validation part",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,

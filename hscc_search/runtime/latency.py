@@ -32,7 +32,7 @@ def measure_latency(
 
     Args:
         networks: the runners of each network by its name, see :func:`runners`.
-        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
+        shape: of one image, see :func:`hscc_search.config.pictures.shape_of`.
         batch_sizes: images per batch.
 
     Returns:
@@ -56,7 +56,7 @@ def in_turns(runners: Mapping[str, Runner], shape: int | Shape, batch_size: int)
 
     Args:
         runners: by name.
-        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
+        shape: of one image, see :func:`hscc_search.config.pictures.shape_of`.
         batch_size: images per batch.
 
     Returns:
@@ -76,7 +76,7 @@ def runners(network: nn.Module, shape: int | Shape) -> dict[str, Runner]:
 
     Args:
         network: on the CPU, in evaluation mode.
-        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
+        shape: of one image, see :func:`hscc_search.config.pictures.shape_of`.
     """
     by_runtime = {}
     for runtime in RUNTIMES:
@@ -90,7 +90,7 @@ def runner(network: nn.Module, shape: int | Shape, runtime: str) -> Runner:
 
     Args:
         network: on the CPU, in evaluation mode.
-        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
+        shape: of one image, see :func:`hscc_search.config.pictures.shape_of`.
         runtime: of :data:`RUNTIMES`.
 
     Raises:

@@ -24,7 +24,7 @@ def write_onnx(module: nn.Module, shape: int | Shape, path: Path) -> None:
 
     Args:
         module: in evaluation mode, on the CPU.
-        shape: of one image, see :func:`hscc_search.config.shape.shape_of`.
+        shape: of one image, see :func:`hscc_search.config.pictures.shape_of`.
         path: of the file to write, weights included.
 
     Raises:

@@ -1,6 +1,7 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,18 @@ def test_the_error_of_a_difference_is_that_of_drawing_images_again():
             means.append((other - dense)[chosen].mean())
         drawn.append(np.mean(means))
     assert summarise(networks)[1].to_dense.se == pytest.approx(np.std(drawn), rel=0.1)
+
+
+def test_the_error_of_a_difference_is_over_groups_where_images_belong_together():
+    generator = np.random.default_rng(0)
+    dense = np.repeat(generator.random(40) < 0.9, 5).astype(int)  # right on all images of a patient, or on none
+    other = np.repeat(generator.random(40) < 0.7, 5).astype(int)
+    patients = tuple(np.repeat(np.arange(40), 5).tolist())
+    pair = [network("dense", 0, dense, 1.0), network("hscc", 0, other)]
+    alone = summarise(pair)[1].to_dense
+    together = summarise([replace(one, groups=patients) for one in pair])[1].to_dense
+    assert together.value == alone.value
+    assert together.se == pytest.approx(alone.se * 5**0.5)  # five images of a patient say what one says
 
 
 def test_a_missing_network_leaves_no_mean_but_the_reason_and_the_others():

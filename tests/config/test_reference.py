@@ -34,9 +34,9 @@ def test_every_key_says_what_it_means_and_is_in_the_reference(section):
     "row",
     [
         "| `trials` | whole number, 1 to 1000000 | `40` |",
-        "| `image_size` | whole number, 8 to 1024 | `224` |",
+        "| `image_size` | whole number, 8 to 1024 or list of 2; each: whole number, 8 to 1024 | `224` |",
         "| `validation` | number, > 0 and < 0.5 | `0.15` |",
-        "| `std` | list of 3; each: number, 0.0001 to 1000 | `[0.229, 0.224, 0.225]` |",
+        "| `std` | list; each: number, 0.0001 to 1000 | `[0.229, 0.224, 0.225]` |",
         '| `objectives` | list of 2 to 4; each: text | `["flops", "accuracy"]` |',
         '| `per` | `network`, `stage`, `layer` | `"network"` |',
         "| `energy` | section | `{low: 0.6, high: 0.99}` |",

@@ -57,8 +57,6 @@ def test_a_budget_leaves_no_energy(study_file, energy):
         ("trials", 2.5, "integer"),
         ("trials", {"low": 1}, "integer"),
         ("data.path", 17, "path"),
-        ("data.mean", [0.5, 0.5], "3"),
-        ("data.std", [0.5, 0.5], "3"),
         ("training.flip", "sometimes", "boolean"),
         ("storage", 5, "string"),
         ("model.name", None, "string"),
@@ -130,6 +128,17 @@ def test_a_wrong_entry_is_named_with_its_key_its_value_and_what_is_allowed(study
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"data.mean": [0.5, 0.5]}, "data: mean: 2 numbers for 3 channels: use 3, or normalisation: dataset"),
+        ({"data.std": [0.5, 0.5, 0.5], "data.channels": 1}, "data: std: 3 numbers for 1 channel: use 1"),
+        ({"data.normalisation": "dataset", "data.mean": [0.5] * 3}, "mean and std belong together"),
+        ({"data.channels": 2}, "channels: image files give 1 or 3 channels, not 2"),
+        ({"data.image_size": [96, 7]}, "data.image_size: [96, 7] is not allowed: use a whole number greater than"),
+        ({"data.image_size": [96, 160, 3]}, "data.image_size: [96, 160, 3] is not allowed"),
+        ({"data.image_size": "large"}, "data.image_size: 'large' is not allowed"),
+        ({"data.image_size": [1024, 512], "latency.batch_size": 1024}, "1024 images of 1024 x 512 pixels do not fit"),
+        ({"data.range": [5, 5]}, "range: [5.0, 5.0] is not allowed: use [low, high], with high above low"),
+        ({"data.window": [40, 1]}, "window: [40.0, 1.0] is not allowed: use [centre, width], with a width above 1"),
+        ({"data.range": [0, 1], "data.window": [40, 400]}, "range and window say the same"),
         ({"objectives": ["flops", "flops"]}, "objectives: every objective once"),
         ({"objectives": ["accuracy"]}, "at least 2 items"),
         ({"objectives": ["flops", "macs", "accuracy", "latency", "macro_f1"]}, "at most 4 items"),
@@ -153,6 +162,17 @@ def test_a_wrong_entry_is_named_with_its_key_its_value_and_what_is_allowed(study
         ({"constraints": [{"metric": "latency"}]}, "latency needs either at_least or at_most"),
         ({"constraints": [{"metric": "latency", "at_least": 1, "at_most": 2}]}, "needs either at_least or at_most"),
         ({"sampler": "grid"}, "sampler grid needs levels"),
+        ({"metrics": {"dice": "no function"}}, "metrics.dice.function: 'no function' is not allowed"),
+        ({"metrics": {"dice": {"function": "a:b", "bettr": "lower"}}}, "metrics.dice.bettr: unknown key"),
+        ({"metrics": {"dice": {"function": "a:b", "bettr": "lower"}}}, "did you mean better?"),
+        ({"metrics": {"dice": {"function": "a:b", "worst": 2}}}, "worst 2 and best 1 do not go with better: higher"),
+        ({"metrics": {"two words": "a:b"}}, "'two words' is no name"),
+        ({"metrics": {"auroc": "a:b"}}, "'auroc' is a metric already"),
+        ({"metrics": {"dice": "a:b"}, "columns": ["dise"]}, "columns.0: there is no metric 'dise': use flops"),
+        ({"columns": ["sensitivity@1.5:cat"]}, "columns.0: there is no metric 'sensitivity@1.5:cat'"),
+        ({"columns": ["latency"]}, "columns.0: latency is no metric of answers"),
+        ({"constraints": [{"metric": "log_loss", "at_most": 0}]}, "at_most 0: log_loss is above 0"),
+        ({"constraints": [{"metric": "auroc", "at_least": 95}]}, "at_least 95: auroc is a share, 0 to 1"),
         ({"space": {"region_strategy": ["grid", "grid"]}}, "region_strategy: every choice once"),
     ],
 )
@@ -252,7 +272,11 @@ def test_with_paths_moves_images_and_checkpoint_and_nothing_else(study_file):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"objectives": ["recall:seven", "flops"]}, {"constraints": [{"metric": "recall:seven", "at_least": 0.5}]}],
+    [
+        {"objectives": ["recall:seven", "flops"]},
+        {"constraints": [{"metric": "recall:seven", "at_least": 0.5}]},
+        {"columns": ["recall:seven"]},
+    ],
 )
 def test_a_recall_of_no_class_is_refused_with_the_classes(study_file, changes):
     config = StudyConfig.from_file(study_file(changes))
@@ -274,3 +298,51 @@ def test_a_class_may_have_a_colon_in_its_name(study_file):
     config.check_classes(("grade:1", "grade:2"))
     with pytest.raises(ConfigError, match="no class 'grade:2'"):
         config.check_classes(("grade", "2"))
+
+
+def test_a_size_is_stored_as_one_side_where_both_are_equal(study_file):
+    sizes = {64: 64, (64, 64): 64, (96, 160): [96, 160]}
+    for given, stored in sizes.items():
+        config = StudyConfig.from_file(
+            study_file({"data.image_size": list(given) if isinstance(given, tuple) else given})
+        )
+        assert config.stored()["data"]["image_size"] == stored
+        assert StudyConfig.from_stored(config.stored(), "again") == config
+
+
+def test_one_channel_has_the_mean_of_imagenets_by_default(study_file):
+    data = StudyConfig.from_file(study_file({"data.channels": 1})).data
+    assert (data.mean, data.std, data.shape) == ((0.449,), (0.226,), (1, 224, 224))
+    assert data.mean == pytest.approx([sum(StudyConfig.from_file(study_file({})).data.mean) / 3], abs=1e-3)
+
+
+def test_a_computed_normalisation_is_taken_from_the_study_that_goes_on(study_file):
+    asked = StudyConfig.from_file(study_file({"data.normalisation": "dataset"}))
+    assert (asked.data.mean, asked.data.std) == ((), ())
+    before = asked.model_copy(update={"data": asked.data.normalised_by((0.1,) * 3, (0.2,) * 3)})
+    before = StudyConfig.from_stored(before.stored(), "stored")
+    assert asked.differences(before)
+    assert not asked.as_started(before).differences(before)
+    stated = StudyConfig.from_file(study_file({"data.mean": [0.1] * 3, "data.std": [0.2] * 3}))
+    assert stated.as_started(before).differences(before) == ["data.normalisation: dataset -> stated"]
+
+
+def test_a_study_of_before_pictures_had_these_keys_has_not_changed(study_file):
+    config = StudyConfig.from_file(study_file({}))
+    tree = config.stored()
+    for later in ("channels", "resize", "range", "window", "normalisation"):
+        del tree["data"][later]
+    assert not config.differences(StudyConfig.from_stored(tree, "stored"))
+
+
+def test_a_metric_of_ones_own_is_a_function_alone_or_a_section(study_file):
+    short = StudyConfig.from_file(
+        study_file({"metrics": {"dice": "mine.metrics:dice"}, "columns": ["specificity:cat"]})
+    )
+    assert short.metrics["dice"].bounds == (0.0, 1.0)
+    assert short.asked_metrics == ("flops", "accuracy", "specificity:cat", "dice")
+    assert StudyConfig.from_stored(short.stored(), "stored") == short
+    loss = {"function": "mine.metrics:dice", "better": "lower", "worst": 7}
+    long = StudyConfig.from_file(study_file({"metrics": {"dice": loss}, "objectives": ["flops", "dice"]}))
+    assert long.metrics["dice"].bounds == (7.0, 0.0)
+    assert long.differences(short)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from own_images import write_factory
 from torch.utils.data import TensorDataset
 
-from hscc_search import run_study
-from hscc_search.config import DataConfig, StudyConfig
+from hscc_search.config import DataConfig
 from hscc_search.data import load_dataset, notices, split
 from hscc_search.data.own import dataset_of
 from hscc_search.errors import DataError
@@ -151,69 +151,13 @@ class Broken:
         raise KeyError(position)
 
 
-FACTORY = """
-import numpy as np
-from hscc_search.config import DataConfig
-from hscc_search.data import load_dataset, split
-
-
-def parts():
-    dataset = load_dataset(DataConfig(path={folder!r}, image_size=8))
-    parts = vars(split(dataset, 0.15, 0.15, 0))
-    made = {{name: list(zip(part.images, part.labels)) for name, part in parts.items()}}
-    return {{**made, "classes": dataset.classes}}
-
-
-def as_floats():
-    made = parts()
-    classes = made.pop("classes")
-    return tuple([(image / np.float32(255), label) for image, label in part] for part in made.values())
-
-
-def wrong():
-    return 3
-
-
-def broken():
-    raise OSError("no such server")
-"""
-
-
 @pytest.fixture
 def factory(image_folder, tmp_path, monkeypatch):
-    """A module of the user's own, beside a folder of images that it reads."""
+    """A folder of images, and a module that reads it."""
     folder = image_folder({"cat": 40, "dog": 30})
-    (tmp_path / "own_data.py").write_text(FACTORY.format(folder=str(folder)))
+    write_factory(folder, tmp_path / "own_data.py")
     monkeypatch.syspath_prepend(tmp_path)
     return folder
-
-
-def study_of(data, storage):
-    tree = {
-        "name": "study",
-        "data": {"image_size": 8, **data},
-        "model": {"name": "digits_cnn"},
-        "training": {"epochs": 1},
-        "compression": {"calibration_images": 40},
-        "storage": storage,
-        "trials": 2,
-    }
-    return StudyConfig.from_tree(tree, "study")
-
-
-def test_a_study_of_a_users_own_data_set_has_the_trials_of_the_folders_study(factory, tmp_path):
-    trials = []
-    for number, data in enumerate(({"path": factory}, {"source": "python", "factory": "own_data:parts"})):
-        study = run_study(study_of(data, f"sqlite:///{tmp_path}/{number}.db"))
-        trials.append([(point.sample, point.metrics) for point in study.points])
-    assert trials[0] == trials[1]
-    assert len(trials[0]) == 2
-
-
-def test_a_study_of_floating_point_inputs_runs(factory, tmp_path):
-    data = {"source": "python", "factory": "own_data:as_floats", "classes": ["1", "0"]}
-    study = run_study(study_of(data, f"sqlite:///{tmp_path}/studies.db"))
-    assert (len(study.points), study.record.classes) == (2, ("1", "0"))
 
 
 @pytest.mark.parametrize(
@@ -230,5 +174,7 @@ def test_a_factory_that_cannot_be_used_ends_in_one_line(factory, function, messa
 
 
 def test_inputs_of_another_shape_than_the_study_says_are_refused(factory):
-    with pytest.raises(DataError, match=r"inputs of shape \(3, 8, 8\), and data\.image_size says \(3, 16, 16\)"):
+    with pytest.raises(
+        DataError, match=r"inputs of shape \(3, 8, 8\), and data\.channels and data\.image_size say \(3, 16, 16\)"
+    ):
         load_dataset(DataConfig(source="python", factory="own_data:parts", image_size=16))

@@ -1,10 +1,9 @@
-import csv
 import shutil
 
 import numpy as np
 import pytest
+from own_images import divided_folder, table_of
 
-from hscc_search import run_study
 from hscc_search.config import DataConfig, StudyConfig
 from hscc_search.data import load_dataset, split
 from hscc_search.data.sources import list_images
@@ -18,18 +17,6 @@ def own_cache(tmp_path, monkeypatch):
 
 def data(**keys):
     return DataConfig.model_validate({"image_size": 8, **keys})
-
-
-def table_of(folder, path, **columns):
-    """Write a table of the images below a folder, in an order of its own; columns say a value for each image."""
-    images = sorted(folder.rglob("*.png"), reverse=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", *columns])
-        for image in images:
-            place = image.relative_to(path.parent)
-            writer.writerow([place, image.parent.name, *(value(image) for value in columns.values())])
-    return path
 
 
 def parts_of(config):
@@ -53,26 +40,6 @@ def test_a_table_gives_the_pixels_and_the_split_of_the_folder(image_folder, tmp_
     assert same(parts, parts_by_table)
 
 
-def test_a_study_of_a_table_has_the_trials_of_the_folders_study(image_folder, tmp_path):
-    folder = image_folder({"cat": 40, "dog": 30})
-    table = {"source": "table", "path": table_of(folder, tmp_path / "images.csv")}
-    found = []
-    for number, images in enumerate(({"path": folder}, table)):
-        tree = {
-            "name": "study",
-            "data": {"image_size": 8, **images},
-            "model": {"name": "digits_cnn"},
-            "training": {"epochs": 1},
-            "compression": {"calibration_images": 40},
-            "storage": f"sqlite:///{tmp_path}/{number}.db",
-            "trials": 2,
-        }
-        study = run_study(StudyConfig.from_tree(tree, "study"))
-        found.append([(point.sample, point.metrics) for point in study.points])
-    assert found[0] == found[1]
-    assert len(found[0]) == 2
-
-
 def test_groups_of_a_table_and_of_paths_are_the_same(image_folder, tmp_path):
     folder = image_folder({"cat": 40, "dog": 40})
     for path in folder.rglob("*.png"):
@@ -87,11 +54,8 @@ def test_groups_of_a_table_and_of_paths_are_the_same(image_folder, tmp_path):
 
 
 @pytest.fixture
-def divided(image_folder, tmp_path):
-    """Images in the folders Train, val and held/out, which a split names; the last one lies deeper in a second one."""
-    for seed, (name, count) in enumerate({"Train": 30, "val": 8, "out": 10}.items()):
-        image_folder({"cat": count, "dog": count}, seed=seed, name=f"images/{name}")
-    return tmp_path / "images"
+def divided(image_folder):
+    return divided_folder(image_folder)
 
 
 def test_a_split_of_folders_is_kept_as_a_table_with_it_is(divided, tmp_path):

@@ -47,6 +47,23 @@ def test_affine_changes_are_small():
     assert 1.15**2 - 0.2 < 25 / mass.min() < 1.15**2 + 0.2
 
 
+def test_what_is_turned_keeps_its_proportions_in_images_that_are_not_square():
+    """A disc stays a disc: the spread of its mass is the same in all directions, up to the scale."""
+    down, across = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(81.0) - 40, indexing="ij")
+    disc = ((down**2 + across**2) < 100).float().expand(100, 1, -1, -1)
+    changed = augment(disc, flip=True, affine=True)
+    mass = changed.sum(dim=(1, 2, 3))
+
+    def moment(values):
+        return (changed[:, 0] * values).sum(dim=(1, 2)) / mass
+
+    spread_down = moment(down**2) - moment(down) ** 2
+    spread_across = moment(across**2) - moment(across) ** 2
+    slanted = moment(down * across) - moment(down) * moment(across)
+    torch.testing.assert_close(spread_down, spread_across, rtol=0.03, atol=0)
+    assert (slanted / spread_down).abs().max() < 0.03
+
+
 def test_without_mixing_nothing_is_drawn(images):
     state = torch.get_rng_state()
     labels = torch.arange(40)

@@ -28,6 +28,7 @@ def dataset(study, first_cache):
         {"data__split_seed": 1},
         {"data__validation": 0.2},
         {"data__mean": [0.4, 0.5, 0.5]},
+        {"data__classes": list("1023456789")},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -43,6 +44,7 @@ def test_weights_trained_otherwise_are_stored_apart(study, dataset, change):
         {"space__regions": {"low": 2, "high": 3}},
         {"compression__calibration_images": 64},
         {"model__checkpoint": "elsewhere.pt"},
+        {"data__groups": ".*"},
     ],
     ids=lambda change: next(iter(change)),
 )

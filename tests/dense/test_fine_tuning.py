@@ -16,7 +16,7 @@ from hscc_search.dense.opened import open_dense
 from hscc_search.dense.start import build
 from hscc_search.dense.weights import weights_digest
 from hscc_search.evaluation.predictions import network_input, predict
-from hscc_search.search.opening import calibration_images
+from hscc_search.study.opening import calibration_images
 
 CPU = torch.device("cpu")
 

@@ -133,6 +133,30 @@ def test_the_digits_network_needs_a_size_that_two_poolings_divide():
         build_network("digits_cnn", 5, 18)
 
 
+@pytest.mark.parametrize("shape", [(1, 32, 48), (3, 48, 32), (4, 32, 32)])
+@pytest.mark.parametrize("name", ["digits_cnn", "timm/test_resnet"])
+def test_networks_are_built_for_other_channels_and_sizes(name, shape):
+    network = build_network(name, 5, shape)
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    assert first.in_channels == shape[0]
+    assert network(torch.rand(2, *shape)).shape == (2, 5)
+
+
+def test_what_torchvision_cannot_build_for_one_channel_is_refused_in_one_line():
+    with pytest.raises(
+        ModelError, match=r"torchvision builds resnet18 for 3 channels, not for 1: leave data\.channels out"
+    ):
+        build_network("resnet18", 5, (1, 32, 32))
+
+
+def test_a_network_of_ones_own_must_take_the_channels(own_module):
+    own_module(
+        "def make(classes):\n    return nn.Sequential(nn.Conv2d(3, 4, 32), nn.Flatten(), nn.Linear(4, classes))\n"
+    )
+    with pytest.raises(ModelError, match="cannot take images of 32 x 32 pixels and 1 channel, 2 at a time"):
+        build_network("own_networks:make", 4, (1, 32, 32))
+
+
 def test_a_function_in_the_working_folder_builds_a_network(own_module):
     own_module("def make(classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, classes))\n")
     network = build_network("own_networks:make", 4, 32)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from hscc_search.data import load_dataset
+from hscc_search.dense import epochs
 from hscc_search.dense.cached import checkpoint_path
 from hscc_search.dense.identity import identity
-from hscc_search.dense.opened import open_dense
+from hscc_search.dense.opened import open_built, open_dense
 from hscc_search.dense.start import build
 from hscc_search.dense.training import train
 from hscc_search.dense.weights import weights_digest
@@ -62,6 +63,18 @@ def test_an_interrupted_training_ends_in_the_weights_of_an_unbroken_one(
     assert weights_digest(resumed.network) == weights_digest(unbroken)
     assert weights_digest(resumed.network) != weights_digest(build(config, 10))
     assert set(path.parent.iterdir()) == {path, path.with_suffix(".lock")}
+
+
+def test_images_that_are_too_many_to_be_held_are_read_batch_by_batch_and_train_the_same_weights(study, monkeypatch):
+    config = study()
+    opened = open_built(config, "cpu")
+    digests = []
+    for most in (epochs._HELD, 0):
+        monkeypatch.setattr(epochs, "_HELD", most)
+        network = build(config, 10)
+        train(network, config, opened.parts, None, CPU)
+        digests.append(weights_digest(network))
+    assert digests[0] == digests[1] != weights_digest(build(config, 10))
 
 
 def test_training_teaches_the_digits_and_reports_on_each_epoch(plain_study, told):

@@ -6,7 +6,7 @@ from conftest import SMALL
 from hscc_search.config import StudyConfig
 from hscc_search.data import load_dataset, split
 from hscc_search.export.export import export
-from hscc_search.search.study import run_study
+from hscc_search.study.study import run_study
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +37,7 @@ def onnx_scores():
 
     def run(folder, images, batch_size=64):
         session = onnxruntime.InferenceSession(folder / "model.onnx")
-        pixels = images.astype(np.float32) / 255
+        pixels = np.asarray(images).astype(np.float32) / 255
         batches = [pixels[first : first + batch_size] for first in range(0, len(pixels), batch_size)]
         return np.concatenate([session.run(None, {"images": batch})[0] for batch in batches])
 

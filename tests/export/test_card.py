@@ -11,7 +11,6 @@ from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.data.decode import pixels_of, read_image
-from hscc_search.errors import DataError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.quality import Quality
 from hscc_search.export.card import model_card
@@ -81,7 +80,7 @@ def test_the_code_of_a_card_classifies_an_image(run_card, exported, test_part, o
     ],
 )
 def test_the_code_of_a_card_decodes_as_the_study_does(run_card, exported, study, onnx_scores, tmp_path, mode, suffix):
-    size = study.config.data.image_size
+    data = study.config.data
     photograph = Image.fromarray(load_sample_image("flower.jpg")[100:160, 200:290])
     photograph = photograph.quantize(16) if mode == "P" else photograph.convert(mode)
     if mode in ("LA", "RGBA"):
@@ -94,7 +93,7 @@ def test_the_code_of_a_card_decodes_as_the_study_does(run_card, exported, study,
         photograph.save(path, exif=exif)
         with Image.open(path) as stored:
             assert stored.mode == mode
-        pixels = pixels_of(read_image(path), size)
+        pixels = pixels_of(read_image(path, data), data)
         variables = run_card(path)
         np.testing.assert_array_equal(variables["pixels"][0], pixels.astype(np.float32) / 255)
         np.testing.assert_array_equal(variables["scores"], onnx_scores(exported, pixels[None]))
@@ -102,12 +101,9 @@ def test_the_code_of_a_card_decodes_as_the_study_does(run_card, exported, study,
     assert len(set(decoded.values())) == len(orientations)  # so that an orientation that is ignored is found
 
 
-@pytest.mark.parametrize(("suffix", "dtype"), [("png", np.uint16), ("tif", np.uint16), ("tif", np.float32)])
-def test_the_code_of_a_card_refuses_what_the_study_refuses(run_card, tmp_path, suffix, dtype):
-    path = tmp_path / f"image.{suffix}"
-    Image.fromarray(np.full((8, 8), 5000, dtype)).save(path)
-    with pytest.raises(DataError, match="8 bits"):
-        read_image(path)
+def test_the_code_of_a_card_of_eight_bit_images_refuses_others(run_card, tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.full((8, 8), 5000, np.uint16)).save(path)
     with pytest.raises(AssertionError, match="8 bits"):
         run_card(path)
 

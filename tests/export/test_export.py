@@ -13,7 +13,7 @@ from hscc_search.dense.networks import build_network
 from hscc_search.errors import ExportError, StudyError
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.export.export import export
-from hscc_search.search.study import run_study
+from hscc_search.study.study import run_study
 
 FILES = {
     "model.onnx",
@@ -111,7 +111,7 @@ def test_other_images_are_refused_before_anything_is_trained_on_them(study, imag
     data = study.config.data.model_copy(update={"source": "folder", "path": image_folder({"cat": 12, "dog": 12})})
     config = study.config.model_copy(update={"data": data})
     reported = []
-    with pytest.raises(StudyError, match=r"study digits was started on other images than those at .*--data DIR"):
+    with pytest.raises(StudyError, match=r"study digits was started on other images than those at .*--data PATH"):
         export(study, study.points[0], config, tmp_path / "out", "cpu", reported.append)
     assert {progress.task for progress in reported} == {"reading images"}
     assert not (tmp_path / "out").exists()

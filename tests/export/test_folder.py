@@ -13,17 +13,26 @@ from hscc_search.export.folder import (
     MANIFEST,
     Architecture,
     Manifest,
+    Pictures,
     read_architecture,
     read_manifest,
     write_json,
 )
 
 channels = st.tuples(shares, shares, shares)
+sides = st.integers(8, 1024)
+pictures = st.builds(
+    Pictures,
+    image_size=st.one_of(sides, st.tuples(sides, sides)),
+    channels=st.integers(1, 8),
+    resize=st.sampled_from(["squeeze", "crop", "pad"]),
+    bounds=st.one_of(st.none(), st.tuples(shares, shares)),
+)
 architectures = st.builds(
     Architecture,
     model=names,
     classes=st.lists(names, min_size=2, unique=True).map(tuple),
-    image_size=st.integers(8, 1024),
+    pictures=pictures,
     mean=channels,
     std=channels,
     form=network_forms,
@@ -43,8 +52,10 @@ def test_an_architecture_comes_back_as_it_was_stored(architecture):
 def test_an_architecture_of_format_3_is_read(architecture):
     """Format 3 had total ranks, which is all that the module is built from."""
     tree = {**architecture.stored(), "format": 3, "form": form_in_format_3(architecture.form)}
-    del tree["hscc_search"]
+    for later in ("hscc_search", "channels", "resize", "bounds"):
+        del tree[later]
     read = Architecture.from_stored(through_json(tree))
+    assert read.pictures == Pictures(architecture.pictures.image_size)
     assert read.form.folds == architecture.form.folds
     assert read.form.layers.keys() == architecture.form.layers.keys()
     for name, layer in architecture.form.layers.items():
@@ -78,7 +89,9 @@ def test_a_manifest_notices_what_changed(tmp_path):
 
 
 def test_a_newer_folder_is_refused_by_both_formats_and_versions(tmp_path):
-    stored = Architecture("digits_cnn", ("a", "b"), 16, (0.5,) * 3, (0.5,) * 3, NetworkForm((), (), {})).stored()
+    stored = Architecture(
+        "digits_cnn", ("a", "b"), Pictures(16), (0.5,) * 3, (0.5,) * 3, NetworkForm((), (), {})
+    ).stored()
     own_version = stored["hscc_search"]
     write_json(tmp_path / ARCHITECTURE, {**stored, "format": FORMAT + 1, "hscc_search": "7.8.9"})
     message = rf"has format 5, written by hscc-search 7.8.9: hscc-search {own_version} reads the formats 3 and 4"

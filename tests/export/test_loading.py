@@ -24,7 +24,7 @@ NOT_NEEDED = {
 def test_the_loaded_module_gives_the_same_scores(exported, test_part, onnx_scores):
     module = hscc_search.load(exported)
     with torch.no_grad():
-        by_torch = module(torch.from_numpy(test_part.images).float() / 255).numpy()
+        by_torch = module(torch.from_numpy(test_part.images[:]).float() / 255).numpy()
     np.testing.assert_allclose(by_torch, onnx_scores(exported, test_part.images), rtol=1e-3, atol=1e-3)
 
 

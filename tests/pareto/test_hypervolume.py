@@ -134,6 +134,19 @@ def test_the_reference_is_the_dense_network_and_guessing():
         reference_point(dense, (Objective("parameters", False),), np.array([0]))
 
 
+def test_the_reference_of_scores_is_guessing_and_that_of_own_metrics_their_worst_value():
+    objectives = (
+        Objective("auroc:cat", True),
+        Objective("log_loss", False),
+        Objective("calibration_error", False),
+        Objective("mine", False, (3.0, -1.0)),
+    )
+    dense = Measured({}, {}, b"")
+    reference, ideal = reference_point(dense, objectives, np.array([0, 1, 1, 0]))
+    assert reference == pytest.approx((0.5, np.log(2), 1.0, 3.0))
+    assert ideal == (1.0, 0.0, 0.0, -1.0)
+
+
 @pytest.mark.parametrize(
     ("history", "patience", "expected"),
     [

@@ -26,6 +26,14 @@ def test_costs_are_minimised_and_gains_maximised_in_the_order_of_the_file(names)
     assert [objective.direction for objective in objectives] == ["maximise" if gain else "minimise" for gain in gains]
 
 
+def test_losses_and_own_metrics_have_the_direction_that_is_said_once():
+    own = {"gain": "mine:gain", "loss": {"function": "mine:loss", "better": "lower", "worst": 5}}
+    objectives = objectives_of(config(metrics=own, objectives=["log_loss", "auroc", "gain", "loss"]))
+    assert [objective.maximise for objective in objectives] == [False, True, True, False]
+    assert [objective.bounds for objective in objectives] == [None, None, (0, 1), (5, 0)]
+    assert all(objective.on_images and objective.on_scores for objective in objectives)
+
+
 bounds = st.sampled_from(["at_least", "at_most"])
 
 

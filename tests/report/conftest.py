@@ -3,7 +3,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from hscc_search.config import StudyConfig
-from hscc_search.search.study import run_study
+from hscc_search.study.study import run_study
 
 # A small training and calibration, after which trials take a moment.
 SMALL = {"data__image_size": 8, "training__epochs": 2, "compression__calibration_images": 64}

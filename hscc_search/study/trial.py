@@ -1,0 +1,233 @@
+"""One trial: compress the dense network with one setting and measure the result."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from hscc_search.compression.calibration.calibrate import Calibration, calibrate
+from hscc_search.compression.calibration.plain_layers import make_plain
+from hscc_search.compression.compress import Compressed, compress
+from hscc_search.compression.setting import Setting
+from hscc_search.config import StudyConfig
+from hscc_search.config.metrics import needs_scores
+from hscc_search.dense.fine_tuning import fine_tune
+from hscc_search.dense.opened import Opened, open_dense
+from hscc_search.errors import CompressionError
+from hscc_search.evaluation.cost import Cost, CountedCost
+from hscc_search.evaluation.counters import cost_of, count_macs, measure_cost
+from hscc_search.evaluation.draws import draw_counts
+from hscc_search.evaluation.maps import measure_maps
+from hscc_search.evaluation.own import check_own_metrics, own_metrics
+from hscc_search.evaluation.predictions import predict
+from hscc_search.evaluation.quality import measure_quality
+from hscc_search.evaluation.scores import kept_scores
+from hscc_search.pareto.objectives import needs_latency
+from hscc_search.pareto.points import Measured
+from hscc_search.progress import Report, silent
+from hscc_search.runtime.latency import Runner, in_turns, runner
+from hscc_search.study.opening import calibration_images
+from hscc_search.study.record import DenseRecord
+
+# Bytes of the scores of a trial that are stored though no metric of the study needs them.
+_MOST_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data that all trials of a study share, made once per run.
+
+    Attributes:
+        opened: images, split and dense network.
+        calibration: of the dense network, on images from the train part.
+        dense_cost: of the dense network, counted when the study was created.
+        dense_runner: runs the dense network where latency is measured, None where it is not.
+        dense_latency: milliseconds per batch of the dense network, measured when the study was created.
+    """
+
+    opened: Opened
+    calibration: Calibration
+    dense_cost: CountedCost
+    dense_runner: Runner | None
+    dense_latency: float | None
+
+    @property
+    def config(self) -> StudyConfig:
+        """The configuration of the study."""
+        return self.opened.config
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """The result of one trial.
+
+    Attributes:
+        compressed: the network and the plan of its layers.
+        measured: on the validation part; its MACs are those of the formula.
+    """
+
+    compressed: Compressed
+    measured: Measured
+
+
+def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = silent) -> Prepared:
+    """Calibrate the dense network, or read its calibration from the cache, and measure its cost and latency.
+
+    Args:
+        opened: images, split and dense network of the study.
+        dense: the stored record, from which cost and latency are taken; None for a new study, which measures them.
+        report: told of calibrating.
+
+    Raises:
+        CompressionError: the network cannot be compressed, or its cost is another one than the study stores.
+    """
+    config = opened.config
+    images = calibration_images(opened)
+    plain, _ = make_plain(opened.network, images[:1])  # what a weight takes to be computed is no cost of an answer
+    dense_runner, dense_latency = None, None
+    if needs_latency(config):
+        dense_runner = runner(copy.deepcopy(plain).cpu(), config.data.shape, config.latency.runtime)
+        if dense is not None:
+            dense_latency = dense.measured["latency"]
+        else:
+            times = in_turns({"dense": dense_runner}, config.data.shape, config.latency.batch_size)
+            dense_latency = times["dense"]
+    cost = dense.cost if dense is not None else measure_cost(plain, config.data.shape)
+    calibration = calibrate(opened.network, images, report, keep=True)
+    if cost.macs != calibration.macs:
+        raise CompressionError(
+            f"{cost.macs:,} multiply-adds of the dense network are stored or counted on an empty image, and "
+            f"{calibration.macs:,} on a calibration image: start a study of another name, with a network whose cost "
+            "is the same for all images"
+        )
+    return Prepared(opened, calibration, cost, dense_runner, dense_latency)
+
+
+def run_trial(prepared: Prepared, setting: Setting, report: Report = silent) -> TrialResult:
+    """Compress with one setting, fine-tune where the study says so, and measure on the validation part.
+
+    Raises:
+        CompressionError: the setting cannot be met, the compressed network answers with values that are not finite, or
+            its multiply-adds are not those that were planned.
+        ExportError: the study measures latency, and the network cannot be exported to its runtime.
+    """
+    opened = prepared.opened
+    compressed = compress(prepared.calibration, setting)
+    if opened.config.finetuning.epochs:
+        fine_tune(compressed.network, opened.network, opened.config, opened.parts.train, opened.device, report)
+    return measure_trial(prepared, compressed)
+
+
+def measure_trial(prepared: Prepared, compressed: Compressed) -> TrialResult:
+    """Count the multiply-adds of a compressed network while it runs, and measure it on the validation part.
+
+    Raises:
+        CompressionError: it answers with values that are not finite, or its multiply-adds are not those of its plan.
+        ExportError: the study measures latency, and the network cannot be exported to its runtime.
+    """
+    counted = count_macs(compressed.network, prepared.calibration.images[:1])[""]
+    if counted != compressed.macs:
+        raise CompressionError(
+            f"the compressed network takes {counted:,} multiply-adds, and by the plan of its layers {compressed.macs:,}"
+        )
+    cost = cost_of(compressed.network, counted)
+    measured = measure(prepared.opened, compressed.network, cost, _latency(prepared, compressed.network))
+    return TrialResult(compressed, measured)
+
+
+def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | None) -> Measured:
+    """Measure a network on the validation part.
+
+    Args:
+        opened: images and split of the study.
+        network: dense or compressed, on the device of ``opened``.
+        cost: of the network.
+        latency: milliseconds per batch, None where the study does not measure it.
+
+    Raises:
+        CompressionError: the network answers with values that are not finite.
+    """
+    validation = opened.parts.validation
+    scores = predict(network, validation, opened.config.data, opened.device)
+    if not np.isfinite(scores).all():
+        raise CompressionError("the network answers with values that are not finite")
+    config = opened.config
+    costs = {
+        "flops": cost.flops,
+        "macs": cost.macs,
+        "parameters": cost.parameters,
+        "megabytes": cost.megabytes,
+    }
+    if latency is not None:
+        costs["latency"] = latency
+    if opened.dataset.maps:
+        asked, own = config.asked_metrics, own_metrics(config)
+        of_maps = measure_maps(scores, validation.labels, config.seed, validation.groups, asked, own)
+        quality = of_maps.quality
+        return Measured({**costs, **quality.metrics}, quality.errors, predictions=b"", draws=of_maps.draws)
+    predicted, kept = scores.argmax(axis=1), kept_scores(scores)
+    quality = measure_quality(
+        predicted,
+        validation.labels,
+        opened.dataset.classes,
+        config.seed,
+        scores=kept,
+        groups=validation.groups,
+        asked=config.asked_metrics,
+        own=own_metrics(config),
+    )
+    return Measured(
+        metrics={**costs, **_without_f1(quality.metrics)},
+        errors=_without_f1(quality.errors),
+        predictions=predicted.astype("<u2").tobytes(),
+        scores=kept if kept.nbytes <= _MOST_BYTES or any(map(needs_scores, config.asked_metrics)) else None,
+    )
+
+
+def check_metrics(opened: Opened) -> None:
+    """Try the study's own metrics on the scores of the dense network, on all validation images and on one draw of them.
+
+    Raises:
+        ConfigError: one cannot be imported.
+        StudyError: one fails.
+    """
+    config, validation = opened.config, opened.parts.validation
+    if config.metrics:
+        functions = own_metrics(config)
+        scores = kept_scores(predict(opened.network, validation, config.data, opened.device))
+        counts = draw_counts(len(validation), 1, config.seed, validation.groups)
+        check_own_metrics(functions, scores, validation.labels, counts)
+
+
+def load_dense(
+    config: StudyConfig, device: str = "auto", report: Report = silent
+) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Load the dense network of a study and its calibration images, ready for :func:`hscc_search.calibrate`.
+
+    Returns:
+        The network in evaluation mode, trained first unless its weights are in the cache, and normalised images,
+        float32, shape (images, channels, height, width); both on the device.
+    """
+    opened = open_dense(config, device, report)
+    return opened.network, calibration_images(opened)
+
+
+def _latency(prepared: Prepared, network: nn.Module) -> float | None:
+    """Time a network and the dense one in turns, so that other work on the machine hits both.
+
+    Returns:
+        Milliseconds per batch: the stored latency of the dense network times the ratio of the two times.
+    """
+    if prepared.dense_runner is None or prepared.dense_latency is None:
+        return None
+    shape, latency = prepared.config.data.shape, prepared.config.latency
+    compressed = runner(copy.deepcopy(network).cpu(), shape, latency.runtime)
+    times = in_turns({"dense": prepared.dense_runner, "compressed": compressed}, shape, latency.batch_size)
+    return prepared.dense_latency * times["compressed"] / times["dense"]
+
+
+def _without_f1(values: dict[str, float]) -> dict[str, float]:
+    """Leave out the F1 of single classes, which can be computed again from predictions and labels."""
+    return {name: value for name, value in values.items() if not name.startswith("f1:")}

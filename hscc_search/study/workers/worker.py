@@ -1,0 +1,119 @@
+"""Work on a study: take a trial, measure it and store it, until the study has all its trials."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from optuna.trial import FrozenTrial
+
+from hscc_search.config import StudyConfig
+from hscc_search.errors import StudyError, one_line
+from hscc_search.pareto.hypervolume import stagnant
+from hscc_search.pareto.objectives import excesses, objectives_of, quality_of, title, violations
+from hscc_search.progress import Progress, Report, silent
+from hscc_search.study.propose import Proposal, Tried, propose
+from hscc_search.study.record import TrialRecord
+from hscc_search.study.trial import Prepared, TrialResult, run_trial
+from hscc_search.study.workers.ledger import Ledger
+
+# Failed trials in a row after which a worker gives up: they have a common cause that more trials would not remove.
+_FAILURES_IN_A_ROW = 5
+# Seconds between two looks at what other workers have finished.
+LOOK_SECONDS = 0.3
+# Why a study ends whose space holds fewer samples than the study wants trials.
+NOTHING_LEFT = "nothing is left to try, since every sample of the space was tried"
+
+
+def work(
+    ledger: Ledger, prepared: Prepared, report: Report = silent, keep_on: Callable[[], bool] = lambda: True
+) -> str:
+    """Work on a study until all its trials are finished, by this worker or by others.
+
+    Ctrl-C hands the current trial back.
+
+    Args:
+        ledger: of the study.
+        prepared: what the study's trials share.
+        report: told of each trial.
+        keep_on: asked before each trial; False ends the work.
+
+    Returns:
+        Why the work ended before all trials were finished, which is reported as well; empty where they are.
+
+    Raises:
+        StudyError: several trials of this worker in a row fail.
+    """
+    config, began = prepared.config, time.monotonic()
+    failed_in_a_row, settled = 0, False
+
+    def tell(note: str = "") -> str:
+        report(Progress("searching", ledger.finished, config.trials, note))
+        return note
+
+    tell()
+    while keep_on():
+        if reason := _reason_to_stop(ledger, config, began):
+            return tell(reason)
+        trial = ledger.claim(config.trials, _chooser(ledger, prepared))
+        if trial is None:
+            if not all(claimed.state.is_finished() for claimed in ledger.trials()):
+                time.sleep(LOOK_SECONDS)  # another worker may fail its trial or hand it back
+            elif ledger.finished >= config.trials:
+                return ""
+            elif settled:
+                return tell(NOTHING_LEFT)
+            else:
+                settled = True  # the last trial may have failed after the claim and left room for another
+            continue
+        settled = False
+        result = _measure_and_store(ledger, prepared, trial)
+        failed_in_a_row = failed_in_a_row + 1 if isinstance(result, str) else 0
+        tell(f"trial {trial.number}{_in_short(prepared, result)}")
+        if failed_in_a_row == _FAILURES_IN_A_ROW:
+            raise StudyError(f"{failed_in_a_row} trials in a row failed, the last one because {result}")
+    return ""
+
+
+def _reason_to_stop(ledger: Ledger, config: StudyConfig, began: float) -> str:
+    """Why no more trials are to be started, by the study file; empty where more are."""
+    if config.timeout is not None and time.monotonic() - began > config.timeout:
+        return "the time is over"
+    if config.patience is not None and stagnant(ledger.as_it_stands().hypervolumes(), config.patience):
+        return "the hypervolume no longer grows"
+    return ""
+
+
+def _in_short(prepared: Prepared, result: TrialResult | str) -> str:
+    if isinstance(result, str):
+        return f" failed: {result}"
+    ratio = prepared.calibration.macs / result.compressed.macs
+    metric = quality_of(prepared.config)
+    return f": {ratio:.2f}x fewer FLOPs, {title(metric)} {result.measured[metric]:.4f}"
+
+
+def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried]], Proposal | None]:
+    objectives = objectives_of(prepared.config)
+
+    def choose(tried: Sequence[Tried]) -> Proposal | None:
+        # Seeded by the number of trials, so that an interrupted study draws the samples of an unbroken one.
+        return propose(ledger.space, objectives, tried, prepared.config.seed * 1_000_003 + len(tried))
+
+    return choose
+
+
+def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial) -> TrialResult | str:
+    """Run one trial and store its result; return the result, or the reason why the trial failed."""
+    try:
+        with ledger.heartbeat(trial):
+            result = run_trial(prepared, ledger.space.setting(trial.params))
+    except KeyboardInterrupt:
+        ledger.hand_back(trial)
+        raise
+    except Exception as error:
+        reason = one_line(error, with_type=True)
+        ledger.fail(trial, reason)
+        return reason
+    config, measured = prepared.config, result.measured
+    record = TrialRecord(measured, trial.params, violations(config, measured.metrics), result.compressed.plan)
+    values = [measured[objective.metric] for objective in objectives_of(config)]
+    ledger.finish(trial, values, list(excesses(config, measured.metrics).values()), record.stored())
+    return result
