@@ -37,7 +37,7 @@ As a torch module that can be trained further, which takes the same pixels: `hsc
 {results}
 
 ± is one standard error over {units} ({test_images} in the test part, {validation_images} in the validation \
-part), by the bootstrap, or by Jeffreys' interval where all answers are right. One multiply-add is one MAC and two \
+part), by the bootstrap, or by Jeffreys' interval where all answers are right. {share}One multiply-add is one MAC and two \
 FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
 Runtime running model.onnx.{larger}
 
@@ -91,13 +91,7 @@ def model_card(
         finetuned=_finetuned(metrics),
         **picture_fields(config.data, files),
         class_names=", ".join(map(_in_markdown, metrics.classes)),
-        returned=f"one score per class at each of {' x '.join(map(str, metrics.maps))} positions, shape (images, "
-        f"{len(metrics.classes)}, {', '.join(map(str, metrics.maps))})"
-        if metrics.maps
-        else "one score per class",
-        answer=f"positions = scores[0].argmax(axis=0)  # of classes in {list(metrics.classes)}, shape {metrics.maps}"
-        if metrics.maps
-        else f"print({list(metrics.classes)}[scores.argmax()])",
+        **_answer(metrics),
         results=_results(metrics),
         units="images" if metrics.test_groups is None else "groups of images that belong together",
         test_images=metrics.test_images if metrics.test_groups is None else metrics.test_groups,
@@ -110,6 +104,19 @@ def model_card(
         "they vary by.\n\n",
         notices="".join(f"- {_in_markdown(line)}\n" for line in notices) + ("\n" if notices else ""),
     )
+
+
+def _answer(metrics: Metrics) -> dict[str, str]:
+    """The fields on what the network answers with, and how to read it."""
+    classes = list(metrics.classes)
+    if not metrics.maps:
+        return {"returned": "one score per class", "answer": f"print({classes}[scores.argmax()])", "share": ""}
+    size = ", ".join(map(str, metrics.maps))
+    return {
+        "returned": f"one score per class at each position, shape (images, {len(classes)}, {size})",
+        "answer": f"found = scores[0].argmax(axis=0)  # shape ({size}), positions in {classes}",
+        "share": "Accuracy is the share of positions whose class is right. ",
+    }
 
 
 def _in_markdown(name: str) -> str:

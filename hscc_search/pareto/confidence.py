@@ -11,7 +11,7 @@ from hscc_search.evaluation.draws import draw_counts
 from hscc_search.evaluation.own import OwnMetric
 from hscc_search.evaluation.quality import OWN_DRAWS
 from hscc_search.pareto.objectives import Objective
-from hscc_search.pareto.points import Point, oriented, predictions_of, scores_of
+from hscc_search.pareto.points import Point, answers_of, oriented, predictions_of, scores_of
 from hscc_search.pareto.resampling import resample, resample_scores, stored_on_draws, widening
 
 # Draws computed at a time, which bounds the memory.
@@ -135,14 +135,9 @@ def _group_equal(points: Sequence[Point], objectives: Sequence[Objective]) -> tu
     values = oriented(points, objectives)
     first = values[:, 0] * objectives[0].sign
     groups: dict[tuple[bytes, ...], list[int]] = {}
-    maps = any(point.draws for point in points)
-    scored = scores_of(points) if not maps and any(objective.on_scores for objective in objectives) else None
+    answers = answers_of(points, any(objective.on_scores for objective in objectives))
     for row in np.lexsort((*values.T[::-1], first)).tolist():
-        if maps:
-            answers = tuple(points[row].draws[name].tobytes() for name in sorted(points[row].draws))
-        else:
-            answers = (points[row].predictions,) if scored is None else (scored[row].tobytes(),)
-        groups.setdefault((values[row].tobytes(), *answers), []).append(row)
+        groups.setdefault((values[row].tobytes(), answers[row]), []).append(row)
     return [[points[row] for row in rows] for rows in groups.values()], values[[rows[0] for rows in groups.values()]]
 
 

@@ -107,6 +107,21 @@ def scores_of(points: Sequence[Measured]) -> list[np.ndarray]:
     return scores
 
 
+def answers_of(points: Sequence[Measured], on_scores: bool) -> list[bytes]:
+    """List what each point answered, such that points with the same have the same metrics on every draw.
+
+    Args:
+        points: of one study.
+        on_scores: whether metrics of scores are among its objectives.
+
+    Raises:
+        StudyError: scores are needed, and a point has none.
+    """
+    if any(point.draws for point in points):
+        return [b"".join(values.tobytes() for _, values in sorted(point.draws.items())) for point in points]
+    return [scores.tobytes() for scores in scores_of(points)] if on_scores else [point.predictions for point in points]
+
+
 def oriented(points: Sequence[Measured], objectives: Sequence[Objective]) -> np.ndarray:
     """Tabulate the objectives so that lower is always better: what is maximised changes its sign.
 
