@@ -24,12 +24,22 @@ def _kind(answer: Any) -> str:
     return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
 
 
-def picked(answer: Any) -> str:
-    """The code that takes the scores out of ``answer``, as far as it can be guessed: the likeliest entry."""
+def picked(answer: Any, shape: tuple[int, ...] | None) -> str:
+    """The code that takes the scores out of ``answer``, as far as it can be guessed: the likeliest entry.
+
+    Args:
+        answer: of a network.
+        shape: of the scores; None where it is not known.
+    """
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and tuple(value.shape) == shape
+
     if isinstance(answer, dict):
         likely = [key for key in ("logits", "scores", "out", "output", "pred") if key in answer]
-        keys = [*likely, *(key for key, value in answer.items() if isinstance(value, torch.Tensor)), "logits"]
+        fitting = [key for key, value in answer.items() if fits(value)]
+        keys = [*likely, *fitting, *(key for key, value in answer.items() if isinstance(value, torch.Tensor)), "logits"]
         return f"answer[{keys[0]!r}]"
     if isinstance(answer, (tuple, list)):
-        return "answer[0]"
+        return f"answer[{next((position for position, value in enumerate(answer) if fits(value)), 0)}]"
     return "answer.logits"

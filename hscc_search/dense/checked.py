@@ -138,7 +138,7 @@ def _scores(network: nn.Module, images: torch.Tensor, name: str, one: tuple[int,
     if not isinstance(answer, torch.Tensor):
         raise ModelError(
             f"{name} must return {wanted}, not {described(answer)}: name a function that picks them with "
-            f"model.output: package.module:function, such as one that returns {picked(answer)}"
+            f"model.output: package.module:function, such as one that returns {picked(answer, one and (count, *one))}"
         )
     shape = tuple(answer.shape)
     fits = len(shape) > 1 and shape[0] == count if one is None else shape == (count, *one)

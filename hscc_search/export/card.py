@@ -37,8 +37,8 @@ As a torch module that can be trained further, which takes the same pixels: `hsc
 {results}
 
 ± is one standard error over {units} ({test_images} in the test part, {validation_images} in the validation \
-part), by the bootstrap, or by Jeffreys' interval where all answers are right. {share}One multiply-add is one MAC and two \
-FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
+part), by the bootstrap, or by Jeffreys' interval where all answers are right. {share}One multiply-add is one MAC and \
+two FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
 Runtime running model.onnx.{larger}
 
 ## Layers
