@@ -2,7 +2,7 @@
 
 ::
 
-    model.onnx          images 0 to 1, (images, channels, height, width) -> class scores (images, classes); one file
+    model.onnx          images 0 to 1, (images, channels, height, width) -> scores (images, classes[, height, width])
     model.safetensors   the weights of the same network as a torch module
     architecture.json   how that module is built
     config.yaml         the study and the trial
