@@ -11,8 +11,9 @@ import json
 import os
 import time
 import warnings
+import weakref
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,21 +49,19 @@ class Use:
         Raises:
             DamagedError: another process is removing it.
         """
-        self._handle: int | None = None
+        self._close: Callable[[], object] | None = None
         try:
-            self._handle = lock_file(entry / _IN_USE, exclusively=False)
+            handle = lock_file(entry / _IN_USE, exclusively=False)
         except OSError:
             return
-        if self._handle is None:
+        if handle is None:
             raise DamagedError(f"{entry} is being removed")
+        self._close = weakref.finalize(self, os.close, handle)  # also before the interpreter ends, and once only
 
     def end(self) -> None:
         """End the use."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            os.close(handle)
-
-    __del__ = end
+        if self._close is not None:
+            self._close()
 
 
 @dataclass(frozen=True)

@@ -118,8 +118,40 @@ def test_commands_on_own_images_run(cli, image_folder, tmp_path):
     assert "plotly" in (tmp_path / "front.html").read_text()
 
 
-def test_the_python_example_runs(folder):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.fixture
+def python_examples(folder):
+    """The examples in Python, and a module with a network and data sets for the first."""
+    (folder / "my_project.py").write_text("""
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+torch.manual_seed(0)
+network = nn.Sequential(
+    nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(2), nn.Flatten(),
+    nn.Linear(128, 3),
+)
+train, validation, test = (
+    TensorDataset(torch.randn(count, 1, 12, 20), torch.arange(count) % 3) for count in (128, 48, 48)
+)
+""")
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_a_search_in_memory_takes_at_most_twelve_lines_and_runs(python_examples, folder):
+    code = python_examples[0]
+    assert len(code.strip().splitlines()) <= 12
+    beside_the_script = 'import sys; sys.path.insert(0, "")\n'  # as Python finds modules for a script
+    program = command_line.start_code(beside_the_script + code, folder)
+    stdout, stderr = program.communicate()
+    assert program.returncode == 0, stderr
+    assert "probability" in stdout
+    assert "plotly" in (folder / "front.html").read_text()
+    assert (folder / "small" / "model.onnx").exists()
+
+
+def test_the_python_example_runs(python_examples, folder):
+    code = python_examples[1]
     program = command_line.start_code(code, folder)
     stdout, stderr = program.communicate()
     assert program.returncode == 0, stderr

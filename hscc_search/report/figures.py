@@ -244,11 +244,17 @@ def _scatter(info: FrontInfo, points: tuple[Point, ...], name: str, **style: Any
 
 
 def _error_bars(info: FrontInfo, networks: Sequence[Measured], colour: str) -> dict[str, Any]:
-    """Error bars of one standard error, where the metric of the vertical axis has one."""
-    errors = [network.errors.get(info.y) for network in networks]
-    if None in errors:
-        return {}
-    return {"error_y": {"type": "data", "array": errors, "thickness": 1, "width": 3, "color": colour}}
+    """Error bars of one standard error, where the metric of the vertical axis has one; of shares within 0 and 1."""
+    below, above = [], []
+    for network in networks:
+        error = network.errors.get(info.y)
+        if error is None:
+            return {}
+        room = (network[info.y], 1 - network[info.y]) if is_share(info.y) else (error, error)
+        below.append(min(error, room[0]))
+        above.append(min(error, room[1]))
+    bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
+    return {"error_y": {**bars, "thickness": 1, "width": 3, "color": colour}}
 
 
 def _scaled(metric: str, network: Measured) -> float:
@@ -268,7 +274,7 @@ def _metric_axis(metric: str, values: list[float]) -> dict[str, Any]:
         name = f"{names.get(metric, _plain(title(metric)))}, logarithmic"
         return {"title": name, "type": "log", "tickvals": ticks, "ticktext": texts}
     name = f"{_plain(title(metric))}, validation part"
-    return {"title": name, "tickformat": ".3~p"} if is_share(metric) else {"title": name}
+    return {"title": name, "tickformat": ".4~p"} if is_share(metric) else {"title": name}
 
 
 def _plain(name: str) -> str:

@@ -36,6 +36,16 @@ def columns(study: Study) -> tuple[str, ...]:
     return ("trial", *sampled, *costs, *extra, *map(title, _of_all(study)), "on front")
 
 
+def dispensable(study: Study) -> tuple[str, ...]:
+    """The columns that a narrow table may leave out, those that matter least first."""
+    objectives = {title(objective.metric) for objective in study.objectives}
+    extra = [title(metric) for metric in reversed(_extra(study))]
+    sampled = [name.replace("_", " ") for name in reversed(_sampled(study))]
+    ordered = ("GMACs", "macro F1", "parameters", "GFLOPs", "accuracy", *extra, *sampled)
+    shown = set(columns(study)) - objectives  # maps have no macro F1
+    return tuple(name for name in ordered if name in shown)
+
+
 def rows(study: Study, most_close: int | None = None) -> list[TableRow]:
     """The rows of the dense network, the front, and the trials that cannot be told apart from it.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -20,6 +21,7 @@ from hscc_search.progress import Notice, Progress, Report
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the objects that are passed in
     from hscc_search.comparison.summary import Estimate, Summary
+    from hscc_search.report.table import TableRow
     from hscc_search.study.catalogue import StudyStatus
     from hscc_search.study.stored_study import Study
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the 
 # shown as they are: "scan [left]" is no markup and ":eye:" no emoji.
 out_console = Console(width=None if sys.stdout.isatty() else 140, emoji=False, markup=False, highlight=False)
 err_console = Console(stderr=True, emoji=False, markup=False, highlight=False)
+# Measures what a table would take.
+_UNBOUNDED = Console(width=10_000)
 # Largest number of rows for trials that cannot be told apart from the front.
 _MOST_CLOSE = 8
 # Seconds between two lines of progress in a log file.
@@ -76,28 +80,50 @@ def _log_lines() -> Report:
     return report
 
 
-def front_table(study: "Study") -> Table:
-    """A table of the dense network, the front, and trials that cannot be told apart from it."""
-    from hscc_search.pareto.objectives import quality_of, title
-    from hscc_search.report.table import columns, rows
+def front_table(study: "Study", width: int | None = None) -> Table:
+    """A table of the dense network, the front, and trials that cannot be told apart from it.
 
-    metric = title(quality_of(study.config))
+    Args:
+        study: to show.
+        width: largest one, in characters; by default that of the output. Columns that matter less are left out until
+            the table fits, and named below it.
+    """
+    from hscc_search.report.table import columns, dispensable, rows
+
+    names, lines = columns(study), rows(study, most_close=_MOST_CLOSE)
+    left_out: list[str] = []
+    room = width or out_console.width
+    for name in (*dispensable(study), None):
+        kept = [position for position, column in enumerate(names) if column not in left_out]
+        table = _front_table(study, [names[position] for position in kept], lines, kept)
+        if name is None or Measurement.get(_UNBOUNDED, _UNBOUNDED.options, table).maximum <= room:
+            break
+        left_out.append(name)
+    if left_out:
+        table.caption = f"left out for want of width: {', '.join(left_out)} (--format csv has all)"
+    return table
+
+
+def _front_table(study: "Study", names: "Sequence[str]", lines: "Sequence[TableRow]", kept: Sequence[int]) -> Table:
+    """The table of some columns."""
     table = Table(
-        title=f"{study.config.name}: front of {len(study.points)} trials, {metric} on the validation part",
+        title=f"{study.config.name}: front of {len(study.points)} trials, metrics on the validation part",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,
+        caption_justify="left",
     )
-    for column in columns(study):
+    for column in names:
         # A head of two short lines leaves the width to the numbers, which must not be broken.
         table.add_column(column.replace(" ", "\n", 1), justify="right", overflow="fold")
     styles = {"dense": "red", "knee": "bold", "close": "dim"}
     previous_kind = None
-    for row in rows(study, most_close=_MOST_CLOSE):
+    for row in lines:
         # Close trials have a section of their own; one of them may be the knee.
         if row.kind != previous_kind and "close" in (row.kind, previous_kind):
             table.add_section()
-        table.add_row(*row.cells, style=styles.get(row.kind), end_section=row.kind == "dense")
+        cells = (row.cells[position] for position in kept)
+        table.add_row(*cells, style=styles.get(row.kind), end_section=row.kind == "dense")
         previous_kind = row.kind
     return table
 

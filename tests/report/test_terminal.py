@@ -36,6 +36,19 @@ def test_a_table_of_many_columns_fits_and_breaks_no_number(constrained):
         assert any(f"{network['accuracy']:.4f} ± {network.errors['accuracy']:.4f}" in line for line in lines)
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_a_narrow_table_leaves_columns_out_and_names_them(study, width):
+    console = Console(width=width, file=io.StringIO(), emoji=False)
+    console.print(front_table(study, width))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    for network in (study.dense, *study.front):
+        assert f"{study.dense['flops'] / network['flops']:.2f}x" in text
+        assert f"{network['accuracy']:.4f} ± {network.errors['accuracy']:.4f}" in text
+    named = " ".join(text.partition("left out for want of width: ")[2].split()).partition(" (")[0]
+    assert named.split(", ")[: 2 if width < 100 else 0] == (["GMACs", "macro F1"] if width < 100 else [])
+
+
 @pytest.mark.parametrize(
     ("counted", "words"),
     [
