@@ -22,6 +22,7 @@ from hscc_search.dense.checked import check_network
 from hscc_search.dense.device import choose_device
 from hscc_search.dense.identity import identity
 from hscc_search.dense.opened import Opened
+from hscc_search.dense.output import picking
 from hscc_search.errors import ConfigError, DataError
 from hscc_search.evaluation.predictions import network_input
 from hscc_search.pareto.points import Point
@@ -210,12 +211,21 @@ def _config(
     """Write down as a study file what is searched."""
     given = {
         "trials": trials,
-        "objectives": list(objectives or ("flops", next(iter(metrics), "accuracy"))),
+        **_objectives(objectives, metrics, dataset),
         "metrics": {name: _function_name(name, function) for name, function in metrics.items()},
-        "model": {"name": IN_MEMORY},
+        "model": {**tree.get("model", {}), "name": IN_MEMORY},
         "data": {"source": "memory", **_picture(dataset), **tree.get("data", {})},
     }
     return StudyConfig.from_tree({**tree, **given}, "search")
+
+
+def _objectives(
+    objectives: Sequence[str] | None, metrics: Mapping[str, Callable[..., float]], dataset: Dataset
+) -> dict[str, list[str]]:
+    """The objectives that are given, or the default ones; none for maps without a metric, which have no default."""
+    if objectives is None and dataset.maps and not metrics:
+        return {}
+    return {"objectives": list(objectives or ("flops", next(iter(metrics), "accuracy")))}
 
 
 def _items(part: Any) -> Any:
@@ -245,10 +255,14 @@ def _opened(config: StudyConfig, network: nn.Module, dataset: Dataset, device: s
     """Put images and network in memory together, as :func:`hscc_search.dense.opened.open_dense` does from files."""
     chosen = choose_device(device)
     config.check_classes(dataset.classes)
+    if dataset.maps:
+        config.check_maps()
     parts = split(dataset, config.data.validation, config.data.test, config.data.split_seed)
     images = network_input(torch.from_numpy(parts.train.images[:2]).to(chosen), config.data)
     network = copied(network).to(chosen)
-    check_network(network, images, type(network).__name__, len(dataset.classes))
+    if config.model.output is not None:
+        network = picking(network, config.model.output)
+    check_network(network, images, type(network).__name__, len(dataset.classes), dataset.maps)
     return Opened(config, dataset, parts, network, chosen, identity(network), given=True)
 
 

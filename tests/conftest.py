@@ -83,6 +83,7 @@ SLOW = {
     "test_chaos.py",
     "test_install.py",
     "test_memory.py",
+    "test_outputs.py",
     "test_pictures.py",
     "test_metrics.py",
     "test_own_images.py",

@@ -1,41 +1,33 @@
-import contextlib
+import ast
 import os
 import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from importlib import metadata
 
 from conftest import ROOT
 
-IMPORT_ALL = """
-import importlib, pkgutil, sys
-import hscc_search
-for module in pkgutil.walk_packages(hscc_search.__path__, "hscc_search."):
-    importlib.import_module(module.name)
-print(*{name.split(".")[0] for name in sys.modules})
-"""
-
-
-def needed(name):
-    """The distributions that are installed with one, by their names in lower case."""
-    known, waiting = set(), [name]
-    while waiting:
-        name = re.split(r"[^\w.-]", waiting.pop())[0].lower().replace("_", "-")
-        if name not in known:
-            known.add(name)
-            with contextlib.suppress(metadata.PackageNotFoundError):  # for another platform or Python
-                waiting += [line for line in metadata.requires(name) or () if "extra ==" not in line]
-    return known
-
 
 def test_all_that_is_imported_is_asked_for():
     """What tests and checks bring along is missing where a user installs the package."""
-    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, check=True, capture_output=True, text=True)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *(line for name, lines in extras.items() if name != "dev" for line in lines)]
+    declared = {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in asked}
+    imported = set()
+    for path in (ROOT / "hscc_search").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
     owners = metadata.packages_distributions()
-    imported = {owner.lower().replace("_", "-") for name in done.stdout.split() for owner in owners.get(name, ())[:1]}
-    assert "torch" in imported
-    assert imported <= needed("hscc-search") | {"setuptools"}
+    foreign = imported - set(sys.stdlib_module_names) - {"hscc_search"}
+    assert "torch" in foreign
+    named = {name: {owner.lower().replace("_", "-") for owner in owners[name]} for name in foreign}
+    assert not [name for name, distributions in named.items() if not distributions & declared]
 
 
 def test_an_installed_package_runs_from_any_folder(tmp_path):

@@ -12,7 +12,7 @@ from hscc_search.cli.printing import show_front
 from hscc_search.comparison.measure import compare
 from hscc_search.config import StudyConfig
 from hscc_search.dense.networks import build_network
-from hscc_search.errors import ConfigError, ExportError
+from hscc_search.errors import ConfigError
 from hscc_search.export.export import export
 from hscc_search.report.formats import front_json
 
@@ -104,5 +104,6 @@ def test_a_study_of_floating_point_inputs_runs(factory, tmp_path):
     data = {"source": "python", "factory": "own_data:as_floats", "classes": ["1", "0"]}
     study = run_study(study_of(data, f"sqlite:///{tmp_path}/studies.db"))
     assert (len(study.points), study.record.classes) == (2, ("1", "0"))
-    with pytest.raises(ExportError, match=r"are no pixels but numbers of data\.factory own_data:as_floats"):
-        export(study, study.points[0], study.config, tmp_path / "out")
+    export(study, study.points[0], study.config, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Takes inputs as the study's data set gives them, float32" in card

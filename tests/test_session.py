@@ -201,3 +201,54 @@ def test_wrong_objects_are_refused_in_one_line(trained, change, error):
     with pytest.raises(HsccError, match=error) as refused:
         search(trained, **{**objects, **change})
     assert "\n" not in str(refused.value)
+
+
+class MapsInADict(nn.Module):
+    """Says of each position whether it is bright, at once as trained: by a 3 x 3 mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.smooth, self.scores = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+        with torch.no_grad():
+            self.smooth.weight.copy_(self.smooth.weight * 0.05 + 1 / 9)
+            self.scores.weight.copy_(torch.tensor([-1.0, 1.0])[:, None, None, None].expand(2, 8, 1, 1))
+
+    def forward(self, images):
+        return {"maps": self.scores(self.smooth(images)), "images": images}
+
+
+def the_maps(answer):
+    return answer["maps"]
+
+
+def overlap(scores, targets):
+    found = scores.argmax(axis=1)
+    return 2 * (found * targets).sum() / (found + targets).sum()
+
+
+def bright_maps(count, seed):
+    images = torch.randn(count, 1, 12, 20, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(images, (nn.functional.avg_pool2d(images, 3, 1, 1) > 0)[:, 0].long())
+
+
+MAPS = {"train": bright_maps(64, 0), "validation": bright_maps(40, 1), "test": bright_maps(40, 2), "progress": False}
+
+
+def test_a_network_in_memory_that_answers_with_maps_in_a_dict(tmp_path):
+    torch.manual_seed(0)
+    network, model = MapsInADict().eval(), {"output": f"{__name__}:the_maps"}
+    study = search(network, **MAPS, metrics={"overlap": overlap}, trials=2, model=model)
+    assert "overlap" in study.dataframe()
+    assert study.dense["overlap"] > 0.8
+    assert not network._forward_hooks  # it is not changed
+    folder, images = study.export("knee", tmp_path / "small"), MAPS["test"].tensors[0]
+    with torch.no_grad():
+        scores = hscc_search.load(folder, network)(images)
+    assert scores.shape == (40, 2, 12, 20)
+    said = json.loads((folder / "metrics.json").read_text())["compressed"]["test"]["metrics"]
+    assert said["overlap"] == pytest.approx(float(overlap(scores.numpy(), MAPS["test"].tensors[1].numpy())), abs=2e-3)
+
+
+def test_maps_have_no_metric_by_default():
+    with pytest.raises(HsccError, match="its targets are maps, and it names no objectives"):
+        search(MapsInADict(), **MAPS, trials=1)

@@ -111,6 +111,7 @@ def export(
 
     rule = parse_rule(rule_text)
     from hscc_search.export.export import export as export_trial
+    from hscc_search.pareto.objectives import quality_of, title
     from hscc_search.study.stored_study import read_study
 
     quiet_optuna()
@@ -128,10 +129,11 @@ def export(
     )
     with progress_bars() as report:
         metrics = export_trial(study, point, config, out, device, report)
-    accuracy, dense_accuracy = (network.test.metrics["accuracy"] for network in (metrics.compressed, metrics.dense))
+    metric = quality_of(config)
+    value, dense_value = (network.test.metrics[metric] for network in (metrics.compressed, metrics.dense))
     say(
-        f"trial {point.trial}: {metrics.flops_ratio:.2f}x fewer FLOPs, test accuracy {accuracy:.4f} "
-        f"(dense {dense_accuracy:.4f}) on {metrics.test_images} images"
+        f"trial {point.trial}: {metrics.flops_ratio:.2f}x fewer FLOPs, test {title(metric)} {value:.4f} "
+        f"(dense {dense_value:.4f}) on {metrics.test_images} images"
     )
     say(f"exported: {out}")
     say(f"next: read {out / 'README.md'}, or in Python: hscc_search.load({str(out)!r})")

@@ -64,6 +64,8 @@ def compare(
     """
     _check(config, budgets, methods, seeds)
     dataset = load_dataset(config.data, report)
+    if dataset.maps:
+        raise ConfigError("targets are maps, and methods are compared on images of one class each: use run and front")
     if dataset.sides is not None and len(set(seeds)) > 1:
         raise ConfigError(
             "the images come with a split, which is kept, and other seeds draw no other one: give one seed"

@@ -25,6 +25,13 @@ class ModelConfig(Section):
         None,
         description="file of trained weights, a plain state dict or safetensors; without it the network is trained",
     )
+    output: str | None = Field(
+        None,
+        max_length=500,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="'package.module:function' that takes what the network answers with, such as a dict, and returns "
+        "the scores; without it the network answers with the scores themselves",
+    )
 
 
 class TrainingConfig(Section):

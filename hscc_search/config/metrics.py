@@ -63,7 +63,9 @@ class OwnMetricConfig(Section):
     """A metric of the study's own: a function of scores and targets that returns a number.
 
     It is called with the scores of some images, float32, shape (images, classes), logarithms of the softmax, and their
-    targets, int64, shape (images,); with those of all images of a part, and with those of bootstrap draws.
+    targets, int64, shape (images,); with those of all images of a part, and with those of bootstrap draws. Where
+    targets are maps, scores are as the network gives them, shape (images, classes, height, width), and targets (images,
+    height, width).
     """
 
     function: str = Field(

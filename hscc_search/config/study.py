@@ -232,6 +232,27 @@ class StudyConfig(Section):
                     f"use {shortened(', '.join(classes), 500)}"
                 )
 
+    def check_maps(self) -> None:
+        """Check that the study asks for nothing that needs one class for each image, where targets are maps of classes.
+
+        Raises:
+            ConfigError: it does, or leaves its objectives to the default, which is accuracy.
+        """
+        origin = f"study {self.name}: its targets are maps"
+        if "objectives" not in self.model_fields_set:
+            raise ConfigError(
+                f"{origin}, and it names no objectives: say which, such as [flops, dice] with dice under metrics, or "
+                "[flops, accuracy], the share of positions that are right"
+            )
+        for name in self.asked_metrics:
+            if name not in (*COSTS, "accuracy", *self.metrics):
+                raise ConfigError(
+                    f"{origin}, and {shortened(name)} needs one class for each image: use {', '.join(COSTS)}, accuracy "
+                    "(the share of positions that are right) or a function of your own under metrics"
+                )
+        if self.training.mixup > 0:
+            raise ConfigError(f"{origin}, which training.mixup does not mix: use mixup 0")
+
     def finetuned(self, epochs: int) -> "StudyConfig":
         """The same study with another number of epochs of fine-tuning."""
         return self.model_copy(update={"finetuning": self.finetuning.model_copy(update={"epochs": epochs})})

@@ -46,6 +46,26 @@ class Dataset:
     judgement: str = ""
     sides: np.ndarray | None = None
 
+    @property
+    def maps(self) -> tuple[int, ...]:
+        """Height and width of the labels where these are maps; empty where each image has one label."""
+        return self.labels.shape[1:]
+
+
+def kept_labels(labels: np.ndarray, classes: int) -> np.ndarray:
+    """What a study keeps of labels.
+
+    Args:
+        labels: as in :class:`Dataset`.
+        classes: number of classes.
+
+    Returns:
+        The labels; where these are maps, the number of points of each class in each, int64, shape (images, classes).
+    """
+    if labels.ndim == 1:
+        return labels
+    return np.stack([np.bincount(of_image.ravel(), minlength=classes) for of_image in labels])
+
 
 def ordered_classes(found: Sequence[str], wanted: tuple[str, ...] | None) -> tuple[str, ...]:
     """The classes of the images in the order that the study says.

@@ -38,6 +38,23 @@ def augment(images: torch.Tensor, flip: bool, affine: bool) -> torch.Tensor:
     return functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def mirror(images: torch.Tensor, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mirror half of the images left to right, and their maps with them.
+
+    Args:
+        images: shape (images, channels, height, width).
+        maps: shape (images, height, width), perhaps of another size.
+
+    Returns:
+        Both, each of its shape.
+    """
+    mirrored = (torch.rand(len(images)) < 0.5).to(images.device)
+    return (
+        torch.where(mirrored[:, None, None, None], images.flip(-1), images),
+        torch.where(mirrored[:, None, None], maps.flip(-1), maps),
+    )
+
+
 def mix(
     images: torch.Tensor, labels: torch.Tensor, alpha: float
 ) -> tuple[torch.Tensor, tuple[tuple[float, torch.Tensor], ...]]:

@@ -50,7 +50,8 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset, network: Mapping[str,
     key = {
         "version": _TRAINING_VERSION,
         "seed": config.seed,
-        "model": config.model.model_dump(exclude={"checkpoint"}),
+        # The function that picks the scores is a part of the network's identity.
+        "model": config.model.model_dump(exclude={"checkpoint", "output"}),
         "network": dict(network),
         "training": config.training.model_dump(exclude={"when"}),
         "data": _data_key(config.data),

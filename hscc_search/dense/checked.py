@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from hscc_search.dense.answers import described, picked
 from hscc_search.errors import ModelError, one_line
 
 # Largest difference between two passes over the same images, and between an image alone and in a batch, both relative
@@ -17,7 +18,9 @@ from hscc_search.errors import ModelError, one_line
 _SAME_IMAGES, _SAME_IMAGE, _ROUNDING = 1e-3, 1e-2, 1e-5
 
 
-def check_network(network: nn.Module, image: torch.Tensor, name: str, classes: int | None = None) -> None:
+def check_network(
+    network: nn.Module, image: torch.Tensor, name: str, classes: int | None = None, maps: tuple[int, ...] = ()
+) -> None:
     """Check that a network is a plain module of float32 weights whose answer to an image depends on that image alone.
 
     It runs in evaluation mode and without gradients. The network's modes, buffers and attributes and all random
@@ -29,18 +32,20 @@ def check_network(network: nn.Module, image: torch.Tensor, name: str, classes: i
             width).
         name: of the network, as errors begin with it.
         classes: number of scores that it must answer each image with; None for any, and for maps of them.
+        maps: height and width of the maps of scores that it must answer with; empty for one score for each class.
 
     Raises:
         ModelError: it is not such a network; the line says why, and what would work.
     """
     _check_kind(network, name)
     _check_state(network, image.device, name)
+    one = None if classes is None else (classes, *maps)
     modules = [place for place, _ in network.named_modules()]
     with left_alone(network), torch.no_grad():
         network.eval()
-        answer = _scores(network, image, name, classes)
-        again = _scores(network, image, name, classes)
-        alone = _scores(network, image[:1], name, classes)
+        answer = _scores(network, image, name, one)
+        again = _scores(network, image, name, one)
+        alone = _scores(network, image[:1], name, one)
         made = [place for place, _ in network.named_modules() if place not in modules]
     if made:
         raise ModelError(
@@ -58,6 +63,23 @@ def check_network(network: nn.Module, image: torch.Tensor, name: str, classes: i
             "must use their running statistics there (track_running_stats=True, functional.batch_norm(..., "
             "training=self.training))"
         )
+
+
+def check_in_training(network: nn.Module, images: torch.Tensor, name: str, one: tuple[int, ...]) -> None:
+    """Check that a network answers images with scores in training mode, too, where some answer with something else.
+
+    Args:
+        network: that :func:`check_network` has checked.
+        images: two or more.
+        name: of the network, as errors begin with it.
+        one: shape of the scores of one image.
+
+    Raises:
+        ModelError: it does not.
+    """
+    with _left_alone(network), torch.no_grad():
+        network.train()
+        _scores(network, images, f"{name}, in training mode,", one)
 
 
 def _check_kind(network: Any, name: str) -> None:
@@ -108,26 +130,29 @@ def _check_state(network: nn.Module, device: torch.device, name: str) -> None:
             )
 
 
-def _scores(network: nn.Module, images: torch.Tensor, name: str, classes: int | None) -> torch.Tensor:
+def _scores(network: nn.Module, images: torch.Tensor, name: str, one: tuple[int, ...] | None) -> torch.Tensor:
     """Run a network, and refuse an answer that is not a tensor of scores for each image."""
     count, size = len(images), " x ".join(map(str, images.shape[2:]))
     try:
         answer = network(images.clone())  # a forward may change its input in place
+    except ModelError:  # of the function that picks the scores
+        raise
     except Exception as error:  # whatever a network raises
         reason = one_line(error, with_type=True)
         message = f"{name} cannot take images of {size} pixels{_channels(images)}, {count} at a time: {reason}"
         raise ModelError(message) from error
-    wanted = f"scores of shape (images, {'classes' if classes is None else classes})"
+    wanted = f"scores of shape (images, {'classes' if one is None else ', '.join(map(str, one))})"
     if not isinstance(answer, torch.Tensor):
         raise ModelError(
-            f"{name} must return {wanted}, not {_described(answer)}: "
-            f"wrap it so that forward returns the scores, such as {_picked(answer)}"
+            f"{name} must return {wanted}, not {described(answer)}: name a function that picks them with "
+            f"model.output: package.module:function, such as one that returns {picked(answer, one and (count, *one))}"
         )
     shape = tuple(answer.shape)
-    fits = len(shape) > 1 and shape[0] == count if classes is None else shape == (count, classes)
+    fits = len(shape) > 1 and shape[0] == count if one is None else shape == (count, *one)
     if not fits:
         images_text = "one image" if count == 1 else f"{count} images"
-        raise ModelError(f"{name} must return {wanted}, not {shape} for {images_text}")
+        maps = " (classes, height and width, since the targets are maps)" if one is not None and len(one) > 1 else ""
+        raise ModelError(f"{name} must return {wanted}{maps}, not {shape} for {images_text}")
     if answer.dtype != torch.float32:
         dtype = str(answer.dtype).removeprefix("torch.")
         raise ModelError(
@@ -140,36 +165,6 @@ def _channels(images: torch.Tensor) -> str:
     """Words on the channels of images that are not RGB."""
     channels = images.shape[1]
     return "" if channels == 3 else " and 1 channel" if channels == 1 else f" and {channels} channels"
-
-
-def _described(answer: Any) -> str:
-    """Words on an answer that is no tensor: its type, its keys or length, and the shapes in it."""
-
-    def brief(value: Any) -> str:
-        return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
-
-    if isinstance(answer, dict):
-        keys = ", ".join(f"{key!r} {brief(value)}" for key, value in list(answer.items())[:6])
-        return f"{_kind(answer)} of {keys or 'nothing'}"
-    if isinstance(answer, (tuple, list)):
-        return f"{_kind(answer)} of {len(answer)}: {', '.join(map(brief, answer[:6]))}"
-    return _kind(answer)
-
-
-def _kind(answer: Any) -> str:
-    kind = type(answer).__name__
-    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
-
-
-def _picked(answer: Any) -> str:
-    """The code that takes the scores out of an answer, as far as it can be guessed: the likeliest entry."""
-    if isinstance(answer, dict):
-        likely = [key for key in ("logits", "scores", "out", "output", "pred") if key in answer]
-        keys = [*likely, *(key for key, value in answer.items() if isinstance(value, torch.Tensor)), "logits"]
-        return f"self.network(x)[{keys[0]!r}]"
-    if isinstance(answer, (tuple, list)):
-        return "self.network(x)[0]"
-    return "self.network(x).logits"
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor, answers: torch.Tensor, tolerance: float) -> bool:

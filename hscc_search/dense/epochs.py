@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from hscc_search.config import StudyConfig
 from hscc_search.data import Images, Part
-from hscc_search.dense.augmentation import augment, mix
+from hscc_search.dense.augmentation import augment, mirror, mix
 from hscc_search.dense.device import fast_bfloat16
 from hscc_search.errors import ModelError
 from hscc_search.evaluation.predictions import network_input
@@ -29,7 +29,7 @@ class Descent:
         network: changed in place.
         config: of the study.
         images: as they are stored, shape (images, ...); on the network's device unless they are many.
-        labels: int64, shape (images,), on the network's device.
+        labels: integers, shape (images,), or maps of them, shape (images, height, width); on the network's device.
         optimizer: of all weights.
         schedule: of the learning rate, advanced after each step.
         steps_per_epoch: number of full batches, or 1 where there is none.
@@ -50,14 +50,15 @@ class Batch:
 
     Attributes:
         images: float32, shape (images, channels, height, width), as the network takes them.
-        labels: pairs of a weight and int64 labels, shape (images,): one pair, or two where images are mixed.
+        labels: pairs of a weight and int64 labels, shape (images,) or (images, height, width): one pair, or two where
+            images are mixed.
     """
 
     images: torch.Tensor
     labels: tuple[tuple[float, torch.Tensor], ...]
 
 
-# Computes a scalar loss from a batch and the network's scores for it, float32, shape (images, classes).
+# Computes a scalar loss from a batch and the network's scores for it, float32, shape (images, classes, ...).
 Loss = Callable[[Batch, torch.Tensor], torch.Tensor]
 
 
@@ -88,7 +89,8 @@ def start_descent(
     images: torch.Tensor | Images = part.images
     if math.prod(images.shape) * images.dtype.itemsize <= _HELD:
         images = torch.from_numpy(np.asarray(images)).to(device)
-    labels = torch.from_numpy(part.labels).to(device)
+    # torch computes little with unsigned integers of more than 8 bits.
+    labels = torch.from_numpy(part.labels if part.labels.itemsize == 1 else part.labels.astype(np.int64)).to(device)
     return Descent(network, config, images, labels, optimizer, schedule, steps_per_epoch)
 
 
@@ -140,10 +142,14 @@ def _batch(descent: Descent, indices: torch.Tensor) -> Batch:
         pixels = descent.images[indices.to(device)]
     else:
         pixels = torch.from_numpy(descent.images[indices.numpy()]).to(device)
-    images = network_input(pixels, descent.config.data)
-    if not pixels.is_floating_point():  # what is no image is neither flipped nor turned
+    images, labels = network_input(pixels, descent.config.data), descent.labels[indices.to(device)].long()
+    if pixels.is_floating_point():  # what is no image is neither flipped nor turned
+        pass
+    elif labels.ndim > 1:
+        images, labels = mirror(images, labels) if training.flip else (images, labels)
+    else:
         images = augment(images, training.flip, training.affine)
-    return Batch(*mix(images, descent.labels[indices.to(device)], training.mixup))
+    return Batch(*mix(images, labels, training.mixup))
 
 
 def training_scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -154,7 +160,7 @@ def training_scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
         images: float32, shape (images, channels, height, width).
 
     Returns:
-        float32, shape (images, classes).
+        float32, shape (images, classes, ...).
     """
     with torch.autocast(images.device.type, torch.bfloat16, enabled=fast_bfloat16(images.device)):
         output = network(images)
@@ -162,7 +168,7 @@ def training_scores(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 
 def label_loss(config: StudyConfig) -> Loss:
-    """The cross entropy with the labels, smoothed by the study's ``training.label_smoothing``."""
+    """The cross entropy with the labels, of maps at each position, smoothed by ``training.label_smoothing``."""
     smoothing = config.training.label_smoothing
 
     def loss(batch: Batch, scores: torch.Tensor) -> torch.Tensor:

@@ -74,4 +74,5 @@ def _divergence(scores: torch.Tensor, dense_scores: torch.Tensor, temperature: f
         reduction="batchmean",
         log_target=True,
     )
-    return divergence * temperature**2
+    # Of maps the mean over positions, as the cross entropy is.
+    return divergence * temperature**2 / dense_scores[0, 0].numel()

@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from hscc_search.config import IN_MEMORY, Shape, shape_of
-from hscc_search.dense.checked import check_network
+from hscc_search.dense.checked import check_in_training, check_network
 from hscc_search.dense.names import unknown_network
+from hscc_search.dense.output import picking
 from hscc_search.errors import ModelError, one_line
 from hscc_search.torchvision_operators import make_importable
 from hscc_search.user_code import load_function
@@ -42,8 +43,15 @@ class DigitsCNN(nn.Sequential):
         )
 
 
-def build_network(name: str, classes: int, shape: int | Shape, weights: str | None = None) -> nn.Module:
-    """Build a classifier with random or published weights, in evaluation mode.
+def build_network(
+    name: str,
+    classes: int,
+    shape: int | Shape,
+    weights: str | None = None,
+    output: str | None = None,
+    maps: tuple[int, ...] = (),
+) -> nn.Module:
+    """Build a network with random or published weights, in evaluation mode.
 
     Args:
         name: ``digits_cnn``, the name of a classifier of torchvision such as ``alexnet`` or else of timm such as
@@ -54,13 +62,19 @@ def build_network(name: str, classes: int, shape: int | Shape, weights: str | No
             for as many channels, torchvision for 3 alone; that of your own function must take them.
         weights: ``DEFAULT``, the name of other torchvision weights or timm's tag, such as ``a1_in1k``; a new last
             layer then gives ``classes`` outputs.
+        output: function that picks the scores out of the network's answer, see
+            :func:`hscc_search.dense.output.picking`; None where the answer is the scores.
+        maps: height and width of the maps that it answers with; empty where it scores whole images.
 
     Raises:
         ModelError: there is no such network, function or weights, it cannot be built, it cannot take such images, or
             :func:`hscc_search.dense.checked.check_network` refuses it.
     """
-    network = construct(name, classes, shape, weights).eval()
-    check_network(network, _different_images(shape_of(shape)), name, classes)
+    network = construct(name, classes, shape, weights, output).eval()
+    images = _different_images(shape_of(shape))
+    check_network(network, images, name, classes, maps)
+    if output is not None:
+        check_in_training(network, images, name, (classes, *maps))
     return network
 
 
@@ -73,13 +87,19 @@ def _different_images(shape: Shape) -> torch.Tensor:
     return coarse + 0.5 * torch.randn(2, *shape, generator=generator)
 
 
-def construct(name: str, classes: int, shape: int | Shape, weights: str | None = None) -> nn.Module:
+def construct(
+    name: str, classes: int, shape: int | Shape, weights: str | None = None, output: str | None = None
+) -> nn.Module:
     """Construct a network as :func:`build_network` does, without running it on an image.
 
     Raises:
         ModelError: as :func:`build_network`.
     """
-    shape = shape_of(shape)
+    network = _construct(name, classes, shape_of(shape), weights)
+    return network if output is None else picking(network, output)
+
+
+def _construct(name: str, classes: int, shape: Shape, weights: str | None) -> nn.Module:
     if weights is not None and (":" in name or name == "digits_cnn"):
         raise ModelError(f"model.weights is for torchvision and timm networks, not for {name}: use model.checkpoint")
     if name == IN_MEMORY:

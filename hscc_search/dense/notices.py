@@ -25,6 +25,26 @@ def notices(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -
     return tuple(_lines(np.asarray(predicted, np.int64), np.asarray(labels, np.int64), classes))
 
 
+def notices_on_maps(accuracy: float, error: float, labels: np.ndarray, classes: Sequence[str]) -> tuple[str, ...]:
+    """Say whether a dense network that answers with maps is no better than one class everywhere.
+
+    Args:
+        accuracy: the share of positions whose class is right, on the validation images.
+        error: its standard error.
+        labels: true classes, integers, shape (images, height, width).
+        classes: class names.
+    """
+    counts = np.bincount(labels.ravel(), minlength=len(classes))
+    share = float(counts.max() / labels.size)
+    if accuracy - error > share:
+        return ()
+    return (
+        f"the dense network (right at {accuracy:.4f} ± {error:.4f} of the positions, {len(labels)} validation images) "
+        f"is no better than answering {classes[int(counts.argmax())]!r} everywhere ({share:.4f}): check its weights, "
+        "and how its images are normalised",
+    )
+
+
 def _lines(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Iterator[str]:
     if not len(labels):
         return

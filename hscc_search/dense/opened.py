@@ -11,6 +11,7 @@ from torch import nn
 from hscc_search.cache import warn_unwritable
 from hscc_search.config import StudyConfig
 from hscc_search.data import Dataset, Parts, load_dataset, split
+from hscc_search.data.dataset import kept_labels
 from hscc_search.dense.cached import checkpoint_path, exclusively, path_before, read_cached
 from hscc_search.dense.device import choose_device
 from hscc_search.dense.identity import START, UNKNOWN, changed_parts, identity
@@ -74,7 +75,8 @@ def open_dense(
         fingerprint: of the images that the study was started on, None for a new study.
         weights: digest of the dense network that the study was started with, None for a new study.
         network: identity of that network; None or empty for a new study, and for one that stored none.
-        labels: of the validation part that the study was started on, None for a new study.
+        labels: of the validation part that the study was started on, as
+            :func:`hscc_search.data.dataset.kept_labels` keeps them; None for a new study.
         look: called with the images and the network as it is built, before anything is trained.
         keep: whether not to train at all where the cache cannot keep the weights.
 
@@ -116,7 +118,7 @@ def open_built(
     # Checked before a network would be trained on the wrong images.
     dataset, parts = _same_images(config, report, fingerprint, labels)
     config = _with_normalisation(config, parts, report)
-    built = build(config, len(dataset.classes))
+    built = build(config, len(dataset.classes), dataset.maps)
     return Opened(config, dataset, parts, built, chosen_device, identity(built))
 
 
@@ -146,8 +148,10 @@ def _same_images(
             "give the same images with --data PATH, or start a study of another name on these"
         )
     config.check_classes(dataset.classes)
+    if dataset.maps:
+        config.check_maps()
     parts = split(dataset, config.data.validation, config.data.test, config.data.split_seed)
-    if labels is not None and not np.array_equal(labels, parts.validation.labels):
+    if labels is not None and not np.array_equal(labels, kept_labels(parts.validation.labels, len(dataset.classes))):
         raise StudyError(
             f"study {config.name} was started on another split of these images (version 0.1.0 took images of equal "
             "shape and other colours for copies): start a study of another name on them"
@@ -204,6 +208,8 @@ def _trained(opened: Opened, start: Start, report: Report, weights: str | None, 
             report(Notice(f"training: none: {name} was trained before, and its weights are in {known}"))
             return replace(opened, weights_file=known)
     report(Notice(f"training: {start.words}"))
+    if opened.dataset.maps and config.training.affine and opened.dataset.images.dtype.kind != "f":
+        report(Notice("training: images are not turned, shifted and scaled (training.affine), since targets are maps"))
     with exclusively(path, Progress("training the dense network", 0, config.training.epochs), report) as kept:
         if not kept and keep:
             raise UnwritableError(f"{path.parent} cannot be written to: set HSCC_CACHE to another folder")
@@ -238,4 +244,4 @@ def _knows_something(opened: Opened) -> bool:
     predicted = predict(opened.network.to(opened.device), validation, opened.config.data, opened.device).argmax(axis=1)
     accuracy = float((predicted == validation.labels).mean())
     error = float(np.sqrt(accuracy * (1 - accuracy) / len(validation)))
-    return bool(accuracy - 2 * error > np.bincount(validation.labels).max() / len(validation))
+    return bool(accuracy - 2 * error > np.bincount(validation.labels.ravel()).max() / validation.labels.size)

@@ -29,14 +29,15 @@ class Start:
     repeatable: bool = True
 
 
-def build(config: StudyConfig, classes: int) -> nn.Module:
+def build(config: StudyConfig, classes: int, maps: tuple[int, ...] = ()) -> nn.Module:
     """Build the dense network of a study before any training; equal seeds give equal weights.
 
     Raises:
         ModelError: as :func:`hscc_search.dense.networks.build_network`.
     """
     with _seeded(config.seed):
-        network = build_network(config.model.name, classes, config.data.shape, config.model.weights)
+        model = config.model
+        network = build_network(model.name, classes, config.data.shape, model.weights, model.output, maps)
         # Published weights are kept, and so are those of a user's own function, which may have loaded them.
         if config.model.weights is None and ":" not in config.model.name:
             kaiming_initialise(network)
@@ -90,7 +91,7 @@ def start_of(config: StudyConfig, classes: int, network: nn.Module, better_than_
 def _constructed(config: StudyConfig, classes: int, seed: int) -> tuple[nn.Module, torch.Tensor]:
     """Construct a network under a seed; also give the state of torch's generator after that."""
     with _seeded(seed):
-        network = construct(config.model.name, classes, config.data.shape)
+        network = construct(config.model.name, classes, config.data.shape, output=config.model.output)
         return network, torch.get_rng_state()
 
 

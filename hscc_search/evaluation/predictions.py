@@ -66,7 +66,7 @@ def predict(network: nn.Module, part: Part, config: DataConfig, device: torch.de
         device: where to compute.
 
     Returns:
-        Scores before softmax, float32, shape (images, classes).
+        Scores before softmax, float32, shape (images, classes), or (images, classes, height, width) for maps.
     """
     network.eval()
     scores = [

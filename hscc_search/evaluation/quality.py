@@ -16,7 +16,7 @@ BOOTSTRAP_DRAWS = 1000
 # Draws of metrics of a study's own, which are computed one by one.
 OWN_DRAWS = 200
 # Draws whose standard deviation is below this are the same, up to rounding.
-_AGREE = 1e-12
+AGREE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def measure_quality(
     ]
     sizes = _sizes(labels, len(classes), groups)
     for name in wanted:
-        if errors[name] < _AGREE and name not in (own or {}):
+        if errors[name] < AGREE and name not in (own or {}):
             errors[name] = _error_where_draws_agree(name, classes, sizes)
     return Quality({name: on_all[name] for name in wanted}, {name: errors[name] for name in wanted})
 
@@ -189,16 +189,16 @@ def _error_where_draws_agree(metric: str, classes: Sequence[str], sizes: tuple[i
     if kind in ("log_loss", "calibration_error"):
         return 0.0
     if kind == "accuracy":
-        return _jeffreys(images)
+        return jeffreys(images)
     of_class = {
         "specificity": others,
         **dict.fromkeys(("auroc", "average_precision"), np.minimum(own, others)),
     }.get(kind, own)
     chosen = of_class if of is None else of_class[[list(classes).index(of)]]
     chosen = chosen[chosen > 0]
-    return math.sqrt(sum(_jeffreys(int(size)) ** 2 for size in chosen)) / max(len(chosen), 1)
+    return math.sqrt(sum(jeffreys(int(size)) ** 2 for size in chosen)) / max(len(chosen), 1)
 
 
-def _jeffreys(images: int) -> float:
+def jeffreys(images: int) -> float:
     """The standard deviation of a share after all of some images were right: of a Beta(images + 1/2, 1/2)."""
     return math.sqrt((images + 0.5) * 0.5 / ((images + 1) ** 2 * (images + 2)))

@@ -19,13 +19,13 @@ Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {samp
 
 ## Use
 
-Takes {taken} Returns one score per class, before softmax: {class_names}. \
+Takes {taken} Returns {returned}, before softmax: {class_names}. \
 {read_by}
 
 ```python
 {reading}
 scores = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels}})[0]
-print({classes}[scores.argmax()])
+{answer}
 ```
 
 As a torch module that can be trained further, which takes the same pixels: `hscc_search.load("this folder")`.
@@ -37,8 +37,8 @@ As a torch module that can be trained further, which takes the same pixels: `hsc
 {results}
 
 ± is one standard error over {units} ({test_images} in the test part, {validation_images} in the validation \
-part), by the bootstrap, or by Jeffreys' interval where all answers are right. One multiply-add is one MAC and two \
-FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
+part), by the bootstrap, or by Jeffreys' interval where all answers are right. {share}One multiply-add is one MAC and \
+two FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
 Runtime running model.onnx.{larger}
 
 ## Layers
@@ -91,7 +91,7 @@ def model_card(
         finetuned=_finetuned(metrics),
         **picture_fields(config.data, files),
         class_names=", ".join(map(_in_markdown, metrics.classes)),
-        classes=list(metrics.classes),
+        **_answer(metrics),
         results=_results(metrics),
         units="images" if metrics.test_groups is None else "groups of images that belong together",
         test_images=metrics.test_images if metrics.test_groups is None else metrics.test_groups,
@@ -104,6 +104,19 @@ def model_card(
         "they vary by.\n\n",
         notices="".join(f"- {_in_markdown(line)}\n" for line in notices) + ("\n" if notices else ""),
     )
+
+
+def _answer(metrics: Metrics) -> dict[str, str]:
+    """The fields on what the network answers with, and how to read it."""
+    classes = list(metrics.classes)
+    if not metrics.maps:
+        return {"returned": "one score per class", "answer": f"print({classes}[scores.argmax()])", "share": ""}
+    size = ", ".join(map(str, metrics.maps))
+    return {
+        "returned": f"one score per class at each position, shape (images, {len(classes)}, {size})",
+        "answer": f"found = scores[0].argmax(axis=0)  # shape ({size}), positions in {classes}",
+        "share": "Accuracy is the share of positions whose class is right. ",
+    }
 
 
 def _in_markdown(name: str) -> str:
@@ -133,13 +146,14 @@ def _results(metrics: Metrics) -> str:
 
 def _cells(results: Results, classes: Sequence[str]) -> dict[str, str]:
     """The column of one network in the table of results, by the name of the row."""
-    cost, recalls = results.cost, results.test.metrics
+    cost, metrics = results.cost, results.test.metrics
+    recalls = {name: metrics[f"recall:{name}"] for name in classes if f"recall:{name}" in metrics}  # none of maps
     return {
         "accuracy, test part": _with_error(results.test, "accuracy"),
-        "macro F1, test part": _with_error(results.test, "macro_f1"),
+        **({"macro F1, test part": _with_error(results.test, "macro_f1")} if "macro_f1" in metrics else {}),
         "accuracy, validation part": _with_error(results.validation, "accuracy"),
         **_asked(results),
-        **{f"recall of {_in_markdown(name)}, test part": f"{recalls[f'recall:{name}']:.3f}" for name in classes},
+        **{f"recall of {_in_markdown(name)}, test part": f"{recall:.3f}" for name, recall in recalls.items()},
         "GMACs per image": f"{cost.macs / 1e9:.4f}",
         "GFLOPs per image": f"{cost.flops / 1e9:.4f}",
         "parameters": f"{cost.parameters:,}",

@@ -13,7 +13,8 @@ from hscc_search.evaluation.predictions import normalise
 class Deployed(nn.Module):
     """A network that takes images with values 0 to 1 and returns class scores.
 
-    Takes float32 (images, channels, height, width), returns float32 (images, classes) before softmax.
+    Takes float32 (images, channels, height, width), returns float32 (images, classes) before softmax, or
+    (images, classes, height, width) for maps.
 
     Args:
         network: takes normalised images.

@@ -21,6 +21,7 @@ from hscc_search.errors import ExportError, UnwritableError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
 from hscc_search.evaluation.draws import alone
+from hscc_search.evaluation.maps import measure_maps
 from hscc_search.evaluation.own import own_metrics
 from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.evaluation.quality import Quality, measure_quality
@@ -209,6 +210,8 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
         mean=mean,
         std=std,
         form=result.compressed.form,
+        output=config.model.output,
+        maps=opened.dataset.maps,
     )
     write_json(folder / ARCHITECTURE, architecture.stored())
 
@@ -259,6 +262,7 @@ def _measure(
         torch_differs_on=int((by_onnx != by_torch).sum()),
         validation_groups=_groups(validation),
         test_groups=_groups(test),
+        maps=opened.dataset.maps,
     )
 
 
@@ -270,6 +274,9 @@ def _groups(part: Part) -> int | None:
 def _test_quality(opened: Opened, scores: np.ndarray) -> Quality:
     """Measure scores on the test part, by all metrics that the study asks for."""
     test, config = opened.parts.test, opened.config
+    if opened.dataset.maps:
+        own = own_metrics(config)
+        return measure_maps(scores, test.labels, config.seed, test.groups, config.asked_metrics, own).quality
     return measure_quality(
         scores.argmax(axis=1),
         test.labels,
@@ -284,6 +291,8 @@ def _test_quality(opened: Opened, scores: np.ndarray) -> Quality:
 
 def _validation_quality(measured: Measured, record: StudyRecord) -> Quality:
     """Measure the predictions on the validation part again, since stored metrics lack the F1 of single classes."""
+    if record.labels.ndim > 1:  # of maps all metrics are stored
+        return Quality({name: measured.metrics[name] for name in measured.errors}, dict(measured.errors))
     predicted, config = np.frombuffer(measured.predictions, "<u2"), record.config
     again = measure_quality(predicted, record.labels, record.classes, config.seed, groups=record.groups)
     stored = [name for name in measured.errors if name not in again.metrics]

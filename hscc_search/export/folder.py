@@ -2,7 +2,7 @@
 
 ::
 
-    model.onnx          images 0 to 1, (images, channels, height, width) -> class scores (images, classes); one file
+    model.onnx          images 0 to 1, (images, channels, height, width) -> scores (images, classes[, height, width])
     model.safetensors   the weights of the same network as a torch module
     architecture.json   how that module is built
     config.yaml         the study and the trial
@@ -91,6 +91,8 @@ class Architecture:
         mean: per channel, of pixel values 0 to 1.
         std: per channel.
         form: of the compressed network.
+        output: function that picks the scores out of the network's answer; None where the answer is the scores.
+        maps: height and width of the maps that it answers with; empty where it scores whole images.
     """
 
     model: str
@@ -99,6 +101,8 @@ class Architecture:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     form: NetworkForm
+    output: str | None = None
+    maps: tuple[int, ...] = ()
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values, with the format and the version that wrote them."""
@@ -116,6 +120,8 @@ class Architecture:
             mean=tuple(tree["mean"]),
             std=tuple(tree["std"]),
             form=NetworkForm.from_stored(tree["form"]),
+            output=tree.get("output"),
+            maps=tuple(tree.get("maps", ())),
         )
 
 
@@ -149,10 +155,11 @@ class Metrics:
         test_images: size of the test part.
         dense: the dense network.
         compressed: the compressed network; its quality on the test part is that of ``model.onnx``.
-        right: test images that ``model.onnx`` classifies correctly.
-        torch_differs_on: test images that the torch module puts into another class than ``model.onnx``.
+        right: test images that ``model.onnx`` classifies correctly; positions of them where it answers with maps.
+        torch_differs_on: test images, or positions, that the torch module puts into another class than ``model.onnx``.
         validation_groups: groups of images in the validation part; None where each image is one of its own.
         test_groups: groups of images in the test part, likewise.
+        maps: height and width of the maps that the network answers with; empty where it scores whole images.
     """
 
     study: str
@@ -169,6 +176,7 @@ class Metrics:
     torch_differs_on: int
     validation_groups: int | None = None
     test_groups: int | None = None
+    maps: tuple[int, ...] = ()
 
     @property
     def flops_ratio(self) -> float:

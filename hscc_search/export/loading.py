@@ -5,7 +5,9 @@ from pathlib import Path
 from torch import nn
 
 from hscc_search.compression.rebuild import rebuild
+from hscc_search.compression.stand_ins import copied
 from hscc_search.dense.networks import build_network
+from hscc_search.dense.output import picking
 from hscc_search.dense.weights import load_weights, read_checkpoint
 from hscc_search.export.deployed import Deployed
 from hscc_search.export.folder import ARCHITECTURE, WEIGHTS, read_architecture, read_manifest
@@ -21,7 +23,7 @@ def load(folder: str | Path, network: nn.Module | None = None) -> Deployed:
 
     Returns:
         A module that takes float32 images with values 0 to 1, shape (images, channels, height, width), and
-        returns scores before softmax, shape (images, classes).
+        returns scores before softmax, shape (images, classes), or (images, classes, height, width) for maps.
 
     Raises:
         ExportError: the folder is not an export, has a format that this version does not read, or a file in it was
@@ -42,7 +44,15 @@ def build_module(folder: Path, network: nn.Module | None = None) -> Deployed:
     """
     architecture = read_architecture(folder)
     if network is None:
-        network = build_network(architecture.model, len(architecture.classes), architecture.pictures.shape)
+        network = build_network(
+            architecture.model,
+            len(architecture.classes),
+            architecture.pictures.shape,
+            output=architecture.output,
+            maps=architecture.maps,
+        )
+    elif architecture.output is not None:
+        network = picking(copied(network), architecture.output)
     network = rebuild(network, architecture.form)
     module = Deployed(network, architecture.mean, architecture.std, architecture.pictures.shape)
     load_weights(module, read_checkpoint(folder / WEIGHTS).tensors, f"{folder / WEIGHTS}")

@@ -93,7 +93,9 @@ def picture_fields(data: DataConfig, files: Files) -> dict[str, str]:
     return {
         "taken": f"{colours} images of {height} x {width} pixels, float32 values 0 to 1, {shape}; normalisation is "
         f"part of the network.{_bounds_in_words(data, files)}",
-        "read_by": "This code reads a file exactly as the study read its images:",
+        "read_by": "This code reads a file exactly as the study read its images:"
+        if data.source not in ("python", "memory")
+        else "This code reads a file as such an image; the images of the study were made by its own data set:",
         "reading": "\n".join(_lines(data, files)).format(
             mode="L" if channels == 1 else "RGB", height=height, width=width
         ),

@@ -11,8 +11,8 @@ from hscc_search.evaluation.draws import draw_counts
 from hscc_search.evaluation.own import OwnMetric
 from hscc_search.evaluation.quality import OWN_DRAWS
 from hscc_search.pareto.objectives import Objective
-from hscc_search.pareto.points import Point, oriented, predictions_of, scores_of
-from hscc_search.pareto.resampling import resample, resample_scores, widening
+from hscc_search.pareto.points import Point, answers_of, oriented, predictions_of, scores_of
+from hscc_search.pareto.resampling import resample, resample_scores, stored_on_draws, widening
 
 # Draws computed at a time, which bounds the memory.
 DRAWS_AT_ONCE = 200
@@ -25,7 +25,8 @@ class Truth:
     """What the answers of trials to the validation images are compared with.
 
     Attributes:
-        labels: integers, shape (images,), true classes.
+        labels: integers, shape (images,), true classes; where these are maps, shape (images, classes), see
+            :func:`hscc_search.data.dataset.kept_labels`.
         classes: class names.
         groups: integers, shape (images,), the same for images that belong together and are drawn together; None where
             none do.
@@ -36,6 +37,11 @@ class Truth:
     classes: tuple[str, ...]
     groups: np.ndarray | None = None
     own: Mapping[str, OwnMetric] = field(default_factory=dict)
+
+    @property
+    def maps(self) -> bool:
+        """Whether answers are maps, whose metrics were stored on :data:`OWN_DRAWS` draws."""
+        return self.labels.ndim > 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ def confidence(
         objectives: two to four; one cost with one metric on images is fastest, by one sweep over many draws.
         truth: of the validation images; where groups hold several images, groups are drawn in place of images.
         seed: of the draws.
-        draws: number of draws, at most :data:`hscc_search.evaluation.quality.OWN_DRAWS` with an own metric.
+        draws: number of draws, at most :data:`hscc_search.evaluation.quality.OWN_DRAWS` with an own metric or maps.
         most_parameters: of the knee, unless all trials have more; None for any number.
 
     Raises:
@@ -109,7 +115,7 @@ def _draw(truth: Truth, objectives: Sequence[Objective], draws: int, seed: int) 
     """Draw images or groups, as often as the objectives allow: shape (draws, images)."""
     if not any(objective.on_images for objective in objectives):
         draws = 0
-    elif any(objective.metric in truth.own for objective in objectives):
+    elif truth.maps or any(objective.metric in truth.own for objective in objectives):
         draws = min(draws, OWN_DRAWS)
     return draw_counts(len(truth.labels), draws, seed, truth.groups)
 
@@ -129,10 +135,9 @@ def _group_equal(points: Sequence[Point], objectives: Sequence[Objective]) -> tu
     values = oriented(points, objectives)
     first = values[:, 0] * objectives[0].sign
     groups: dict[tuple[bytes, ...], list[int]] = {}
-    scored = scores_of(points) if any(objective.on_scores for objective in objectives) else None
+    answers = answers_of(points, any(objective.on_scores for objective in objectives))
     for row in np.lexsort((*values.T[::-1], first)).tolist():
-        answers = (points[row].predictions,) if scored is None else (scored[row].tobytes(),)
-        groups.setdefault((values[row].tobytes(), *answers), []).append(row)
+        groups.setdefault((values[row].tobytes(), answers[row]), []).append(row)
     return [[points[row] for row in rows] for rows in groups.values()], values[[rows[0] for rows in groups.values()]]
 
 
@@ -212,7 +217,7 @@ class _Bootstrap:
         self._objectives, self._truth = objectives, truth
         self._predictions = predictions_of(points)
         images = len(truth.labels)
-        if self._predictions.shape[1] != images:
+        if not truth.maps and self._predictions.shape[1] != images:
             raise StudyError(
                 f"the trials have predictions for {self._predictions.shape[1]} images, but there are {images} "
                 "labels: read the labels of the study's validation part"
@@ -226,7 +231,7 @@ class _Bootstrap:
         all_images = draw_counts(images, 0, seed)
         some = draw_counts(images, WIDENING_DRAWS, seed, truth.groups)
         for column in np.flatnonzero(self.on_images).tolist():
-            if objectives[column].on_scores:
+            if truth.maps or objectives[column].on_scores:
                 every = self._resample_scores(column, points, np.vstack([all_images, counts]))
                 whole, self._drawn[column] = every[:, :1], every[:, 1:]
                 drawn = self._drawn[column][sampled, :WIDENING_DRAWS]
@@ -269,6 +274,8 @@ class _Bootstrap:
 
     def _resample_scores(self, column: int, points: Sequence[Point], counts: np.ndarray) -> np.ndarray:
         objective, truth = self._objectives[column], self._truth
+        if truth.maps:
+            return objective.sign * stored_on_draws(objective.metric, points, len(counts) - 1)
         scores = scores_of(points)
         values = resample_scores(objective.metric, scores, truth.labels, truth.classes, counts, truth.own)
         return objective.sign * values

@@ -22,7 +22,8 @@ def reference_point(
     Args:
         dense: the dense network.
         objectives: of the study.
-        labels: integers, shape (images,), true classes of the validation images.
+        labels: integers, shape (images,), true classes of the validation images; where these are maps, shape (images,
+            classes), see :func:`hscc_search.data.dataset.kept_labels`.
 
     Returns:
         The reference point (the worst values that count) and the ideal point, each with a value per objective in the
@@ -42,10 +43,11 @@ def _corners(dense: Measured, objective: Objective, labels: np.ndarray) -> tuple
         return objective.bounds
     if not objective.on_images:
         return float(dense[objective.metric]), 0.0
-    shares = np.bincount(labels) / len(labels)
+    counts = np.bincount(labels) if labels.ndim == 1 else labels.sum(axis=0)
+    shares = counts / counts.sum()
     match objective.metric.partition(":")[0]:
         case "accuracy":
-            return float(np.bincount(labels).max() / len(labels)), 1.0
+            return float(shares.max()), 1.0
         case "auroc":
             return 0.5, 1.0
         case "log_loss":

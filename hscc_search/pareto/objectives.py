@@ -57,6 +57,12 @@ def objective_of(config: StudyConfig, metric: str) -> Objective:
     return Objective(metric, own.better == "higher", own.bounds)
 
 
+def quality_of(config: StudyConfig) -> str:
+    """The metric of answers that one line on a network says: accuracy, unless the objectives hold others alone."""
+    of_answers = [objective.metric for objective in objectives_of(config) if objective.on_images]
+    return "accuracy" if "accuracy" in of_answers or not of_answers else of_answers[0]
+
+
 def violations(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, float]:
     """Measure how far a network misses each constraint, in the unit of its metric; 0 where it keeps it."""
     # max keeps its first argument where that is NaN, so NaN violates every constraint.

@@ -18,15 +18,18 @@ class Measured:
         metrics: by name as in :class:`hscc_search.pareto.objectives.Objective`: counts per image, sizes in 10^6 bytes,
             latency in milliseconds per batch, shares from 0 to 1.
         errors: standard errors of those metrics that depend on the images.
-        predictions: class predicted for each validation image, little-endian uint16.
+        predictions: class predicted for each validation image, little-endian uint16; empty where answers are maps.
         scores: float16, shape (images, classes), see :func:`hscc_search.evaluation.scores.kept_scores`; None where they
             were not stored, or not read since no objective needs them.
+        draws: where answers are maps, by metric its value on each bootstrap draw of the validation images, float32,
+            shape (draws,); empty elsewhere.
     """
 
     metrics: Mapping[str, float]
     errors: Mapping[str, float]
     predictions: bytes = field(repr=False)
     scores: np.ndarray | None = field(default=None, repr=False, compare=False, kw_only=True)
+    draws: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -102,6 +105,21 @@ def scores_of(points: Sequence[Measured]) -> list[np.ndarray]:
             )
         scores.append(point.scores)
     return scores
+
+
+def answers_of(points: Sequence[Measured], on_scores: bool) -> list[bytes]:
+    """List what each point answered, such that points with the same have the same metrics on every draw.
+
+    Args:
+        points: of one study.
+        on_scores: whether metrics of scores are among its objectives.
+
+    Raises:
+        StudyError: scores are needed, and a point has none.
+    """
+    if any(point.draws for point in points):
+        return [b"".join(values.tobytes() for _, values in sorted(point.draws.items())) for point in points]
+    return [scores.tobytes() for scores in scores_of(points)] if on_scores else [point.predictions for point in points]
 
 
 def oriented(points: Sequence[Measured], objectives: Sequence[Objective]) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.on_draws import score_metric
 from hscc_search.evaluation.own import OwnMetric, own_on_draws
+from hscc_search.pareto.points import Measured
 
 # Bounds the widening where trials differ by less than their noise.
 _LEAST_SIGNAL = 0.1
@@ -103,6 +104,29 @@ def resample_scores(
     if not np.isfinite(values[:, 0]).all():
         raise StudyError(f"{metric} is not defined on the validation images")
     return np.where(np.isfinite(values), values, values[:, :1])
+
+
+def stored_on_draws(metric: str, points: Sequence[Measured], draws: int) -> np.ndarray:
+    """Read a metric of maps on all images and on the draws that it was stored on.
+
+    Args:
+        metric: accuracy, or one of the study's own.
+        points: whose answers are maps.
+        draws: number of the first draws to read.
+
+    Returns:
+        float64, shape (points, 1 + draws); the first column is on all images.
+
+    Raises:
+        StudyError: a point lacks the metric.
+    """
+    values = np.empty((len(points), 1 + draws))
+    for row, point in enumerate(points):
+        values[row, 0] = point[metric]
+        if metric not in point.draws:
+            raise StudyError(f"{point.name} has no {metric} on bootstrap draws: it holds {', '.join(point.draws)}")
+        values[row, 1:] = point.draws[metric][:draws]
+    return values
 
 
 def widening(whole: np.ndarray, drawn: np.ndarray, trials: int) -> float:

@@ -33,7 +33,7 @@ def columns(study: Study) -> tuple[str, ...]:
     sampled = [name.replace("_", " ") for name in _sampled(study)]
     costs = ("GMACs", "GFLOPs", "fewer FLOPs", "parameters")
     extra = [title(metric) for metric in _extra(study)]
-    return ("trial", *sampled, *costs, *extra, "accuracy", "macro F1", "on front")
+    return ("trial", *sampled, *costs, *extra, *map(title, _of_all(study)), "on front")
 
 
 def dispensable(study: Study) -> tuple[str, ...]:
@@ -42,7 +42,8 @@ def dispensable(study: Study) -> tuple[str, ...]:
     extra = [title(metric) for metric in reversed(_extra(study))]
     sampled = [name.replace("_", " ") for name in reversed(_sampled(study))]
     ordered = ("GMACs", "macro F1", "parameters", "GFLOPs", "accuracy", *extra, *sampled)
-    return tuple(name for name in ordered if name not in objectives)
+    shown = set(columns(study)) - objectives  # maps have no macro F1
+    return tuple(name for name in ordered if name in shown)
 
 
 def rows(study: Study, most_close: int | None = None) -> list[TableRow]:
@@ -95,6 +96,11 @@ def _sampled(study: Study) -> list[str]:
     return names if len(names) <= _MOST_SAMPLED else []
 
 
+def _of_all(study: Study) -> list[str]:
+    """The metrics of answers that every table shows; maps have no macro F1."""
+    return [metric for metric in ("accuracy", "macro_f1") if metric in study.dense.metrics]
+
+
 def _extra(study: Study) -> list[str]:
     """The metrics that the study asks for and that have no column in every table."""
     return [metric for metric in study.config.asked_metrics if metric not in _COMMON]
@@ -115,8 +121,7 @@ def _cells(study: Study, network: Measured, name: str, sample: Mapping[str, Any]
         f"{study.dense['flops'] / network['flops']:.2f}x",
         f"{network['parameters']:,.0f}",
         *(_measured(network, metric) for metric in _extra(study)),
-        _measured(network, "accuracy"),
-        _measured(network, "macro_f1"),
+        *(_measured(network, metric) for metric in _of_all(study)),
         probability,
     )
 

@@ -20,7 +20,7 @@ _TERMINAL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def write_onnx(module: nn.Module, shape: int | Shape, path: Path) -> None:
-    """Export a module that takes float32 (batch, channels, height, width) and returns (batch, classes).
+    """Export a module that takes float32 (batch, channels, height, width) and returns (batch, classes, ...).
 
     Args:
         module: in evaluation mode, on the CPU.

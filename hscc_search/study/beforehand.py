@@ -11,6 +11,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.data import PARTS
 from hscc_search.data import notices as notices_on_images
 from hscc_search.dense.notices import notices as notices_on_answers
+from hscc_search.dense.notices import notices_on_maps
 from hscc_search.dense.opened import Opened, open_built, with_checkpoint
 from hscc_search.errors import ExportError, StudyError
 from hscc_search.pareto.points import Measured
@@ -69,8 +70,11 @@ def notices_before_training(opened: Opened) -> tuple[str, ...]:
 
 def notices_on_dense(opened: Opened, measured: Measured) -> tuple[str, ...]:
     """Lines on where the weights of the dense network come from, and on what it answers to the validation images."""
-    predicted = np.frombuffer(measured.predictions, "<u2").astype(np.int64)
-    lines = notices_on_answers(predicted, opened.parts.validation.labels, opened.dataset.classes)
+    labels, classes = opened.parts.validation.labels, opened.dataset.classes
+    if opened.dataset.maps:
+        lines = notices_on_maps(measured["accuracy"], measured.errors["accuracy"], labels, classes)
+    else:
+        lines = notices_on_answers(np.frombuffer(measured.predictions, "<u2").astype(np.int64), labels, classes)
     return (*_lines_on_weights(opened), *lines)
 
 

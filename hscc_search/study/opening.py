@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from hscc_search.config import StudyConfig
+from hscc_search.data.dataset import kept_labels
 from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.dense.weights import weights_digest
 from hscc_search.errors import StudyError
@@ -41,7 +42,8 @@ def same_as_stored(opened: Opened, record: StudyRecord) -> Opened:
     Raises:
         StudyError: they are others.
     """
-    same_labels = np.array_equal(opened.parts.validation.labels, record.labels)
+    labels = kept_labels(opened.parts.validation.labels, len(opened.dataset.classes))
+    same_labels = np.array_equal(labels, record.labels)
     if opened.dataset.fingerprint != record.fingerprint or not same_labels:
         other = "images"
     elif weights_digest(opened.network) != record.dense.weights:

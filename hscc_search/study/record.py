@@ -68,7 +68,8 @@ class StudyRecord:
         config: the study file with every default filled in; its storage has no password.
         fingerprint: of the data set.
         classes: class names.
-        labels: class of each validation image, uint16.
+        labels: class of each validation image, uint16; where targets are maps, the number of points of each class in
+            each, uint32, shape (images, classes).
         groups: int64, shape (images,), the same for validation images that belong together; None where none do.
         dense: the dense network.
         versions: of Python and of the packages that the study was created with, by name.
@@ -97,7 +98,7 @@ class StudyRecord:
         rest = {
             "fingerprint": self.fingerprint,
             "classes": list(self.classes),
-            "labels": _packed(self.labels.astype("<u2").tobytes()),
+            **_stored_labels(self.labels),
             **({} if self.groups is None else {"groups": _packed(_renumbered(self.groups))}),
             "dense": {
                 **_stored_measured(self.dense.measured),
@@ -132,10 +133,15 @@ class StudyRecord:
             config=StudyConfig.from_stored(tree["config"], f"stored study {name}"),
             fingerprint=tree["fingerprint"],
             classes=tuple(tree["classes"]),
-            labels=np.frombuffer(_unpacked(tree["labels"]), "<u2"),
+            labels=_labels_from_stored(tree),
             groups=np.frombuffer(_unpacked(tree["groups"]), "<u4").astype(np.int64) if "groups" in tree else None,
             dense=DenseRecord(
-                Measured(dense["metrics"], dense["errors"], _unpacked(dense["predictions"])),
+                Measured(
+                    dense["metrics"],
+                    dense["errors"],
+                    _unpacked(dense["predictions"]),
+                    draws=_draws_from_stored(dense),
+                ),
                 CountedCost.from_stored(dense["cost"]),
                 dense["weights"],
                 dense.get("network", {}),
@@ -187,6 +193,7 @@ def point_from_stored(trial: int, tree: Mapping[str, Any], scores: Mapping[str, 
         errors=tree["errors"],
         predictions=_unpacked(tree["predictions"]),
         scores=_scores_from_stored(scores) if scores else None,
+        draws=_draws_from_stored(tree),
         trial=trial,
         sample=tree["sample"] if "sample" in tree else tree["settings"],
         violations={name: max(size, 0.0) for name, size in tree["violations"].items()},
@@ -208,11 +215,31 @@ def versions() -> dict[str, str]:
 
 
 def _stored_measured(measured: Measured) -> dict[str, Any]:
+    draws = {name: _packed(values.astype("<f4").tobytes()) for name, values in measured.draws.items()}
     return {
         "metrics": dict(measured.metrics),
         "errors": dict(measured.errors),
         "predictions": _packed(measured.predictions),
+        **({"draws": draws} if draws else {}),
     }
+
+
+def _draws_from_stored(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.frombuffer(_unpacked(text), "<f4") for name, text in tree.get("draws", {}).items()}
+
+
+def _stored_labels(labels: np.ndarray) -> dict[str, Any]:
+    """The classes of images, or the numbers of points of each class in maps."""
+    if labels.ndim == 1:
+        return {"labels": _packed(labels.astype("<u2").tobytes())}
+    return {"points": _packed(labels.astype("<u4").tobytes())}
+
+
+def _labels_from_stored(tree: Mapping[str, Any]) -> np.ndarray:
+    """Undo :func:`_stored_labels`."""
+    if "labels" in tree:
+        return np.frombuffer(_unpacked(tree["labels"]), "<u2")
+    return np.frombuffer(_unpacked(tree["points"]), "<u4").reshape(-1, len(tree["classes"]))
 
 
 def _stored_scores(scores: np.ndarray | None) -> dict[str, Any]:

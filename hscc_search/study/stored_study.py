@@ -77,7 +77,8 @@ class Study:
     def truth(self) -> Truth:
         """What the answers to the validation images are compared with."""
         record = self.record
-        own = own_metrics(self.config) if set(self.config.objectives) & self.config.metrics.keys() else {}
+        wanted = record.labels.ndim == 1 and set(self.config.objectives) & self.config.metrics.keys()
+        own = own_metrics(self.config) if wanted else {}
         return Truth(record.labels, record.classes, record.groups, own)
 
     @cached_property

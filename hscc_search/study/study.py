@@ -9,6 +9,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from hscc_search.config import StudyConfig
+from hscc_search.data.dataset import kept_labels
 from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.dense.weights import weights_digest
 from hscc_search.errors import StorageError, StudyError
@@ -235,7 +236,7 @@ def _create(prepared: Prepared, storage: BaseStorage, notices: Notices) -> optun
         config=config,
         fingerprint=opened.dataset.fingerprint,
         classes=opened.dataset.classes,
-        labels=validation.labels,
+        labels=kept_labels(validation.labels, len(opened.dataset.classes)),
         groups=None if alone(validation.groups) else validation.groups,
         dense=DenseRecord(
             measured=measured,

@@ -19,6 +19,7 @@ from hscc_search.errors import CompressionError
 from hscc_search.evaluation.cost import Cost, CountedCost
 from hscc_search.evaluation.counters import cost_of, count_macs, measure_cost
 from hscc_search.evaluation.draws import draw_counts
+from hscc_search.evaluation.maps import measure_maps
 from hscc_search.evaluation.own import check_own_metrics, own_metrics
 from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
@@ -152,8 +153,21 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
     scores = predict(network, validation, opened.config.data, opened.device)
     if not np.isfinite(scores).all():
         raise CompressionError("the network answers with values that are not finite")
-    predicted, kept = scores.argmax(axis=1), kept_scores(scores)
     config = opened.config
+    costs = {
+        "flops": cost.flops,
+        "macs": cost.macs,
+        "parameters": cost.parameters,
+        "megabytes": cost.megabytes,
+    }
+    if latency is not None:
+        costs["latency"] = latency
+    if opened.dataset.maps:
+        asked, own = config.asked_metrics, own_metrics(config)
+        of_maps = measure_maps(scores, validation.labels, config.seed, validation.groups, asked, own)
+        quality = of_maps.quality
+        return Measured({**costs, **quality.metrics}, quality.errors, predictions=b"", draws=of_maps.draws)
+    predicted, kept = scores.argmax(axis=1), kept_scores(scores)
     quality = measure_quality(
         predicted,
         validation.labels,
@@ -164,14 +178,6 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
         asked=config.asked_metrics,
         own=own_metrics(config),
     )
-    costs = {
-        "flops": cost.flops,
-        "macs": cost.macs,
-        "parameters": cost.parameters,
-        "megabytes": cost.megabytes,
-    }
-    if latency is not None:
-        costs["latency"] = latency
     return Measured(
         metrics={**costs, **_without_f1(quality.metrics)},
         errors=_without_f1(quality.errors),

@@ -346,3 +346,24 @@ def test_a_metric_of_ones_own_is_a_function_alone_or_a_section(study_file):
     long = StudyConfig.from_file(study_file({"metrics": {"dice": loss}, "objectives": ["flops", "dice"]}))
     assert long.metrics["dice"].bounds == (7.0, 0.0)
     assert long.differences(short)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "names no objectives: say which, such as [flops, dice]"),
+        ({"objectives": ["flops", "macro_f1"]}, "macro_f1 needs one class for each image: use flops"),
+        ({"objectives": ["flops", "dice"], "columns": ["auroc:1"]}, "auroc:1 needs one class for each image"),
+        ({"objectives": ["flops", "dice"], "training.mixup": 0.2}, "training.mixup"),
+    ],
+)
+def test_what_needs_one_class_for_each_image_is_refused_for_maps(study_file, changes, said):
+    config = StudyConfig.from_file(study_file({"metrics": {"dice": "module:dice"}, **changes}))
+    with pytest.raises(ConfigError) as caught:
+        config.check_maps()
+    assert said in str(caught.value)
+
+
+def test_costs_accuracy_and_own_metrics_are_those_of_maps(study_file):
+    objectives = ["flops", "accuracy", "dice"]
+    StudyConfig.from_file(study_file({"metrics": {"dice": "module:dice"}, "objectives": objectives})).check_maps()

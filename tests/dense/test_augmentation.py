@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hscc_search.dense.augmentation import augment, mix
+from hscc_search.dense.augmentation import augment, mirror, mix
 
 
 @pytest.fixture
@@ -82,3 +82,13 @@ def test_mixed_images_are_the_weighted_sums_of_those_their_labels_name(images, a
     assert sum(weight for weight, _ in components) == pytest.approx(1)
     expected = sum(weight * images[component] for weight, component in components)
     torch.testing.assert_close(mixed, expected)
+
+
+def test_maps_are_mirrored_with_their_images():
+    images = torch.rand(40, 3, 6, 8)
+    maps = (images[:, 0] > 0.5).long()
+    mirrored, with_them = mirror(images, maps)
+    assert torch.equal(with_them, (mirrored[:, 0] > 0.5).long())
+    turned = (mirrored == images.flip(-1)).flatten(1).all(dim=1)
+    assert (turned | (mirrored == images).flatten(1).all(dim=1)).all()
+    assert 5 < int(turned.sum()) < 35

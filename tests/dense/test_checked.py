@@ -146,12 +146,12 @@ def with_dict(network, scores):
     ("end", "said"),
     [
         (raising, ["cannot take images of 8 x 8 pixels", "RuntimeError: two lines"]),
-        (with_dict, ["a dict of 'features' (2, 2), 'logits' (2, 5)", "self.network(x)['logits']"]),
+        (with_dict, ["a dict of 'features' (2, 2), 'logits' (2, 5)", "model.output", "returns answer['logits']"]),
         (
             two_heads,
-            ["a tuple of 2: (2, 5), (2, 3)", "wrap it so that forward returns the scores", "self.network(x)[0]"],
+            ["a tuple of 2: (2, 5), (2, 3)", "model.output: package.module:function", "returns answer[0]"],
         ),
-        (lambda network, scores: [scores], ["a list of 1", "self.network(x)[0]"]),
+        (lambda network, scores: [scores], ["a list of 1", "returns answer[0]"]),
         (lambda network, scores: None, ["a NoneType"]),
         (lambda network, scores: torch.return_types.max((scores, scores)), ["a max of 2"]),
         (lambda network, scores: scores[:, :4], ["scores of shape (images, 5), not (2, 4) for 2 images"]),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hscc_search.dense.notices import notices
+from hscc_search.dense.notices import notices, notices_on_maps
 
 CLASSES = ("cat", "cow", "dog", "hen")
 
@@ -66,3 +66,11 @@ def test_many_classes_in_another_order_are_cut_with_a_count():
     line = notices((predicted + 1) % 40, labels, [f"class {number}" for number in range(40)])[-1]
     assert "and 34 more" in line
     assert len(line) < 500
+
+
+def test_maps_that_one_class_everywhere_explains_are_told():
+    labels = np.zeros((10, 4, 4), np.uint8)
+    labels[:, 0] = 2
+    assert notices_on_maps(0.9, 0.02, labels, CLASSES) == ()
+    (line,) = notices_on_maps(0.76, 0.02, labels, CLASSES)
+    assert "no better than answering 'cat' everywhere (0.7500)" in line

@@ -11,7 +11,8 @@ from scipy.special import ndtri
 
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.draws import draw_counts
-from hscc_search.evaluation.quality import measure_quality
+from hscc_search.evaluation.own import own_on_draws
+from hscc_search.evaluation.quality import OWN_DRAWS, measure_quality
 from hscc_search.pareto import confidence as module
 from hscc_search.pareto.confidence import Confidence, Truth, confidence
 from hscc_search.pareto.front import front, knee
@@ -360,3 +361,32 @@ def test_ten_thousand_trials(objectives, draws):
     assert sure.probability[int(flops.argmin())] == 1  # no trial dominates the cheapest
     assert len(members & sure.close) > 0.9 * len(members)
     assert len(sure.close) < 5000
+
+
+def own_accuracy(scores, targets):
+    return float((scores.argmax(axis=1) == targets).mean())
+
+
+def test_values_that_were_stored_on_draws_give_what_scores_give():
+    generator, own = np.random.default_rng(0), {"own": own_accuracy}
+    labels, groups = generator.integers(0, 3, 60), np.arange(60) // 2
+    counts = draw_counts(60, OWN_DRAWS, 5, groups)
+    scored, drawn = [], []
+    for trial, noise in enumerate((0.3, 0.6, 0.8, 0.9, 1.2, 1.2)):
+        scores = (np.eye(3)[labels] + noise * generator.normal(size=(60, 3))).astype(np.float16)
+        metrics = {"flops": 10.0 - trial, "own": own_accuracy(scores, labels)}
+        scored.append(Point(metrics, {}, scores.argmax(axis=1).astype("<u2").tobytes(), trial, {}, scores=scores))
+        values = {"own": own_on_draws("own", own_accuracy, scores, labels, counts).astype(np.float32)}
+        drawn.append(Point(metrics, {}, b"", trial, {}, draws=values))
+    objectives = (FLOPS, Objective("own", True, (0.0, 1.0)))
+    by_scores = confidence(scored, objectives, Truth(labels, CLASSES, groups, own), 5)
+    points_of_classes = np.full((60, 3), 9)
+    by_draws = confidence(drawn, objectives, Truth(points_of_classes, CLASSES, groups), 5)
+    assert by_draws == by_scores
+    assert len(set(by_draws.probability.values())) > 2
+
+
+def test_maps_without_the_values_of_a_metric_are_refused():
+    points = [Point({"flops": 1.0, "own": 0.5}, {}, b"", 0, {}, draws={"accuracy": np.ones(OWN_DRAWS, np.float32)})]
+    with pytest.raises(StudyError, match="trial 0 has no own on bootstrap draws: it holds accuracy"):
+        confidence(points, (FLOPS, Objective("own", True, (0.0, 1.0))), Truth(np.ones((5, 2), int), ("a", "b")))

@@ -168,3 +168,9 @@ def test_a_study_stagnates_when_its_last_trials_hardly_raise_the_hypervolume(his
 def test_the_tolerance_is_relative_to_the_hypervolume_before():
     assert stagnant([0.01, 0.0100009], 1, 1e-4)
     assert not stagnant([0.01, 0.010002], 1, 1e-4)
+
+
+def test_the_reference_of_an_accuracy_of_maps_is_one_class_everywhere():
+    points = np.array([[10, 6], [14, 2], [9, 7]])  # of each class in each map
+    dense = Measured({"flops": 7.0, "accuracy": 0.9}, {}, b"")
+    assert reference_point(dense, ALL[:2], points)[0] == (7.0, pytest.approx(33 / 48))

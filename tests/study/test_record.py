@@ -167,3 +167,19 @@ def test_what_is_short_is_stored_as_it_is():
     stored = TrialRecord(NO_PREDICTIONS, {"energy": 0.9}, {}, plan).stored()
     assert stored[PLAN] == [layer.stored() for layer in plan]
     assert stored[MEASURED]["sample"] == {"energy": 0.9}
+
+
+def test_draws_of_maps_and_their_points_come_back():
+    draws = {"dice": np.linspace(0, 1, 200, dtype=np.float32), "accuracy": np.full(200, 0.5, np.float32)}
+    measured = Measured({"dice": 0.5}, {"dice": 0.1}, b"", draws=draws)
+    stored = TrialRecord(measured, {}, {}, ()).stored()
+    assert not [key for key in stored if key.startswith("scores")]
+    point = point_from_stored(3, through_json(stored)["measured"])
+    for name, values in draws.items():
+        np.testing.assert_array_equal(point.draws[name], values)
+
+    points = np.array([[1000, 24], [0, 1024], [70000, 3]])
+    dense = DenseRecord(measured, CountedCost(1, 2, 3, 4.0, 1, {}), "digest")
+    record = StudyRecord.from_stored(through_json(StudyRecord(CONFIG, "", ("a", "b"), points, dense, {}).stored()))
+    np.testing.assert_array_equal(record.labels, points)
+    np.testing.assert_array_equal(record.dense.measured.draws["dice"], draws["dice"])

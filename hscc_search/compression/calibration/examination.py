@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from hscc_search.compression.calibration.agreement import Answers
 from hscc_search.compression.calibration.batch_norm import fold_batch_norms
@@ -154,6 +154,8 @@ def _kind(layer: nn.Module) -> str:
 
 def _why_other(module: nn.Module) -> str:
     """Why a module that is neither Conv2d nor Linear stays dense."""
+    if isinstance(module, _ConvTransposeNd):
+        return "a transposed convolution"
     if isinstance(module, _ConvNd):
-        return "a transposed convolution, or not one of maps"
+        return "a convolution of something else than maps"
     return "its own forward pass multiplies and adds, outside of layers"

@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StudyError, one_line
 from hscc_search.pareto.hypervolume import stagnant
-from hscc_search.pareto.objectives import excesses, objectives_of, violations
+from hscc_search.pareto.objectives import excesses, objectives_of, quality_of, title, violations
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.study.propose import Proposal, Tried, propose
 from hscc_search.study.record import TrialRecord
@@ -86,7 +86,8 @@ def _in_short(prepared: Prepared, result: TrialResult | str) -> str:
     if isinstance(result, str):
         return f" failed: {result}"
     ratio = prepared.calibration.macs / result.compressed.macs
-    return f": {ratio:.2f}x fewer FLOPs, accuracy {result.measured['accuracy']:.4f}"
+    metric = quality_of(prepared.config)
+    return f": {ratio:.2f}x fewer FLOPs, {title(metric)} {result.measured[metric]:.4f}"
 
 
 def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried]], Proposal | None]:

@@ -1,0 +1,73 @@
+"""Metrics of answers that are maps of classes. Needs no torch.
+
+Scores of maps are too large to be stored with each trial. So the value of each metric on each bootstrap draw is kept in
+their place: the draws are the same for all trials of a study.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hscc_search.config.metrics import COSTS
+from hscc_search.errors import StudyError
+from hscc_search.evaluation.draws import draw_counts
+from hscc_search.evaluation.own import OwnMetric, own_on_draws, own_value
+from hscc_search.evaluation.quality import AGREE, OWN_DRAWS, Quality, jeffreys
+from hscc_search.evaluation.scores import kept_scores
+
+
+@dataclass(frozen=True, eq=False)
+class MapQuality:
+    """Metrics of maps on one part of the data.
+
+    Attributes:
+        quality: the metrics, each with its standard error.
+        draws: by metric its value on each draw, float32, shape (:data:`OWN_DRAWS`,).
+    """
+
+    quality: Quality
+    draws: dict[str, np.ndarray]
+
+
+def measure_maps(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+    asked: Sequence[str] = (),
+    own: Mapping[str, OwnMetric] | None = None,
+) -> MapQuality:
+    """Measure accuracy, the share of positions whose class is right, and a study's own metrics.
+
+    Errors are those of a bootstrap over images, or over groups where some hold several images: positions of one image
+    are not independent. An accuracy of 1 has Jeffreys' error for as many images, see
+    :func:`hscc_search.evaluation.quality.measure_quality`.
+
+    Args:
+        scores: float32, shape (images, classes, height, width).
+        labels: integers, shape (images, height, width).
+        seed: of the draws.
+        groups: integers, shape (images,), the same for images that belong together; None where none do.
+        asked: names of metrics; costs and accuracy among them are left out.
+        own: functions of metrics of a study's own, by name.
+
+    Raises:
+        StudyError: a metric is the study's own and fails, or is neither that nor accuracy.
+    """
+    counts = draw_counts(len(labels), OWN_DRAWS, seed, groups)
+    right = (scores.argmax(axis=1) == labels).mean(axis=(1, 2))
+    metrics, draws = {"accuracy": float(right.mean())}, {"accuracy": counts @ right / counts.sum(axis=1)}
+    kept = kept_scores(scores)
+    for name in asked:
+        if name in COSTS or name == "accuracy":
+            continue
+        if own is None or name not in own:
+            raise StudyError(f"{name} needs one class for each image, and targets are maps")
+        metrics[name] = own_value(name, own[name], kept, labels)
+        drawn = own_on_draws(name, own[name], kept, labels, counts)
+        draws[name] = np.where(np.isfinite(drawn), drawn, metrics[name])
+    errors = {name: float(values.std()) for name, values in draws.items()}
+    if errors["accuracy"] < AGREE:
+        errors["accuracy"] = jeffreys(len(labels) if groups is None else len(np.unique(groups)))
+    return MapQuality(Quality(metrics, errors), {name: values.astype(np.float32) for name, values in draws.items()})
