@@ -77,7 +77,7 @@ def check_in_training(network: nn.Module, images: torch.Tensor, name: str, one: 
     Raises:
         ModelError: it does not.
     """
-    with _left_alone(network), torch.no_grad():
+    with left_alone(network), torch.no_grad():
         network.train()
         _scores(network, images, f"{name}, in training mode,", one)
 
