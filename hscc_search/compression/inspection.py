@@ -47,6 +47,7 @@ class Inspection:
         error: difference of the network's answers when every layer that can be compressed is replaced at full rank,
             relative to how much answers vary; rounding gives 1e-6 or so.
         images: number of calibration images.
+        vary: whether answers to different images differ. Where they do not, as before training, the error says nothing.
     """
 
     layers: tuple[InspectedLayer, ...]
@@ -54,6 +55,7 @@ class Inspection:
     parameters: int
     error: float
     images: int
+    vary: bool = True
 
     @property
     def share(self) -> float:
@@ -68,6 +70,8 @@ class Inspection:
     def notices(self) -> tuple[str, ...]:
         """What a user should know before a search, one line each."""
         lines = []
+        if not self.vary:
+            lines.append("the network answers all images alike, so that the self-check could find no fault")
         if self.share < _SMALL_SHARE:
             least = f"more than {1 / (1 - self.share):.3g}x fewer FLOPs are out of reach" if self.share < 1 else ""
             lines.append(f"only {self.share:.1%} of the multiply-adds are in layers that can be compressed: {least}")

@@ -7,6 +7,7 @@ from hscc_search.compression.calibration.plain_layers import apply_plain
 from hscc_search.compression.form import NetworkForm
 from hscc_search.compression.layers import build
 from hscc_search.compression.stand_ins import replaced
+from hscc_search.errors import CompressionError
 
 
 def rebuild(network: nn.Module, form: NetworkForm) -> nn.Module:
@@ -20,5 +21,8 @@ def rebuild(network: nn.Module, form: NetworkForm) -> nn.Module:
         CompressionError: a layer or batch norm of the form is not in the network.
     """
     plain = apply_plain(network, form.plain)
+    missing = [name for name in form.layers if name not in dict(plain.named_modules(remove_duplicate=False))]
+    if missing:
+        raise CompressionError(f"no layer {missing[0]} to compress in {type(network).__name__}")
     apply_folds(plain, form.folds)
     return replaced(plain, {name: build(plain.get_submodule(name), layer) for name, layer in form.layers.items()})

@@ -129,14 +129,21 @@ def give_attributes(module: nn.Module, layer: nn.Module) -> None:
     held |= {name: value for name, value in vars(layer).items() if name not in own}
 
 
+def adds_to(module: nn.Module, *bases: type[nn.Module]) -> bool:
+    """Whether the class of a module may compute otherwise than the first of ``bases`` that it is derived from."""
+    for module_class in type(module).__mro__:
+        if module_class in bases:
+            return False
+        known = f"{module_class.__module__}.{module_class.__qualname__}" in _KNOWN
+        if not known and set(vars(module_class)) - _HARMLESS:
+            return True
+    return True
+
+
 def computes_otherwise(layer: nn.Conv2d | nn.Linear) -> str | None:
     """Why a layer may compute something else than a Conv2d or Linear with its weight does; None if it does not."""
-    for layer_class in type(layer).__mro__:
-        if layer_class in (nn.Conv2d, nn.Linear):
-            break
-        known = f"{layer_class.__module__}.{layer_class.__qualname__}" in _KNOWN
-        if not known and set(vars(layer_class)) - _HARMLESS:
-            return f"its class {type(layer).__name__} computes in its own way"
+    if adds_to(layer, nn.Conv2d, nn.Linear):
+        return f"its class {type(layer).__name__} computes in its own way"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return "it has hooks of its own"
     if {"forward", "_conv_forward", "_call_impl"} & set(vars(layer)):
@@ -177,8 +184,10 @@ def copied_with(network: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Modu
     # Each as the copy of the module in whose place it is, which is then not copied itself.
     memo: dict[int, Any] = {id(network.get_submodule(name)): module for name, module in modules.items()}
     for module in network.modules():
-        for value in tree_leaves({name: value for name, value in vars(module).items() if name[0] != "_"}):
-            # Pruning and weight normalisation keep a weight with its graph, which torch does not copy.
+        held = {name: value for name, value in vars(module).items() if name[0] != "_"}
+        for value in tree_leaves((held, module._buffers)):
+            # Pruning and weight normalisation keep a weight with its graph, a running mean of activations as well;
+            # torch does not copy them.
             if isinstance(value, torch.Tensor) and value.grad_fn is not None:
                 memo[id(value)] = value.detach().clone()
     try:

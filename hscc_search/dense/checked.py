@@ -40,11 +40,18 @@ def check_network(
     _check_kind(network, name)
     _check_state(network, image.device, name)
     one = None if classes is None else (classes, *maps)
-    with _left_alone(network), torch.no_grad():
+    modules = [place for place, _ in network.named_modules()]
+    with left_alone(network), torch.no_grad():
         network.eval()
         answer = _scores(network, image, name, one)
         again = _scores(network, image, name, one)
         alone = _scores(network, image[:1], name, one)
+        made = [place for place, _ in network.named_modules() if place not in modules]
+    if made:
+        raise ModelError(
+            f"{name} makes modules while it runs ({made[0]}): call it on an image before it is returned, or make them "
+            "in its __init__"
+        )
     if _differ(answer, again, answer, _SAME_IMAGES):
         raise ModelError(
             f"{name} answers the same images differently on each pass in evaluation mode: what is random must stop "
@@ -70,7 +77,7 @@ def check_in_training(network: nn.Module, images: torch.Tensor, name: str, one: 
     Raises:
         ModelError: it does not.
     """
-    with _left_alone(network), torch.no_grad():
+    with left_alone(network), torch.no_grad():
         network.train()
         _scores(network, images, f"{name}, in training mode,", one)
 
@@ -168,7 +175,7 @@ def _differ(one: torch.Tensor, other: torch.Tensor, answers: torch.Tensor, toler
 
 
 @contextmanager
-def _left_alone(network: nn.Module) -> Iterator[None]:
+def left_alone(network: nn.Module) -> Iterator[None]:
     """Bring modes, buffers and attributes of a network and all random generators back to what they are now."""
     modules = list(network.modules())
     attributes = [dict(vars(module)) for module in modules]

@@ -37,8 +37,24 @@ def _added_product_flops(_: Any, matrix: Any, vector: Any, *__: Any, out_val: An
     return 2 * int(math.prod(matrix.shape))
 
 
+def _recurrent_flops(x: Any, input_weight: Any, hidden_weight: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    steps = x.shape[0] * x.shape[1]  # of a layer in one direction, for all images
+    return 2 * int(steps * (math.prod(input_weight.shape) + math.prod(hidden_weight.shape)))
+
+
+def _bilinear_flops(first: Any, weight: Any, *_: Any, out_val: Any = None, **__: Any) -> int:
+    return 2 * int(math.prod(first.shape) // first.shape[-1] * math.prod(weight.shape))
+
+
+def _summed_products_flops(_: Any, first: Any, second: Any, *__: Any, out_val: Any = None, **___: Any) -> int:
+    return 2 * int(math.prod(first.shape) * second.shape[-1])
+
+
 # Operators that multiply and add, and that torch's counter does not know.
 _MORE = {
+    _ATEN.mkldnn_rnn_layer: _recurrent_flops,
+    _ATEN._trilinear: _bilinear_flops,
+    _ATEN.addbmm: _summed_products_flops,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     _ATEN.mv: _product_flops,
     _ATEN.dot: _product_flops,

@@ -105,3 +105,21 @@ def test_what_fvcore_misses_is_said_with_the_layer_and_counted():
     cost = measure_cost(network, 8)
     assert cost.macs == 8 * 8 * (3 * 4 * 9 + 4 * 4)
     assert cost.notes == ("0: fvcore misses 6,912 of 6,912 MACs, which torch counts",)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_recurrent_and_bilinear_layers_are_counted(bidirectional):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = nn.LSTM(12, 8, batch_first=True, bidirectional=bidirectional)
+            self.bilinear = nn.Bilinear(8, 6, 5)
+
+        def forward(self, x):
+            rows, _ = self.recurrent(x.flatten(1, 2))
+            return self.bilinear(rows[:, -1, :8], x[:, 0, 0, :6])
+
+    # Four gates, of the input and of the state before, at each of 3 x 7 rows.
+    counts = count_macs(Recurrent().eval(), torch.randn(1, 3, 7, 12))
+    assert counts["recurrent"] == 21 * 4 * 8 * (12 + 8) * (2 if bidirectional else 1)
+    assert counts["bilinear"] == 8 * 6 * 5

@@ -38,6 +38,8 @@ def leading_axes(matrix: torch.Tensor, rank: int) -> torch.Tensor:
     Returns:
         float64 (rows, rank); columns of zeros where the matrix has fewer.
     """
+    if not matrix.shape[1]:
+        return matrix.new_zeros(len(matrix), rank)
     wide = matrix.shape[0] <= matrix.shape[1]
     gram = matrix @ matrix.T if wide else matrix.T @ matrix
     values, axes = _leading_eigenvectors(gram, min(rank, len(gram)))

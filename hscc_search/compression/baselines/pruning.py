@@ -68,7 +68,7 @@ def _all_trainable(network: nn.Module) -> Iterator[None]:
         yield
     network.zero_grad(set_to_none=True)
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(trainable[name])
+        parameter.requires_grad_(trainable.get(name, True))  # tied weights part when channels go
 
 
 def _prune(network: nn.Module, last_layer: nn.Module, images: torch.Tensor, dense: int, room: int) -> int:

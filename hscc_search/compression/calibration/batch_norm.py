@@ -17,15 +17,17 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hscc_search.compression.calibration.agreement import Agreement
+from hscc_search.compression.calibration.agreement import Answers
 from hscc_search.compression.calibration.hooks import Inputs, hooked
 from hscc_search.compression.form import Fold
-from hscc_search.compression.stand_ins import copied
+from hscc_search.compression.stand_ins import adds_to, copied
 from hscc_search.errors import CompressionError
 
 
 @torch.no_grad()
-def fold_batch_norms(network: nn.Module, image: torch.Tensor) -> tuple[nn.Module, tuple[Fold, ...]]:
+def fold_batch_norms(
+    network: nn.Module, image: torch.Tensor, before: Answers | None = None
+) -> tuple[nn.Module, tuple[Fold, ...]]:
     """Fold each batch norm that is the only reader of a layer's output.
 
     These are BatchNorm2d after Conv2d, also grouped or depthwise, and BatchNorm1d after Linear, each registered under
@@ -36,12 +38,13 @@ def fold_batch_norms(network: nn.Module, image: torch.Tensor) -> tuple[nn.Module
     Args:
         network: any network that returns tensors; it is not changed.
         image: as the network takes them, float32 (1, 3, height, width), on its device.
+        before: answers that the folded network must give; by default those of the network to varied images.
 
     Returns:
         A copy in evaluation mode, and its folds in execution order, for :func:`apply_folds`.
     """
     result = copied(network)
-    before = Agreement(result, image)
+    before = before or Answers(network, image)
     if not before.finite:
         return result, ()
     folds = [fold for fold in _find_folds(result, image) if _is_finite(_absorbed(*_modules(result, fold)))]
@@ -79,7 +82,7 @@ def absorb(network: nn.Module, folds: Iterable[Fold]) -> None:
         network.set_submodule(fold.batch_norm, _remainder(norm))
 
 
-def _absorb_harmless(network: nn.Module, folds: list[Fold], before: Agreement) -> list[Fold]:
+def _absorb_harmless(network: nn.Module, folds: list[Fold], before: Answers) -> list[Fold]:
     """Fold in place all pairs whose folding leaves the outputs as they are, and return these.
 
     Folds that change the outputs are few, so they are searched by halving the list.
@@ -93,11 +96,22 @@ def _absorb_harmless(network: nn.Module, folds: list[Fold], before: Agreement) -
     for fold, (layer, norm) in zip(folds, modules, strict=True):
         network.set_submodule(fold.convolution, layer)
         network.set_submodule(fold.batch_norm, norm)
+    if _same_in_double(network, folds, before):
+        absorb(network, folds)
+        return folds
     if len(folds) == 1:
         return []
     middle = len(folds) // 2
     first = _absorb_harmless(network, folds[:middle], before)
     return first + _absorb_harmless(network, folds[middle:], before)
+
+
+def _same_in_double(network: nn.Module, folds: list[Fold], before: Answers) -> bool:
+    """Whether folding changes nothing but the rounding of weights, which may show where answers hardly vary."""
+    unfolded = copied(network).double()
+    folded = copied(unfolded)
+    absorb(folded, folds)
+    return before.same_in_double(unfolded, folded)
 
 
 @dataclass
@@ -186,8 +200,10 @@ def _find_folds(network: nn.Module, image: torch.Tensor) -> list[Fold]:
 
 
 def _is_fixed(norm: Any) -> bool:
-    """Whether a batch norm is the same affine map for every image."""
-    return norm.running_mean is not None and not norm.training
+    """Whether a batch norm is the same affine map for every image, and nothing else."""
+    own_hooks = norm._forward_hooks or norm._forward_pre_hooks
+    plain = not adds_to(norm, nn.BatchNorm1d, nn.BatchNorm2d) or type(norm).__module__.startswith("timm.layers.")
+    return norm.running_mean is not None and not norm.training and plain and not own_hooks
 
 
 def _match(layer: Any, norm: Any) -> bool:

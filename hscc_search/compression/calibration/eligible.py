@@ -59,6 +59,10 @@ def examine_layers(
             reason: str | None = "called more than once in one pass"
         elif name == "":
             reason = "it is the whole network"
+        elif output.dim() < 2:
+            reason = "called without images in a batch"
+        elif output.dtype != layer.weight.dtype:
+            reason = f"it answers in {str(output.dtype).removeprefix('torch.')}"
         elif len(output) != len(images) and (not isinstance(layer, nn.Linear) or len(output) % len(images)):
             reason = "called on more than one position as if they were images"
         else:
@@ -112,7 +116,7 @@ def _of_one_image(value: torch.Tensor, layer: nn.Module, images: int) -> torch.S
 def _reason(layer: nn.Conv2d | nn.Linear, output: torch.Tensor) -> str | None:
     """Why the kind of a layer cannot be compressed, None if it can."""
     if isinstance(layer, nn.Linear):
-        return None if output.dim() > 1 else "called without images in a batch"
+        return None
     if output.dim() != 4:
         return "called without images in a batch"
     if layer.groups > 1 and layer.groups == layer.in_channels:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from hscc_search.compression.calibration.agreement import Answers
 from hscc_search.compression.calibration.batch_norm import fold_batch_norms
 from hscc_search.compression.calibration.eligible import ExaminedLayer, examine_layers
 from hscc_search.compression.calibration.lattice import choose_lattice
@@ -15,6 +16,7 @@ from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.calibration.self_check import check_replacing
 from hscc_search.compression.form import Fold, PlainLayer
 from hscc_search.compression.inspection import InspectedLayer, Inspection
+from hscc_search.compression.stand_ins import copied
 from hscc_search.dense.checked import check_network
 from hscc_search.dense.weights import check_values
 from hscc_search.evaluation.counters import count_macs
@@ -35,6 +37,7 @@ class Examined:
         others: multiply-adds per image of each other module that multiplies and adds itself, by its path.
         macs: multiply-adds per image of the whole network, counted while it ran.
         error: of the self-check, see :class:`hscc_search.compression.calibration.self_check.SelfCheck`.
+        vary: whether answers to different images differ, so that the self-check can find a fault.
     """
 
     network: nn.Module
@@ -44,6 +47,7 @@ class Examined:
     others: dict[str, int]
     macs: int
     error: float
+    vary: bool
 
 
 def examine(network: nn.Module, images: torch.Tensor) -> Examined:
@@ -59,8 +63,10 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
     """
     check_values(network.state_dict(), f"the dense network {type(network).__name__}")
     check_network(network, torch.cat([images[:1], images[-1:].flip(-1)]), type(network).__name__)
-    plain_network, plain = make_plain(network, images[:1])
-    folded, folds = fold_batch_norms(plain_network, images[:1])
+    answers = Answers(network, images)
+    answers.check_copy(copied(network))
+    plain_network, plain = make_plain(network, images[:1], answers)
+    folded, folds = fold_batch_norms(plain_network, images[:1], answers)
     layers = {name: layer for name, layer in folded.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
     examined = examine_layers(folded, layers, images[:1])
     counts = count_macs(folded, images[:1])
@@ -75,17 +81,20 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
     sizes = {
         name: map_size(layers[name], layer.output_shape) for name, layer in examined.items() if layer.reason is None
     }
-    checked = check_replacing(folded, sizes, images)
+    checked = check_replacing(folded, sizes, answers)
     for name, misfit in checked.misfits.items():
         examined[name] = replace(examined[name], reason=misfit)
-    return Examined(folded, plain, folds, examined, _others(folded, counts, examined), counts[""], checked.error)
+    return Examined(
+        folded, plain, folds, examined, _others(folded, counts, examined), counts[""], checked.error, answers.vary
+    )
 
 
 def _others(network: nn.Module, counts: Mapping[str, int], layers: Container[str]) -> dict[str, int]:
     """The multiply-adds of modules that are none of the layers, without those of the modules inside."""
     others = {}
+    names = {id(module): name for name, module in network.named_modules()}
     for name, module in network.named_modules():
-        inside = sum(counts.get(f"{name}.{child}", 0) for child, _ in module.named_children())
+        inside = sum(counts.get(names[id(child)], 0) for child in module.children())  # whatever it is called elsewhere
         own = counts.get(name, 0) - inside
         if name and name not in layers and own > 0:
             others[name] = own
@@ -135,7 +144,7 @@ def inspection_of(examined: Examined, images: int) -> Inspection:
         own = sum(parameter.numel() for parameter in module.parameters(recurse=False))
         inspected.append(InspectedLayer(name, _kind(module), macs, own, (), _why_other(module), 0, 0))
     parameters = sum(parameter.numel() for parameter in examined.network.parameters())
-    return Inspection(tuple(inspected), examined.macs, parameters, examined.error, images)
+    return Inspection(tuple(inspected), examined.macs, parameters, examined.error, images, examined.vary)
 
 
 def _kind(layer: nn.Module) -> str:

@@ -17,14 +17,16 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from hscc_search.compression.calibration.agreement import Agreement
+from hscc_search.compression.calibration.agreement import Answers
 from hscc_search.compression.form import PlainLayer
 from hscc_search.compression.stand_ins import computes_otherwise, copied, copied_with, give_attributes
 from hscc_search.errors import CompressionError
 
 
 @torch.no_grad()
-def make_plain(network: nn.Module, image: torch.Tensor) -> tuple[nn.Module, tuple[PlainLayer, ...]]:
+def make_plain(
+    network: nn.Module, image: torch.Tensor, before: Answers | None = None
+) -> tuple[nn.Module, tuple[PlainLayer, ...]]:
     """Replace each module by a plain layer that runs torch's convolution or linear function once, and nothing behind.
 
     The function must be given the module's own input, and weights that do not depend on it. Replacements that change
@@ -33,6 +35,7 @@ def make_plain(network: nn.Module, image: torch.Tensor) -> tuple[nn.Module, tupl
     Args:
         network: any network that returns tensors; it is not changed.
         image: as the network takes them, float32 (1, 3, height, width), on its device.
+        before: answers that the changed network must give; by default those of the network to varied images.
 
     Returns:
         A copy in evaluation mode, and its plain layers in execution order, for :func:`apply_plain`.
@@ -41,17 +44,17 @@ def make_plain(network: nn.Module, image: torch.Tensor) -> tuple[nn.Module, tupl
     layers = _find(result, image)
     if not layers:
         return result, ()
-    before = Agreement(result, image)
+    answers = before or Answers(network, image)
 
     def harmless(names: list[str]) -> list[str]:
-        if not names or before.holds(_with(result, layers, names)):
+        if not names or answers.holds(_with(result, layers, names)):
             return names
         middle = len(names) // 2
         return harmless(names[:middle]) + harmless(names[middle:]) if middle else []
 
-    names = harmless(list(layers)) if before.finite else []
+    names = harmless(list(layers)) if answers.finite else []
     changed = _with(result, layers, names)
-    if not names or not before.holds(changed):
+    if not names or not answers.holds(changed):
         return result, ()
     return changed, tuple(_described(name, layers[name]) for name in names)
 
@@ -205,8 +208,13 @@ def _convolution(
     if weight.dim() != 4 or input.dim() != 4:
         return None, input
     convolution = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    pairs = {name: value if isinstance(value, (str, int)) else tuple(value) for name, value in convolution.items()}
+    pairs = {name: value if isinstance(value, (str, int)) else _pair(value) for name, value in convolution.items()}
     return _filled(PlainLayer("", tuple(weight.shape), bias is not None, pairs), weight, bias), input
+
+
+def _pair(values: Any) -> tuple[int, ...]:
+    """Two numbers; torch takes a single one in a tuple for both."""
+    return tuple(values) * (2 // len(values))
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> tuple[nn.Module | None, Any]:

@@ -6,7 +6,6 @@ are the dense filters, the recombination is the identity. Whatever a forward pas
 do so stay dense.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,21 +13,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
+from hscc_search.compression.calibration.agreement import Answers
 from hscc_search.compression.form import LayerForm, Piece, RegionRanks
 from hscc_search.compression.layers import build, group_modules, region_modules
-from hscc_search.compression.stand_ins import copied, replaced_in_order
+from hscc_search.compression.stand_ins import replaced_in_order
 from hscc_search.errors import CompressionError, one_line
 
-# Largest difference that counts as rounding in single and in double precision, relative to how much answers vary.
-_SINGLE, _DOUBLE = 1e-4, 1e-7
-# The same where a network runs in single precision alone, and rounding cannot be told from a small fault.
-_SINGLE_ALONE = 1e-2
-# How much answers vary at the least, relative to their size.
-_LEAST_SPREAD = 1e-6
-
-# Calibration images that the check uses.
+# Images that the layers are fitted to.
 _IMAGES = 4
 
 Size = tuple[int, int]
@@ -48,21 +40,19 @@ class SelfCheck:
 
 
 @torch.no_grad()
-def check_replacing(network: nn.Module, sizes: Mapping[str, Size], images: torch.Tensor) -> SelfCheck:
+def check_replacing(network: nn.Module, sizes: Mapping[str, Size], answers: Answers) -> SelfCheck:
     """Check that layers can be replaced, with whole maps and with maps divided into regions.
 
     Args:
         network: in evaluation mode, with batch norms folded.
         sizes: height and width of the output map of each layer that is to be compressed.
-        images: float32 (images, 3, height, width); a few of them are used.
+        answers: of the network before it was made plain and folded.
 
     Raises:
         CompressionError: the network answers otherwise although each layer alone can be replaced.
     """
     maps = {name: size for name, size in sizes.items() if isinstance(network.get_submodule(name), nn.Conv2d)}
-    varied = _varied(images)
-    expected = _answers(network, varied)
-    checks = [_Check(network, chosen, varied, expected, chosen is maps) for chosen in (sizes, maps)]
+    checks = [_Check(network, chosen, answers, chosen is maps) for chosen in (sizes, maps)]
     misfits: dict[str, str] = {}
     for check in checks:
         misfits |= check.misfits([name for name in check.sizes if name not in misfits])
@@ -74,36 +64,19 @@ def check_replacing(network: nn.Module, sizes: Mapping[str, Size], images: torch
                 f"with its layers up to {check.first_to_differ(fitting)} replaced at full rank, the network answers "
                 f"otherwise ({problem}), though it does not with each one alone: it cannot be compressed"
             )
-    return SelfCheck(misfits, max(check.distance for check in checks))
-
-
-def _varied(images: torch.Tensor) -> torch.Tensor:
-    """Four of the images, the same mirrored and inverted, and noise of the same strength.
-
-    What a network does only now and then, such as an activation that clips little, must not stay hidden.
-    """
-    few = images[:: max(1, len(images) // _IMAGES)][:_IMAGES]
-    noise = torch.randn(few.shape, generator=torch.Generator().manual_seed(0)).to(few) * few.std()
-    return torch.cat([few, few.flip(-1), -few, noise + few.mean()])
+    return SelfCheck(misfits, max(check.difference for check in checks))
 
 
 class _Check:
     """The check of a network with whole maps, or with maps divided into regions.
 
     Attributes:
-        distance: of the answers when layers were replaced last, relative to how much answers vary.
+        difference: of the answers when layers were replaced last, relative to how much answers vary.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        sizes: Mapping[str, Size],
-        images: torch.Tensor,
-        expected: list[torch.Tensor],
-        divided: bool,
-    ) -> None:
-        self.network, self.sizes, self.images, self.expected, self.divided = network, sizes, images, expected, divided
-        self.distance = 0.0
+    def __init__(self, network: nn.Module, sizes: Mapping[str, Size], answers: Answers, divided: bool) -> None:
+        self.network, self.sizes, self.answers, self.divided = network, sizes, answers, divided
+        self.difference = 0.0
 
     def misfits(self, names: list[str]) -> dict[str, str]:
         """The layers that alone change the answers, found by halving the list, since they are few."""
@@ -129,26 +102,11 @@ class _Check:
             return None
         fits = {name: partial(_fit_exactly, self.network.get_submodule(name), self._form(name)) for name in names}
         try:
-            replaced = replaced_in_order(self.network, fits, self.images[:_IMAGES])
-            answers, of_one = _answers(replaced, self.images), _answers(replaced, self.images[:1])
+            replaced = replaced_in_order(self.network, fits, self.answers.images[:_IMAGES])
         except Exception as error:  # whatever a forward pass raises when a layer is not what it expects
             return one_line(error, with_type=True)
-        first = [value[:1] for value in self.expected]
-        self.distance = max(_distance(answers, self.expected), _distance(of_one, first, self.expected))
-        return None if self.distance <= _SINGLE else self._problem_in_double(replaced)
-
-    def _problem_in_double(self, replaced: nn.Module) -> str | None:
-        """Tell rounding from a fault in double precision, if the network runs in it."""
-        images = self.images.double()
-        try:
-            expected = _answers(copied(self.network).double(), images)
-        except Exception:  # a forward pass that makes tensors in single precision
-            return None if self.distance <= _SINGLE_ALONE else _difference(self.distance)
-        try:
-            self.distance = _distance(_answers(copied(replaced).double(), images), expected)
-        except Exception as error:
-            return one_line(error, with_type=True)
-        return None if self.distance <= _DOUBLE else _difference(self.distance)
+        problem, self.difference = self.answers.problem(replaced)
+        return problem
 
     def _form(self, name: str) -> LayerForm:
         layer: Any = self.network.get_submodule(name)
@@ -166,10 +124,6 @@ class _Check:
             pieces=tuple(Piece(*row, *column, region) for region, (row, column) in enumerate(corners)),
             input_ranks=(None,) * groups,
         )
-
-
-def _difference(distance: float) -> str:
-    return f"its answers differ by {distance:.1g}" if math.isfinite(distance) else "its answers are not finite"
 
 
 def _halves(size: int) -> list[tuple[int, int]]:
@@ -192,30 +146,3 @@ def _fit_exactly(layer: Any, form: LayerForm, x: torch.Tensor) -> tuple[nn.Modul
                 torch.nn.init.zeros_(stages[1].weight).flatten(1).fill_diagonal_(1)
             stages[-1].bias.copy_(bias if bias is not None else torch.zeros(()))
     return module, module(x)
-
-
-def _answers(network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors that a network answers with; of the images a copy, since it may normalise them in place."""
-    return [value for value in tree_leaves(network(images.clone())) if isinstance(value, torch.Tensor)]
-
-
-def _distance(
-    answers: list[torch.Tensor], expected: list[torch.Tensor], varying: list[torch.Tensor] | None = None
-) -> float:
-    """The largest difference relative to how much the expected answers vary between images; infinite if it is NaN.
-
-    Args:
-        answers: to the images.
-        expected: to the same images.
-        varying: answers whose variation counts, ``expected`` by default.
-    """
-    if [value.shape for value in answers] != [value.shape for value in expected]:
-        return math.inf
-    largest = 0.0
-    for value, wanted, several in zip(answers, expected, varying or expected, strict=True):
-        spread = (several - several.mean(dim=0)).double().norm() / len(several) ** 0.5
-        size = several.double().norm() / len(several) ** 0.5
-        difference = (value - wanted).double().norm() / len(value) ** 0.5
-        relative = float(difference / torch.maximum(spread, _LEAST_SPREAD * size).clamp(min=1e-30))
-        largest = max(largest, math.inf if math.isnan(relative) else relative)
-    return largest
