@@ -85,7 +85,7 @@ def _named(path: Path) -> Path:
     """The file that a path names through all links.
 
     Raises:
-        UnwritableError: it goes through an open file, as ``/dev/stdout`` does: whoever opened it would keep the old one.
+        UnwritableError: it goes through an open file, as ``/dev/stdout`` does: who opened it would keep the old.
         OSError: there can be no such path.
     """
     for _ in range(_MOST_LINKS):

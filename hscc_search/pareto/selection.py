@@ -12,7 +12,6 @@ from hscc_search.pareto.front import front
 from hscc_search.pareto.objectives import Objective, title
 from hscc_search.pareto.points import Point
 
-
 # Digits of the number of a trial: a database counts in 64 bits.
 _MOST_DIGITS = 18
 
@@ -66,14 +65,14 @@ def parse_rule(text: str) -> Rule:
     if direction in ("min", "max") and _sensible(rule):
         return rule
     raise ConfigError(
-        f"cannot select {quoted(text)}: use knee, trial:N, min-accuracy:X with X from 0 to 1, or max-flops:X with X above 0; "
-        "in place of accuracy and flops any metric that the study measures"
+        f"cannot select {quoted(text)}: use knee, trial:N, min-accuracy:X with X from 0 to 1, or max-flops:X with X "
+        "above 0; in place of accuracy and flops any metric that the study measures"
     )
 
 
 def _sensible(rule: Bound) -> bool:
     """Whether a bound can be kept, and bounds a metric from its bad side; of own metrics only the study knows."""
-    if not math.isfinite(rule.value):
+    if math.isnan(rule.value):
         return False
     if not known_metric(rule.metric):
         return bool(re.fullmatch(r"[A-Za-z]\w*", rule.metric))

@@ -88,7 +88,7 @@ def test_a_malformed_rule_is_quoted_with_the_rules_that_exist(text):
     assert repr(text) in str(refused.value)
 
 
-@pytest.mark.parametrize("kind", ["trial", "min-accuracy", "max-flops", "most"])
+@pytest.mark.parametrize("kind", ["trial", "min-accuracy", "most"])
 def test_a_number_that_no_study_has_is_refused_in_short(kind):
     with pytest.raises(ConfigError, match="cannot select") as refused:
         parse_rule(f"{kind}:{'9' * 5000}")
