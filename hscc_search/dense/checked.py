@@ -106,7 +106,7 @@ def _scores(network: nn.Module, images: torch.Tensor, name: str, classes: int | 
     count, size = len(images), " x ".join(map(str, images.shape[2:]))
     try:
         answer = network(images.clone())  # a forward may change its input in place
-    except Exception as error:  # whatever a network raises
+    except (Exception, SystemExit) as error:  # whatever a network raises
         reason = one_line(error, with_type=True)
         message = f"{name} cannot take images of {size} pixels{_channels(images)}, {count} at a time: {reason}"
         raise ModelError(message) from error
