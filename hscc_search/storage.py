@@ -219,7 +219,10 @@ def _proxy(url: URL) -> GrpcStorageProxy:
 def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
     """Check a URL, yield it parsed with its engine's options, and turn the block's errors into StorageError."""
     try:
+        url.encode()
         parsed = make_url(url)
+    except UnicodeEncodeError as error:  # Python holds a byte that is no UTF-8 as half a sign
+        raise StorageError(f"storage {url} is no UTF-8, as each database URL must be: name another file") from error
     except (ArgumentError, ValueError) as error:
         raise StorageError(
             f"storage {quoted(url)} is not a database URL: use for instance sqlite:///studies.db"

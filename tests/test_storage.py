@@ -110,6 +110,8 @@ def test_a_folder_is_no_database(tmp_path):
         "postgresql://localhost/x?nosuchoption=1",
         "postgresql://localhost:1/x",
         "postgresql://localhost:99999/x",
+        "sqlite:///\udcff.db",
+        "grpc://\udcff:1",
     ],
 )
 def test_a_storage_that_cannot_be_used_is_refused_in_one_line(url):
