@@ -262,7 +262,7 @@ def _check(entry: Path) -> None:
         for path, (_, expected), value in zip(files, tree["files"].values(), _checksums(files), strict=True):
             if value != expected:
                 raise DamagedError(f"{path} is not what was written")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(str(error)) from error
 
 

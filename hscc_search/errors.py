@@ -108,12 +108,15 @@ def shortened(text: str, longest: int = _LONGEST_VALUE) -> str:
 
 
 def printable(text: object) -> str:
-    """A text in one line as any terminal shows it: control characters and bytes that are no UTF-8 become escapes."""
+    """A text in one line as any terminal shows it.
+
+    Control characters, those that change the direction of writing, and bytes that are no UTF-8 become escapes.
+    """
     return "".join(_escaped(character) if _is_control(character) else character for character in str(text))
 
 
 def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
 
 
 def _escaped(character: str) -> str:
@@ -121,6 +124,9 @@ def _escaped(character: str) -> str:
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 
+
+# Characters of Unicode that change the direction of writing, by which a name can show as another one.
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 _QUOTE = reprlib.Repr()
 _QUOTE.maxlevel = 3

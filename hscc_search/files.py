@@ -1,7 +1,9 @@
 """Files and folders that are complete or absent, even if the process that writes them is killed or the disk is full."""
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -15,6 +17,8 @@ from hscc_search.temporary import FULL, temporary_beside
 
 # Modes of finished files and folders: Python makes temporary ones that only their owner can read.
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
+# Links that are followed from one path; Linux follows as many.
+_MOST_LINKS = 40
 
 
 @contextmanager
@@ -64,16 +68,35 @@ def checked_output(path: Path) -> Path:
         UnwritableError: ``path`` is a folder, a device or a pipe, its name is too long, or its folder cannot be
             written to or does not exist.
     """
+    given = path
     try:
-        path = path.resolve()
+        path = _named(given)
         if path.exists() and not path.is_file():
             raise UnwritableError(f"{path} is not a regular file, and only such are replaced: name another file")
-    except OSError as error:  # as for a name that is too long
-        raise UnwritableError(f"cannot write to {path} ({error.strerror}): name another file") from error
+    except OSError as error:  # as for a name that is too long, or links in a circle
+        raise UnwritableError(f"cannot write to {given} ({error.strerror}): name another file") from error
     if not path.parent.is_dir():
         raise UnwritableError(f"cannot write to {path}: there is no folder {path.parent}")
     check_writable(path.parent, path)
     return path
+
+
+def _named(path: Path) -> Path:
+    """The file that a path names through all links.
+
+    Raises:
+        UnwritableError: it goes through an open file, as ``/dev/stdout`` does: who opened it would keep the old.
+        OSError: there can be no such path.
+    """
+    for _ in range(_MOST_LINKS):
+        # Not Path.resolve, which raises RuntimeError for links in a circle in Python 3.11 and 3.12.
+        path = Path(os.path.realpath(path.absolute().parent)) / path.absolute().name
+        if re.match(r"/(proc/.*|dev)/fd/", str(path)):
+            raise UnwritableError(f"{path} is an open file, and only closed ones are replaced: name another file")
+        if not path.is_symlink():
+            return path.parent.parent if path.name == ".." else path
+        path = path.parent / path.readlink()
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
 
 
 def check_new_folder(path: Path) -> None:

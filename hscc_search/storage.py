@@ -1,11 +1,13 @@
 """Open the databases of studies: any that Optuna's RDB storage supports, or Optuna's proxy in front of one."""
 
+import os
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from filelock import FileLock
 from grpc import RpcError
@@ -50,6 +52,7 @@ def open_storage(url: str) -> BaseStorage:
         if parsed.get_backend_name() == "grpc":
             return _proxy(parsed)
         if parsed.get_backend_name() == "sqlite":
+            _check_writable(parsed)
             _write_ahead(str(parsed.database))
         engine = create_engine(url, **options)
         try:
@@ -88,8 +91,10 @@ def find_storage(url: str) -> BaseStorage | None:
     with _explained(url) as (parsed, options):
         if parsed.get_backend_name() == "grpc":
             return _proxy(parsed)
-        if parsed.get_backend_name() == "sqlite" and not Path(str(parsed.database)).exists():
-            return None
+        if parsed.get_backend_name() == "sqlite":
+            if not Path(str(parsed.database)).exists():
+                return None
+            _check_writable(parsed)
         engine = create_engine(url, **options)
         try:
             if not inspect(engine).has_table("studies"):
@@ -111,6 +116,62 @@ def existing_storage(url: str) -> BaseStorage:
             f"no studies in {without_password(url)}: run one there first, or name another database with --storage URL"
         )
     return storage
+
+
+def storage_to_read(url: str) -> BaseStorage:
+    """Open a database of studies to read alone; an SQLite file that cannot be written to, such as an archive, too.
+
+    Raises:
+        StorageError: as :func:`existing_storage`.
+    """
+    with _explained(url) as (parsed, options):
+        path = Path(str(parsed.database))
+        if parsed.get_backend_name() == "sqlite" and path.exists() and _unwritable(path):
+            return _reading_alone(url, _read_only(path), options)
+    return existing_storage(url)
+
+
+def _check_writable(url: URL) -> None:
+    """Check that SQLite can write to a file and beside it.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    reason = _unwritable(Path(str(url.database)))
+    if reason:
+        raise StorageError(
+            f"cannot write to storage {without_password(str(url))}: {reason}: name another one with --storage URL, or "
+            "a copy of this one; what is in it can be read where it is"
+        )
+
+
+def _unwritable(path: Path) -> str:
+    """Why SQLite cannot write to a file: itself, or its folder, which takes the log; empty where it can."""
+    if path.exists() and not os.access(path, os.W_OK):
+        return f"{path} cannot be written to"
+    return "" if os.access(path.parent, os.W_OK) else f"folder {path.parent} cannot be written to"
+
+
+def _reading_alone(url: str, reading: str, options: dict[str, Any]) -> BaseStorage:
+    engine = create_engine(reading, **options)
+    try:
+        if not inspect(engine).has_table("studies"):
+            raise StorageError(f"no studies in {without_password(url)}: name another database with --storage URL")
+    finally:
+        engine.dispose()
+    return RDBStorage(reading, engine_kwargs=options, skip_table_creation=True)
+
+
+def _read_only(path: Path) -> str:
+    """The URL by which SQLite reads a file and writes nothing beside it.
+
+    Only where there is no log of changes that are not in the file yet, SQLite is told that nobody changes it: it would
+    leave them out.
+    """
+    log = Path(f"{path}-wal")
+    unchanging = {} if log.exists() and log.stat().st_size else {"immutable": "1"}
+    query = {"mode": "ro", **unchanging, "uri": "true"}
+    return URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query=query).render_as_string()
 
 
 def without_password(url: str) -> str:
@@ -219,7 +280,10 @@ def _proxy(url: URL) -> GrpcStorageProxy:
 def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
     """Check a URL, yield it parsed with its engine's options, and turn the block's errors into StorageError."""
     try:
+        url.encode()
         parsed = make_url(url)
+    except UnicodeEncodeError as error:  # Python holds a byte that is no UTF-8 as half a sign
+        raise StorageError(f"storage {url} is no UTF-8, as each database URL must be: name another file") from error
     except (ArgumentError, ValueError) as error:
         raise StorageError(
             f"storage {quoted(url)} is not a database URL: use for instance sqlite:///studies.db"
@@ -269,3 +333,7 @@ def _check_sqlite_file(url: URL) -> None:
     else:
         if not path.is_file():
             raise StorageError(f"cannot use storage {name}: {path.absolute()} is no file")
+    for suffix in ("-wal", "-shm", "-journal", ".lock"):
+        beside = Path(f"{url.database}{suffix}")
+        if os.path.lexists(beside) and (beside.is_symlink() or not beside.is_file()):
+            raise StorageError(f"cannot use storage {name}: {beside.absolute()} beside it is no file: remove it")

@@ -29,6 +29,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCK, _REPEATED = ".hscc-lock", 40
 # Seconds without a change after which something temporary counts as abandoned where no lock tells.
 _ABANDONED_SECONDS = 24 * 3600
+# Seconds after which a lock file without the name of a machine, which is written at once, is abandoned if unlocked.
+_NAMELESS_SECONDS = 10
 # Bytes that are written to find out whether a disk is full.
 _PROBE = 1 << 20
 
@@ -158,8 +160,9 @@ def _claim(folder: Path, name: str) -> tuple[Path, int]:
 def _take_over(lock: Path, temporary: Path) -> int | None:
     """Open and lock the lock file of something temporary; None unless its process is certainly gone."""
     try:
-        old = _newest(lock, temporary) < time.time() - _ABANDONED_SECONDS
-        here = lock.read_bytes() == socket.gethostname().encode()
+        age, name = time.time() - _newest(lock, temporary), lock.read_bytes()
+        old = age > _ABANDONED_SECONDS
+        here = name == socket.gethostname().encode() or (not name and age > _NAMELESS_SECONDS)
         handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC)
     except OSError:  # removed meanwhile, or of another user
         return None

@@ -28,6 +28,10 @@ def wrong():
 
 def broken():
     raise OSError("no such server")
+
+
+def left():
+    raise SystemExit(3)
 """
 
 

@@ -82,6 +82,8 @@ DAMAGES = {
     "a folder in place of a file": lambda entry: ((entry / "empty").unlink(), (entry / "empty").mkdir()),
     "no checksums": lambda entry: (entry / "checksums.json").unlink(),
     "checksums of something else": lambda entry: (entry / "checksums.json").write_text("[]"),
+    "nested too deeply": lambda entry: (entry / "checksums.json").write_text("[" * 5000),
+    "mappings nested too deeply": lambda entry: (entry / "checksums.json").write_text('{"a":' * 5000),
     "no JSON": lambda entry: (entry / "checksums.json").write_text("{"),
     "all is gone": lambda entry: [path.unlink() for path in entry.iterdir()],
     "another entry": lambda entry: write(entry.with_name("b")).rename(move_away(entry)),

@@ -12,8 +12,19 @@ from hscc_search.errors import ConfigError, DataError, HsccError, one_line, prin
         ("a\u2028b\u2029c", r"a\u2028b\u2029c"),
         ("caf\udce9.png", r"caf\xe9.png"),
         ("\ud800", r"\ud800"),
+        ("benign\u202egnp.x", r"benign\u202egnp.x"),
+        ("\u2067א\u2069 שלום", r"\u2067א\u2069 שלום"),
     ],
-    ids=["letters and signs", "line breaks", "escapes of a terminal", "line separators", "no UTF-8", "half a sign"],
+    ids=[
+        "letters and signs",
+        "line breaks",
+        "escapes of a terminal",
+        "line separators",
+        "no UTF-8",
+        "half a sign",
+        "turned",
+        "isolated",
+    ],
 )
 def test_a_text_is_shown_in_one_line(text, shown):
     assert printable(text) == shown

@@ -89,13 +89,42 @@ def test_a_failure_while_writing_leaves_everything_as_it_was(tmp_path):
         (".", "not a regular file"),
         ("/proc/page.html", "cannot write to /proc/page.html"),
         ("/dev/null", "not a regular file"),
+        ("circle", "levels of symbolic links"),
+        ("circle/page.html", "there is no folder"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_in_one_line(tmp_path, name, said):
     (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to(tmp_path / "back")
+    (tmp_path / "back").symlink_to("circle")
     with pytest.raises(UnwritableError, match=said):
         checked_output(tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "circle", "file"]
+
+
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}", "link"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_open_file_is_not_replaced(tmp_path, name, gone):
+    path = tmp_path / "redirected"
+    with path.open("wb") as file:
+        (tmp_path / "link").symlink_to(f"/dev/fd/{file.fileno()}")
+        if gone:
+            path.unlink()
+        before = sorted(tmp_path.iterdir())
+        with (
+            pytest.raises(UnwritableError, match="is an open file"),
+            written_whole(tmp_path / name.format(file.fileno())),
+        ):
+            raise AssertionError("it must be refused before anything is written")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_links_are_followed_to_a_file_that_is_not_there_yet(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "folder").symlink_to("inner")
+    (tmp_path / "link").symlink_to("folder/../inner/./page")
+    assert checked_output(tmp_path / "link") == tmp_path / "inner" / "page"
+    assert checked_output(tmp_path / "folder" / ".." / "page") == tmp_path / "page"
 
 
 @pytest.mark.parametrize(

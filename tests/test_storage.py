@@ -1,13 +1,15 @@
 import multiprocessing
 import os
+import shutil
 import sqlite3
+import subprocess
 
 import optuna
 import pytest
 
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StorageError
-from hscc_search.storage import existing_storage, open_storage
+from hscc_search.storage import existing_storage, open_storage, storage_to_read
 from hscc_search.study.catalogue import list_studies
 from hscc_search.study.stored_study import read_study
 from hscc_search.study.study import run_study
@@ -42,6 +44,46 @@ def test_a_reader_does_not_wait_for_a_writer(tmp_path):
 def test_reading_does_not_create_a_missing_file(tmp_path):
     assert f"{tmp_path}/missing.db" in message_of(f"sqlite:///{tmp_path}/missing.db", create=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("in_use", [False, True])
+def test_a_database_on_a_read_only_disk_is_read(tmp_path, small_disk, in_use):
+    storage, folder = open_storage(f"sqlite:///{tmp_path}/a%23b.db"), small_disk(8000)
+    optuna.create_study(study_name="one", storage=storage)
+    if not in_use:
+        storage.engine.dispose()
+    for path in tmp_path.glob("a#b.db*"):
+        shutil.copy(path, folder)
+    assert (folder / "a#b.db-wal").exists() == in_use, "what is in the log alone must be read, too"
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    url = f"sqlite:///{folder}/a%23b.db"
+    assert optuna.get_all_study_names(storage_to_read(url)) == ["one"]
+    for use in (open_storage, existing_storage):
+        with pytest.raises(StorageError, match=r"cannot write to storage .*--storage URL"):
+            use(url)
+
+
+def test_a_read_only_database_of_something_else_holds_no_studies(small_disk):
+    folder = small_disk(400)
+    with sqlite3.connect(folder / "other.db") as connection:
+        connection.execute("CREATE TABLE letters (text)")
+    connection.close()
+    (folder / "empty.db").touch()
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    for name in ("other", "empty"):
+        with pytest.raises(StorageError, match="no studies in"):
+            storage_to_read(f"sqlite:///{folder}/{name}.db")
+
+
+@pytest.mark.parametrize("suffix", ["-wal", ".lock"])
+@pytest.mark.parametrize("make", [os.mkdir, lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize("create", [True, False])
+def test_what_stands_in_the_place_of_a_log_or_a_lock_is_named(tmp_path, suffix, make, create):
+    url = f"sqlite:///{tmp_path}/studies.db"
+    open_storage(url).engine.dispose()
+    (tmp_path / "studies.db.lock").unlink()
+    make(tmp_path / f"studies.db{suffix}")
+    assert f"studies.db{suffix} beside it is no file: remove it" in message_of(url, create)
 
 
 def test_reading_leaves_a_database_of_something_else_as_it_is(tmp_path):
@@ -110,6 +152,8 @@ def test_a_folder_is_no_database(tmp_path):
         "postgresql://localhost/x?nosuchoption=1",
         "postgresql://localhost:1/x",
         "postgresql://localhost:99999/x",
+        "sqlite:///\udcff.db",
+        "grpc://\udcff:1",
     ],
 )
 def test_a_storage_that_cannot_be_used_is_refused_in_one_line(url):

@@ -49,6 +49,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next_at_the_same_place(tmp
         if (tmp_path / "page").exists():
             assert (tmp_path / "page").stat().st_size == 100_000
         left += any(name[0] == "." for name in listed(tmp_path))
+        for lock in tmp_path.glob(".*.hscc-lock"):
+            if not lock.read_bytes():  # killed before it wrote its name: whoever comes a little later removes it
+                os.utime(lock, (time.time() - 60,) * 2)
         for name in ("model", "page"):
             with temporary_beside(tmp_path / name):
                 pass
@@ -83,6 +86,14 @@ def test_on_another_machine_only_a_day_without_a_change_proves_that_nobody_write
         os.utime(path, (time.time() - age,) * 2)
     remove_abandoned(tmp_path)
     assert listed(tmp_path) == ([".model.abc", ".model.abc.hscc-lock"] if stays else [])
+
+
+@pytest.mark.parametrize(("age", "stays"), [(0, True), (60, False)])
+def test_a_lock_file_of_a_process_that_was_killed_before_it_wrote_its_name_goes(tmp_path, age, stays):
+    (tmp_path / ".model.abc.hscc-lock").touch()
+    os.utime(tmp_path / ".model.abc.hscc-lock", (time.time() - age,) * 2)
+    remove_abandoned(tmp_path)
+    assert listed(tmp_path) == ([".model.abc.hscc-lock"] if stays else [])
 
 
 def test_nothing_without_a_lock_file_is_ever_removed(tmp_path):

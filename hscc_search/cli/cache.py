@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hscc_search.cache import KINDS, Entry, cache_root, entries, remove_entries
 from hscc_search.cli.options import table_or_json_option
-from hscc_search.cli.printing import say
+from hscc_search.cli.printing import confirm, say
 from hscc_search.report.terminal import out_console
 
 
@@ -40,7 +40,7 @@ def clear(kind: str | None, yes: bool) -> None:
     """Remove what the cache holds, but nothing that a process uses."""
     found = [entry for entry in entries() if kind in (None, entry.kind)]
     if found and not yes:
-        click.confirm(f"remove {len(found)} entries, {_megabytes(found)} MB, of {cache_root()}?", abort=True)
+        confirm(f"remove {len(found)} entries, {_megabytes(found)} MB, of {cache_root()}?")
     kept = remove_entries(found)
     removed = [entry for entry in found if entry not in kept]
     say(f"removed: {len(removed)} entries, {_megabytes(removed)} MB")

@@ -99,7 +99,7 @@ def command_line(*words: object) -> str:
 
 
 def integers(option: str, text: str) -> list[int]:
-    """Read an option of seeds such as ``0,1,2``.
+    """Read an option of seeds such as ``0,1,2``; one that is there twice counts once.
 
     Raises:
         click.BadParameter: one is no whole number from 0 to 2**32 - 1.
@@ -112,11 +112,11 @@ def integers(option: str, text: str) -> list[int]:
         ) from error
     if not all(0 <= number < 2**32 for number in numbers):
         raise click.BadParameter(f"{quoted(text)} must be 0 or more and below 2**32", param_hint=option)
-    return numbers
+    return list(dict.fromkeys(numbers))
 
 
 def decimals(option: str, text: str) -> list[float]:
-    """Read an option such as ``3,4.5``.
+    """Read an option such as ``3,4.5``; a number that is there twice counts once.
 
     Raises:
         click.BadParameter: one is no number, or is not finite.
@@ -127,7 +127,7 @@ def decimals(option: str, text: str) -> list[float]:
         raise click.BadParameter(f"{quoted(text)} must be numbers with commas between", param_hint=option) from error
     if not all(map(math.isfinite, numbers)):
         raise click.BadParameter(f"{quoted(text)} must be finite numbers", param_hint=option)
-    return numbers
+    return list(dict.fromkeys(numbers))
 
 
 def naming_storage(storage: str) -> tuple[str, ...]:

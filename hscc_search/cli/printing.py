@@ -1,7 +1,10 @@
 """Print results, as several commands do."""
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import click
 
 from hscc_search.config import LEAKS
 from hscc_search.errors import printable
@@ -23,6 +26,22 @@ def say_some(lines: Sequence[str], most: int = 8) -> None:
         say(f"  {line}")
     if len(lines) > most:
         say(f"  and {len(lines) - most:,} more")
+
+
+def confirm(question: str) -> None:
+    """Ask before something is removed.
+
+    Raises:
+        click.Abort: the answer is no.
+        click.UsageError: nobody is there to answer.
+    """
+    try:
+        click.confirm(question, abort=True)
+    except click.Abort as error:
+        if sys.stdin.isatty() or not isinstance(error.__context__, EOFError):
+            raise
+        click.echo(err=True)
+        raise click.UsageError("nobody answers whether to remove it: give --yes") from error
 
 
 def show_front(study: "Study") -> None:

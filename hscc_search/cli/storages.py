@@ -6,7 +6,7 @@ from dataclasses import asdict
 import click
 
 from hscc_search.cli.options import group_storage_option, storage_option, table_or_json_option
-from hscc_search.cli.printing import quiet_optuna, say
+from hscc_search.cli.printing import confirm, quiet_optuna, say
 from hscc_search.report.terminal import out_console, studies_table
 
 
@@ -41,7 +41,7 @@ def rm(study_name: str, yes: bool, storage: str) -> None:
     statuses = {status.name: status for status in list_studies(storage)}
     if study_name in statuses and not yes:
         finished = statuses[study_name].finished
-        click.confirm(f"remove study {study_name} with {finished} finished trials?", abort=True)
+        confirm(f"remove study {study_name} with {finished} finished trials?")
     remove_study(storage, study_name)
     say(f"removed: study {study_name}")
 

@@ -1,7 +1,6 @@
 """Compress the dense network of each split with every method at every budget, and measure the results."""
 
 import copy
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from hscc_search.comparison.record import DENSE, Asked, ComparedNetwork, Compari
 from hscc_search.compression.calibration.calibrate import Calibration, calibrate
 from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.config import StudyConfig
+from hscc_search.config.space import MOST_BUDGET
 from hscc_search.data import load_dataset
 from hscc_search.dense.fine_tuning import fine_tune
 from hscc_search.dense.opened import Opened, open_dense
@@ -91,8 +91,8 @@ def _check(config: StudyConfig, budgets: Sequence[float], methods: Sequence[str]
         if method not in METHODS:
             raise ConfigError(f"no method {method!r}: use one of {', '.join(METHODS)}")
     for budget in budgets:
-        if not 1 < budget < math.inf:
-            raise ConfigError(f"a budget must be above 1, not {budget:g}")
+        if not 1 < budget <= MOST_BUDGET:
+            raise ConfigError(f"a budget must be above 1 and at most {MOST_BUDGET:,}, not {budget:g}")
     for seed in seeds:
         if not 0 <= seed < 2**32:
             raise ConfigError(f"a seed must be from 0 to 2**32 - 1, not {seed}")

@@ -9,6 +9,8 @@ from hscc_search.config.section import Section
 RegionStrategy = Literal["grid", "bands", "kmeans", "slic", "random", "none"]
 ClusterStrategy = Literal["coactivation", "contiguous", "random", "none"]
 RankMultiple = Annotated[int, Field(ge=1, le=64)]
+# The largest ratio of dense to compressed FLOPs that is asked for.
+MOST_BUDGET = 10_000
 
 
 class CompressionConfig(Section):
@@ -72,8 +74,8 @@ class EnergyRange(_Range):
 class BudgetRange(_Range):
     """Budgets, which are ratios of dense to compressed FLOPs, from ``low`` to ``high``."""
 
-    low: float = Field(gt=1, le=10_000, description="the smallest ratio")
-    high: float = Field(gt=1, le=10_000, description="the largest ratio")
+    low: float = Field(gt=1, le=MOST_BUDGET, description="the smallest ratio")
+    high: float = Field(gt=1, le=MOST_BUDGET, description="the largest ratio")
     levels: int | None = Field(
         None, ge=2, le=1000, description="number of values in equal ratios; without it any value between is sampled"
     )

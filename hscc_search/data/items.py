@@ -47,7 +47,7 @@ def read_item(part: str, items: Any, position: int) -> Item:
     name = f"{part}[{position}]"
     try:
         item = items[position]
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises, to leave the program too
         raise DataError(f"cannot read {name}: {one_line(error, with_type=True)}") from error
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise DataError(f"{name} is {quoted(item)}: it must be a pair of input and target")

@@ -61,7 +61,7 @@ def dataset_of_factory(config: DataConfig, report: Report = silent) -> Dataset:
     assert config.factory is not None
     try:
         made = load_function(config.factory)()
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises, to leave the program too
         raise DataError(f"cannot make the data set {config.factory}: {one_line(error, with_type=True)}") from error
     parts = dict(zip(PARTS, made, strict=True)) if isinstance(made, tuple) and len(made) == len(PARTS) else made
     if not isinstance(parts, dict) or not {*PARTS} <= parts.keys() <= {*PARTS, "classes"}:

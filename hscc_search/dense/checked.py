@@ -137,7 +137,7 @@ def _scores(network: nn.Module, images: torch.Tensor, name: str, one: tuple[int,
         answer = network(images.clone())  # a forward may change its input in place
     except ModelError:  # of the function that picks the scores
         raise
-    except Exception as error:  # whatever a network raises
+    except (Exception, SystemExit) as error:  # whatever a network raises
         reason = one_line(error, with_type=True)
         message = f"{name} cannot take images of {size} pixels{_channels(images)}, {count} at a time: {reason}"
         raise ModelError(message) from error

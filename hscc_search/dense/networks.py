@@ -182,7 +182,7 @@ def _pixels(shape: Shape) -> str:
 def _build_by_function(name: str, classes: int) -> nn.Module:
     try:
         network = load_function(name)(classes)
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises, to leave the program too
         raise ModelError(f"cannot build {name} with {classes} classes: {one_line(error, with_type=True)}") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")

@@ -32,7 +32,7 @@ def own_metrics(config: StudyConfig) -> dict[str, OwnMetric]:
         module, _, function = metric.function.partition(":")
         try:
             functions[name] = getattr(importlib.import_module(module), function)
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises, to leave the program too
             raise ConfigError(
                 f"metrics.{name}: cannot import {metric.function}: {one_line(error, with_type=True)} "
                 f"(looked for among Python's modules and in {folder})"
@@ -52,7 +52,7 @@ def own_value(name: str, function: OwnMetric, scores: np.ndarray, targets: np.nd
         value = function(scores.astype(np.float32), targets.astype(np.int64))
         if hasattr(value, "item"):
             value = value.item()
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises, to leave the program too
         raise StudyError(
             f"metric {name} fails on {len(targets):,} images: {one_line(error, with_type=True)}"
         ) from error

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hscc_search.config.metrics import COSTS, known_metric, less_is_better
-from hscc_search.errors import ConfigError, StudyError
+from hscc_search.errors import ConfigError, StudyError, quoted
 from hscc_search.pareto.confidence import Truth, confidence
 from hscc_search.pareto.front import front
 from hscc_search.pareto.objectives import Objective, title
 from hscc_search.pareto.points import Point
+
+# Digits of the number of a trial: a database counts in 64 bits.
+_MOST_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,15 @@ def parse_rule(text: str) -> Rule:
     kind, _, number = text.rpartition(":")
     if text == "knee":
         return Knee()
-    if kind == "trial" and number.isdecimal():
+    if kind == "trial" and number.isdecimal() and len(number) <= _MOST_DIGITS:
         return ByTrial(int(number))
     direction, _, metric = kind.partition("-")
     rule = Bound(metric, direction == "min", _number(number))
     if direction in ("min", "max") and _sensible(rule):
         return rule
     raise ConfigError(
-        f"cannot select {text!r}: use knee, trial:N, min-accuracy:X with X from 0 to 1, or max-flops:X with X above 0; "
-        "in place of accuracy and flops any metric that the study measures"
+        f"cannot select {quoted(text)}: use knee, trial:N, min-accuracy:X with X from 0 to 1, or max-flops:X with X "
+        "above 0; in place of accuracy and flops any metric that the study measures"
     )
 
 

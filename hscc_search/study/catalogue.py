@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StorageError, StudyError
-from hscc_search.storage import existing_storage, open_storage
+from hscc_search.storage import existing_storage, open_storage, storage_to_read
 from hscc_search.storage_faults import in_one_line, undamaged
 from hscc_search.study.record import StudyRecord
 from hscc_search.study.stored_study import (
@@ -57,7 +57,7 @@ def list_studies(storage: str | BaseStorage) -> list[StudyStatus]:
     Raises:
         StorageError: the storage cannot be reached.
     """
-    opened = existing_storage(storage) if isinstance(storage, str) else storage
+    opened = storage_to_read(storage) if isinstance(storage, str) else storage
     with in_one_line(opened), undamaged(opened):
         return [_status(opened, name) for name in optuna.get_all_study_names(opened)]
 
@@ -119,7 +119,7 @@ def copy_study(storage: str, name: str, to_name: str, to_storage: str | None = N
         StorageError: a storage cannot be reached, there is no such study, or the other name is taken.
         StudyError: as :func:`hscc_search.study.stored_study.read_study`.
     """
-    source = existing_storage(storage)
+    source = storage_to_read(storage) if to_storage is not None else existing_storage(storage)
     with in_one_line(source), undamaged(source):
         study = known_study(source, name)
         record = read_record(study)

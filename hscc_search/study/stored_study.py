@@ -22,7 +22,7 @@ from hscc_search.pareto.confidence import Confidence, Truth, confidence
 from hscc_search.pareto.front import front
 from hscc_search.pareto.objectives import Objective, objectives_of, title
 from hscc_search.pareto.points import Measured, Point
-from hscc_search.storage import existing_storage
+from hscc_search.storage import storage_to_read
 from hscc_search.storage_faults import in_one_line, undamaged
 from hscc_search.study.record import (
     FAILURE,
@@ -120,7 +120,7 @@ def read_study(storage: str | BaseStorage, name: str) -> Study:
         StorageError: the storage cannot be reached or holds no such study.
         StudyError: the study was not made by hscc-search, or by a version whose format this one does not read.
     """
-    opened = existing_storage(storage) if isinstance(storage, str) else storage
+    opened = storage_to_read(storage) if isinstance(storage, str) else storage
     with in_one_line(opened), undamaged(opened):
         return study_as_it_stands(known_study(opened, name), opened)
 

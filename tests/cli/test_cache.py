@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import sys
@@ -67,3 +68,16 @@ def test_clearing_removes_all_but_what_is_used(hscc, tmp_path):
 def test_clearing_one_kind_leaves_the_others(hscc, tmp_path):
     assert "removed: 2 entries" in hscc("clear", "--kind", "pixels", "--yes")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["net.safetensors"]
+
+
+def test_where_nobody_answers_the_option_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HSCC_CACHE", str(tmp_path))
+    (cache_folder("checkpoints") / "net.safetensors").touch()
+    monkeypatch.setattr(sys, "argv", ["hscc-search", "cache", "clear"])
+    for answer, code, said in (("", 2, "give --yes"), ("n\n", 130, "stopped"), ("y\n", 0, "")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code
+        assert said in capsys.readouterr().err
+        assert (tmp_path / "checkpoints" / "net.safetensors").exists() == (code != 0)

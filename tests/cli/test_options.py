@@ -13,6 +13,11 @@ def test_numbers_stand_between_commas():
     assert decimals("--budgets", "3,4.5") == [3.0, 4.5]
 
 
+def test_a_number_that_is_there_twice_counts_once():
+    assert integers("--seeds", "2,0,2,0") == [2, 0]
+    assert decimals("--budgets", "3,6,3.0") == [3.0, 6.0]
+
+
 @pytest.mark.parametrize("text", ["", "1;2", "1,two", "1,"])
 @pytest.mark.parametrize("read", [integers, decimals])
 def test_what_is_no_number_is_refused_with_the_option(read, text):

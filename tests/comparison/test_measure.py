@@ -301,9 +301,10 @@ def test_a_network_that_cannot_be_calibrated_is_no_failure_of_a_method(config, t
     [
         (["--methods", "hscc,magic"], ["'magic'", "tucker-2"]),
         (["--methods", "hscc,"], ["no method ''"]),
-        (["--budgets", "1"], ["above 1, not 1"]),
-        (["--budgets", "3,0.5"], ["above 1, not 0.5"]),
-        (["--budgets", "-3"], ["above 1, not -3"]),
+        (["--budgets", "1"], ["above 1 and at most 10,000, not 1"]),
+        (["--budgets", "3,0.5"], ["above 1 and at most 10,000, not 0.5"]),
+        (["--budgets", "3,1e308"], ["at most 10,000, not 1e+308"]),
+        (["--budgets", "-3"], ["above 1 and at most 10,000, not -3"]),
         (["--budgets", "nan"], ["nan"]),
         (["--budgets", "inf"], ["inf"]),
         (["--budgets", "three"], ["--budgets", "'three'"]),

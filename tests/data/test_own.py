@@ -135,6 +135,8 @@ def test_parts_and_classes_that_cannot_be_used_are_refused():
         dataset_of(iter(train), validation, test)
     with pytest.raises(DataError, match=r"cannot read validation\[0\]: KeyError"):
         dataset_of(train, Broken(), test)
+    with pytest.raises(DataError, match=r"cannot read validation\[0\]: SystemExit: 0"):
+        dataset_of(train, Broken(SystemExit), test)
     with pytest.raises(DataError, match="targets go up to 1, and classes are one"):
         dataset_of(train, validation, test, classes=["one"])
     with pytest.raises(DataError, match=r"data\.classes names x"):
@@ -144,11 +146,14 @@ def test_parts_and_classes_that_cannot_be_used_are_refused():
 
 
 class Broken:
+    def __init__(self, error=KeyError):
+        self.error = error
+
     def __len__(self):
         return 3
 
     def __getitem__(self, position):
-        raise KeyError(position)
+        raise self.error(position)
 
 
 @pytest.fixture
@@ -166,6 +171,7 @@ def factory(image_folder, tmp_path, monkeypatch):
         ("wrong", r"own_data:wrong must return the datasets train, validation and test.*not 3"),
         ("broken", "cannot make the data set own_data:broken: OSError: no such server"),
         ("none", "own_data:none: AttributeError"),
+        ("left", "cannot make the data set own_data:left: SystemExit: 3"),
     ],
 )
 def test_a_factory_that_cannot_be_used_ends_in_one_line(factory, function, message):

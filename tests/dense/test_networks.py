@@ -188,6 +188,8 @@ def test_a_network_that_does_not_fit_the_images_is_refused(own_module, source, r
         ("own_networks:make", "def make(classes:\n", "SyntaxError"),
         ("own_networks:make", "def make(classes):\n    return 'a network'\n", "torch.nn.Module, not str"),
         ("own_networks:make", "make = 3\n", "not callable"),
+        ("sys:exit", "", "SystemExit: 4"),
+        ("own_networks:make", "raise SystemExit('leave')\n", "SystemExit: leave"),
     ],
 )
 def test_what_is_wrong_with_a_function_of_ones_own_is_said_in_one_line(own_module, name, source, reason):

@@ -68,6 +68,15 @@ def test_it_is_tried_on_all_images_and_on_a_draw():
         check_own_metrics({"mine": of_different}, SCORES, LABELS, draw_counts(4, 1, 0))
 
 
+@pytest.mark.parametrize("code", [None, 0, "leave"])
+def test_one_that_would_leave_the_program_fails(code):
+    def leave(scores, targets):
+        raise SystemExit(code)
+
+    with pytest.raises(StudyError, match=f"metric mine fails on .* images: SystemExit: {code}"):
+        check_own_metrics({"mine": leave}, SCORES, LABELS, draw_counts(4, 1, 0))
+
+
 @pytest.mark.parametrize(
     ("function", "said"),
     [

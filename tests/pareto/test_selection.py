@@ -60,6 +60,7 @@ def test_each_rule_is_read(text, rule):
         "trial",
         "trial:",
         "trial:one",
+        "trial:1234567890123456789",
         "trial:-1",
         "trial:1.5",
         "min-accuracy",
@@ -85,6 +86,13 @@ def test_a_malformed_rule_is_quoted_with_the_rules_that_exist(text):
     with pytest.raises(ConfigError, match="use knee, trial:N") as refused:
         parse_rule(text)
     assert repr(text) in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["trial", "min-accuracy", "most"])
+def test_a_number_that_no_study_has_is_refused_in_short(kind):
+    with pytest.raises(ConfigError, match="cannot select") as refused:
+        parse_rule(f"{kind}:{'9' * 5000}")
+    assert len(str(refused.value)) < 400
 
 
 @pytest.mark.parametrize(
