@@ -25,6 +25,12 @@ class ModelConfig(Section):
         None,
         description="file of trained weights, a plain state dict or safetensors; without it the network is trained",
     )
+    checkpoint_key: str | None = Field(
+        None,
+        max_length=500,
+        description="which weights of the checkpoint: the key of a state dict in it, such as state_dict_ema, dotted where "
+        "it lies deeper; or what their names begin with, such as ema_model; without it the likeliest, which is said",
+    )
     output: str | None = Field(
         None,
         max_length=500,

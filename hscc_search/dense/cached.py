@@ -51,7 +51,7 @@ def checkpoint_path(config: StudyConfig, dataset: Dataset, network: Mapping[str,
         "version": _TRAINING_VERSION,
         "seed": config.seed,
         # The function that picks the scores is a part of the network's identity.
-        "model": config.model.model_dump(exclude={"checkpoint", "output"}),
+        "model": config.model.model_dump(exclude={"checkpoint", "checkpoint_key", "output"}),
         "network": dict(network),
         "training": config.training.model_dump(exclude={"when"}),
         "data": _data_key(config.data),

@@ -87,6 +87,24 @@ def _renamings(state: State, expected: list[str]) -> Iterator[tuple[str, dict[st
             ]
             renamed = {put + names[name].removeprefix(cut): value for name, value in plain.items()}
             yield " and ".join(word for word in words if word) or f"ignored {_STEPS!r}", renamed
+    yield from _below_prefixes(plain, expected)
+
+
+def _below_prefixes(state: State, expected: list[str]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """Yield the tensors below each prefix that gives all the network's names, where others stand beside them.
+
+    Lightning keeps what a loss or a metric holds beside the network.
+    """
+    names = [name for name in expected if not name.endswith(_COUNTER)]
+    if not names:
+        return
+    for found in [name for name in state if name.endswith(f".{names[0]}")]:
+        prefix = found.removesuffix(names[0])
+        others = [name for name in state if not name.startswith(prefix)]
+        if others and all(prefix + name in state for name in names):
+            shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+            below = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            yield f"stripped {prefix!r} and left out {shown}", below
 
 
 def _dotted_prefixes(names: list[str]) -> list[str]:

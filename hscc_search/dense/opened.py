@@ -174,7 +174,7 @@ def _check_code(opened: Opened, before: Mapping[str, str]) -> None:
 
 def with_checkpoint(opened: Opened, checkpoint: Path, report: Report) -> Opened:
     """Load the weights of a checkpoint into a network that was built."""
-    line = load_checkpoint(opened.network, checkpoint)
+    line = load_checkpoint(opened.network, checkpoint, opened.config.model.checkpoint_key)
     report(Notice(f"training: none: the weights are those of checkpoint {checkpoint}"))
     if line is not None:
         report(Notice(line))

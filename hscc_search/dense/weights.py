@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hscc_search.dense.checkpoint_names import Fitted, fit
-from hscc_search.errors import ModelError, one_line
+from hscc_search.errors import ModelError, one_line, quoted
 
 # Keys under which programs keep the state dict of a network beside other things, the likeliest first. An average of
 # the weights is taken only where there is nothing else, since it may be one of a few steps.
@@ -39,8 +39,12 @@ class Checkpoint:
     remarks: tuple[str, ...] = ()
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
     """Read a safetensors file or a pickled state dict, alone or among other plain values, executing nothing.
+
+    Args:
+        path: of the file.
+        key: of the weights in it, or what their names begin with; None takes the likeliest.
 
     Raises:
         ModelError: the file is missing or damaged, holds no named tensors or objects of other kinds, or a value in it
@@ -62,7 +66,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(
             f"checkpoint {path} is damaged or of another format: {one_line(error, with_type=True)}"
         ) from error
-    checkpoint = _unwrapped(content, path)
+    checkpoint = _unwrapped(content if key is None else _below(content, key, path), path)
     check_values(checkpoint.tensors, f"checkpoint {path}")
     return checkpoint
 
@@ -81,6 +85,26 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     if digest not in (None, tensors_digest(state)):
         raise ValueError("its content has changed since it was written")
     return state
+
+
+def _below(content: Any, key: str, path: Path) -> Any:
+    """The weights that a study names.
+
+    Raises:
+        ModelError: there are none of that key.
+    """
+    inner, parts = content, [key] if isinstance(content, dict) and key in content else key.split(".")
+    for part in parts:
+        inner = inner.get(part) if isinstance(inner, dict) else None
+    if isinstance(inner, dict):
+        return inner
+    names = _unwrapped(content, path).tensors
+    beginning = f"{key.rstrip('.')}."
+    chosen = {name.removeprefix(beginning): value for name, value in names.items() if name.startswith(beginning)}
+    if not chosen:
+        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise ModelError(f"checkpoint {path} has no weights under model.checkpoint_key {quoted(key)}: it holds {keys}")
+    return chosen
 
 
 def _unwrapped(content: Any, path: Path) -> Checkpoint:
@@ -164,8 +188,13 @@ def load_weights(network: nn.Module, state: Mapping[str, torch.Tensor], origin: 
     return fitted.remarks
 
 
-def load_checkpoint(network: nn.Module, path: Path) -> str | None:
+def load_checkpoint(network: nn.Module, path: Path, key: str | None = None) -> str | None:
     """Read a checkpoint into a network.
+
+    Args:
+        network: changed in place.
+        path: of the checkpoint.
+        key: as for :func:`read_checkpoint`.
 
     Returns:
         A line on what was left aside, stripped and converted; None where nothing was.
@@ -173,7 +202,7 @@ def load_checkpoint(network: nn.Module, path: Path) -> str | None:
     Raises:
         ModelError: as :func:`read_checkpoint` and :func:`load_weights`.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, key)
     remarks = (*checkpoint.remarks, *load_weights(network, checkpoint.tensors, f"checkpoint {path}"))
     return f"checkpoint {path}: {', '.join(remarks)}" if remarks else None
 

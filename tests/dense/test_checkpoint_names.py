@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hscc_search.dense.checkpoint_names import fit
-from hscc_search.dense.weights import load_weights, weights_digest
+from hscc_search.dense.weights import load_checkpoint, load_weights, weights_digest
 from hscc_search.errors import ModelError
 
 
@@ -143,3 +143,33 @@ def test_what_fits_is_by_the_networks_names_and_types():
     fitted = fit(renamed(lambda name: f"module.{name}"), expected)
     assert (fitted.problems, list(fitted.state)) == ((), list(expected))
     assert all(fitted.state[name].dtype == expected[name].dtype for name in expected)
+
+
+@pytest.mark.parametrize("others", [["criterion.weight"], ["val_auroc.preds", "ema.features.0.weight", "a", "b"]])
+def test_what_stands_beside_the_network_is_left_out_and_named(others):
+    state = renamed(lambda name: f"model.{name}") | {name: torch.zeros(3) for name in others}
+    made = network()
+    (remark,) = load_weights(made, state, "checkpoint")
+    assert remark.startswith(f"stripped 'model.' and left out {others[0]}")
+    assert weights_digest(made) == weights_digest(trained())
+
+
+def test_weights_of_a_key_are_taken_and_no_others(tmp_path):
+    mean = {name: value * 0.5 if value.is_floating_point() else value for name, value in trained().state_dict().items()}
+    plain = trained().state_dict()
+    files = {
+        "ema": ({"state_dict": plain, "ema": mean}, "ema"),
+        "nested": ({"state_dict": plain, "callbacks": {"ema": {"weights": mean}}}, "callbacks.ema.weights"),
+        "beginning": (
+            {f"net.{name}": value for name, value in plain.items()}
+            | {f"net_ema.{name}": value for name, value in mean.items()},
+            "net_ema",
+        ),
+    }
+    for name, (content, key) in files.items():
+        torch.save(content, tmp_path / name)
+        made = network()
+        load_checkpoint(made, tmp_path / name, key)
+        assert torch.equal(made["head"].weight, 0.5 * trained()["head"].weight)
+        with pytest.raises(ModelError, match=r"no weights under model\.checkpoint_key 'average': it holds "):
+            load_checkpoint(made, tmp_path / name, "average")
