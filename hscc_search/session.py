@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 class Study(stored_study.Study):
     """A study as it stands in its storage, whose trials can be tabulated, drawn, built again and exported."""
 
+    def __repr__(self) -> str:
+        """Say how far the study is."""
+        return f"study {self.config.name}: {len(self.points)} of {self.config.trials} trials, {len(self.front)} on the front"
+
     # Images and dense network of a study that was searched on objects in memory.
     _given: Opened | None = None
 

@@ -110,6 +110,7 @@ def export(
     from hscc_search.pareto.selection import parse_rule, select
 
     rule = parse_rule(rule_text)
+    from hscc_search.config.metrics import less_is_better
     from hscc_search.export.export import export as export_trial
     from hscc_search.pareto.objectives import quality_of, title
     from hscc_search.study.stored_study import read_study
@@ -135,6 +136,11 @@ def export(
         f"trial {point.trial}: {metrics.flops_ratio:.2f}x fewer FLOPs, test {title(metric)} {value:.4f} "
         f"(dense {dense_value:.4f}) on {metrics.test_images} images"
     )
+    now, then = metrics.compressed.validation.metrics.get(metric), point.metrics.get(metric)
+    if metrics.finetuning_epochs and now is not None and then is not None and not study.config.finetuning.epochs:
+        words = f"fine-tuning took the validation {title(metric)} from {then:.4f} to {now:.4f}"
+        worse = now > then if less_is_better(metric) else now < then
+        say(f"warning: {words}: lower finetuning.learning_rate, or export without it" if worse else words)
     say(f"exported: {out}")
     say(f"next: read {out / 'README.md'}, or in Python: hscc_search.load({str(out)!r})")
 

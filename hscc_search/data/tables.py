@@ -2,10 +2,13 @@
 
 import csv
 import io
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hscc_search.config import ColumnsConfig
 from hscc_search.data.listing import Listed, part_of
@@ -13,6 +16,8 @@ from hscc_search.errors import DataError, one_line, printable, quoted, shortened
 
 _DELIMITERS = (",", ";", "\t")
 _PARQUET = (".parquet", ".pq")
+# Bytes of a table: a few million images.
+_MOST_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,29 @@ def images_of_table(path: Path, columns: ColumnsConfig) -> list[Listed]:
     return images
 
 
+def unused_columns(path: Path, columns: ColumnsConfig) -> tuple[str, ...]:
+    """A line on the columns of a table that may say groups or parts and are not used as such; none without.
+
+    Raises:
+        DataError: as :func:`images_of_table`.
+    """
+    table = _read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path, columns.path)
+    named = _columns_used(table, columns)
+    others = [name for name in table.columns if name and name not in named.values()]
+    if not others or {"group", "split"} <= named.keys():
+        return ()
+    values: dict[str, set[Any]] = {name: set() for name in others}
+    count = 0
+    for _, row in table.rows:
+        count += 1
+        for name in others:
+            values[name].add(row.get(name))
+    shared = [f"{name} ({len(values[name]):,} values for {count:,} images)" for name in others]
+    missing = [kind for kind in ("group", "split") if kind not in named]
+    keys = ", ".join(f"data.columns.{kind}" for kind in missing)
+    return (f"columns of {path.name} that are not used: {shortened(', '.join(shared), 500)}; {keys} may name them",)
+
+
 def _columns_used(table: _Table, columns: ColumnsConfig) -> dict[str, str]:
     """The column of each kind of value; groups and parts may have none."""
     wanted = {"path": columns.path, "label": columns.label, "group": columns.group, "split": columns.split}
@@ -83,17 +111,39 @@ def _cell(table: _Table, line: str, row: Mapping[str, Any], column: str) -> str:
 
 def _read_csv(path: Path, needed: str) -> _Table:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with _opened(path) as file:
+            text = (file.read(_MOST_BYTES) or b"").decode("utf-8-sig")  # None where there is nothing yet, as in /proc
     except UnicodeDecodeError as error:
         raise DataError(f"table {path} is no text in UTF-8 (byte {error.start:,}): save it as CSV in UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read table {path} ({error.strerror}): give a CSV or Parquet file") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     headers = {sign: _header(text, sign) for sign in _DELIMITERS}
     delimiter = next((sign for sign, names in headers.items() if needed in names), _DELIMITERS[0])
     columns = headers[delimiter]
     if not any(columns):
         raise DataError(f"table {path} is empty: it needs a header and a row for each image")
     return _Table(path, columns, _csv_rows(path, text, columns, delimiter))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a table, without waiting for what may stand behind its name, such as a pipe that nobody writes to.
+
+    Raises:
+        DataError: it is no regular file, too large, or cannot be read.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise DataError(f"table {path} is no regular file: give a CSV or Parquet file")
+            if status.st_size > _MOST_BYTES:
+                raise DataError(
+                    f"table {path} is too large: it has {status.st_size:,} bytes, and a table has at most "
+                    f"{_MOST_BYTES:,}: leave out columns that are not needed"
+                )
+            yield file
+    except OSError as error:
+        raise DataError(f"cannot read table {path} ({error.strerror}): give a CSV or Parquet file") from error
 
 
 def _header(text: str, delimiter: str) -> tuple[str, ...]:
@@ -129,8 +179,11 @@ def _read_parquet(path: Path) -> _Table:
             f"reading {path} needs pyarrow: install it with `pip install 'hscc-search[parquet]'`, or save it as CSV"
         ) from error
     try:
-        rows = parquet.read_table(path).to_pylist()
-        names = parquet.read_schema(path).names
+        with _opened(path) as file:
+            table = parquet.read_table(file)
+        rows, names = table.to_pylist(), table.column_names
+    except DataError:
+        raise
     except Exception as error:  # pyarrow has its own
         raise DataError(f"cannot read table {path} ({one_line(error)}): give a CSV or Parquet file") from error
     return _Table(path, tuple(names), ((f"row {number:,}", row) for number, row in enumerate(rows, 1)))

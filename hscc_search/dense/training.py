@@ -73,7 +73,9 @@ def train(
         right = predict(network, parts.validation, config.data, device).argmax(1) == parts.validation.labels
         note = f"loss {loss:.3f}, validation accuracy {right.mean():.3f}"
         report(Progress("training the dense network", epoch + 1, training.epochs, note))
-    network.eval()
+    # In the order of weights that are read from the cache: sums in another order round differently, so that the next
+    # run would calibrate once more, to other values.
+    network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if path is not None:
         _write_weights(network, path)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ _WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params"),
     *("ema", "ema_state_dict", "model_ema", "state_dict_ema", "params_ema"),
 )
+# Wrappers within wrappers that are looked into.
+_DEEPEST = 8
+# Bytes up to which a tensor may take more memory than what is stored of it, as one that was expanded does.
+_MOST_REPEATED = 1 << 30
 # Metadata of the safetensors files that are written here: a digest of all tensors, by which damage is noticed. Beside
 # it stands, as in `safetensors.torch.save_model`, each name that was left out, with the name of the same tensor.
 _DIGEST = "hscc_sha256"
@@ -56,7 +61,7 @@ def read_checkpoint(path: Path, key: str | None = None) -> Checkpoint:
         if path.suffix == ".safetensors":
             content: Any = _read_safetensors(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _read_pickled(path)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"checkpoint {path} is not a plain state dict, and nothing else is unpickled: "
@@ -107,10 +112,27 @@ def _below(content: Any, key: str, path: Path) -> Any:
     return chosen
 
 
+def _read_pickled(path: Path) -> Any:
+    """Read what torch.save wrote, executing nothing.
+
+    Raises:
+        ValueError: a part is not what was written; torch compares no checksums.
+        Exception: it was not written by torch.save, whatever that makes the reader raise.
+    """
+    if zipfile.is_zipfile(path):  # files of torch before 1.6 are none, and have no checksums
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged is not None:
+            raise ValueError(f"its content has changed since it was written ({damaged})")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _unwrapped(content: Any, path: Path) -> Checkpoint:
     """Find the named tensors in what a file holds."""
     remarks: list[str] = []
-    while isinstance(content, dict) and not _is_state(content):
+    for _ in range(_DEEPEST):  # a pickle may hold itself
+        if not isinstance(content, dict) or _is_state(content):
+            break
         inner = [key for key, value in content.items() if _is_state(value)]
         inner += [key for key, value in content.items() if key in _WRAPPERS and key not in inner and _has_state(value)]
         known = [key for key in _WRAPPERS if key in inner] or (inner if len(inner) == 1 else [])
@@ -144,7 +166,14 @@ def _is_state(value: Any) -> bool:
 
 
 def _has_state(value: Any) -> bool:
-    return _is_state(value) or (isinstance(value, dict) and any(_has_state(value.get(key)) for key in _WRAPPERS))
+    """Whether a value is a state dict, or holds one in a few wrappers."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        if any(map(_is_state, level)):
+            return True
+        inner = [outer.get(key) for outer in level if isinstance(outer, dict) for key in _WRAPPERS]
+        level = list({id(value): value for value in inner}.values())
+    return False
 
 
 def check_values(tensors: Mapping[str, torch.Tensor], origin: str) -> None:
@@ -154,9 +183,12 @@ def check_values(tensors: Mapping[str, torch.Tensor], origin: str) -> None:
         ModelError: one does not; the error begins with ``origin`` and names it.
     """
     for name, value in tensors.items():
-        if value.is_meta or value.is_quantized or value.layout != torch.strided:
-            kind = "meta" if value.is_meta else "quantised" if value.is_quantized else "sparse"
+        if value.is_nested or value.is_meta or value.is_quantized or value.layout != torch.strided:
+            kinds = {"nested": value.is_nested, "meta": value.is_meta, "quantised": value.is_quantized, "sparse": True}
+            kind = next(kind for kind, holds in kinds.items() if holds)
             raise ModelError(f"{origin} holds a {kind} tensor ({name}): save plain float32 weights")
+        if max(value.untyped_storage().nbytes(), _MOST_REPEATED) < value.numel() * value.itemsize:
+            raise ModelError(f"{origin} holds a tensor that repeats a few values {value.numel():,} times ({name})")
         # Narrow types of 8 bits have no `isfinite` of their own.
         if not torch.isfinite(value.float() if value.is_floating_point() and value.itemsize < 4 else value).all():
             raise ModelError(f"{origin} holds values that are not finite ({name}): train it again or use another one")

@@ -6,7 +6,7 @@ from typing import Any
 
 from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
-from hscc_search.config import StudyConfig
+from hscc_search.config import IN_MEMORY, StudyConfig
 from hscc_search.evaluation.quality import Quality
 from hscc_search.export.folder import Metrics, Results
 from hscc_search.export.reading import EIGHT_BITS, Files, picture_fields
@@ -28,7 +28,7 @@ scores = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels
 {answer}
 ```
 
-As a torch module that can be trained further, which takes the same pixels: `hscc_search.load("this folder")`.
+As a torch module that can be trained further, which takes the same pixels: `{load}`.
 
 ## Results
 
@@ -38,8 +38,8 @@ As a torch module that can be trained further, which takes the same pixels: `hsc
 
 ± is one standard error over {units} ({test_images} in the test part, {validation_images} in the validation \
 part), by the bootstrap, or by Jeffreys' interval where all answers are right. {share}One multiply-add is one MAC and \
-two FLOPs. The trial was chosen on the validation part; {test_part}, with ONNX \
-Runtime running model.onnx.{larger}
+two FLOPs. The trial was chosen on the validation part; {test_part}. The test part ran through model.onnx with ONNX \
+Runtime.{larger}
 
 ## Layers
 
@@ -98,6 +98,7 @@ def model_card(
         validation_images=metrics.validation_images if metrics.validation_groups is None else metrics.validation_groups,
         layers=_layers(plan),
         test_part=test_part,
+        load=f'hscc_search.load("this folder"{", network" if config.model.name == IN_MEMORY else ""})',
         larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
         inspected=f"{inspection.share:.1%} of the multiply-adds of the dense network are in layers that can be "
         f"compressed; with all of these replaced at full rank its answers differ by {inspection.error:.0e} of what "

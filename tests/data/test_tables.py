@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,23 @@ def test_a_table_that_cannot_be_used_ends_in_one_line(table, text, message):
     with pytest.raises(DataError, match=message) as told:
         images_of_table(table(text), ColumnsConfig())
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, "is no regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
+        (os.mkdir, "Is a directory|is no regular file"),
+        (lambda path: (path.touch(), os.truncate(path, 1 << 40)), "is too large.*at most"),
+    ],
+    ids=["pipe", "device", "folder", "huge"],
+)
+def test_only_a_regular_file_of_some_size_is_read(tmp_path, suffix, make, said):
+    make(tmp_path / f"images{suffix}")
+    with pytest.raises(DataError, match=said):
+        images_of_table(tmp_path / f"images{suffix}", ColumnsConfig())
 
 
 def test_a_missing_table_is_named(tmp_path):

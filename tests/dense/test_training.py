@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from hscc_search.compression.calibration.store import cache_key
 from hscc_search.data import load_dataset
 from hscc_search.dense import epochs
 from hscc_search.dense.cached import checkpoint_path
@@ -31,6 +32,14 @@ def cut_after(epoch, error):
             raise error
 
     return report
+
+
+def test_a_network_that_was_just_trained_is_as_it_comes_from_the_cache(study, own_cache):
+    trained, cached = (open_dense(study(), "cpu").network for _ in range(2))
+    assert {name: value.stride() for name, value in trained.state_dict().items()} == {
+        name: value.stride() for name, value in cached.state_dict().items()
+    }
+    assert cache_key(trained, torch.zeros(4, 3, 8, 8), 2) == cache_key(cached, torch.zeros(4, 3, 8, 8), 2)
 
 
 @pytest.mark.parametrize(

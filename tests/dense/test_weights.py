@@ -217,6 +217,56 @@ def test_a_file_that_another_program_wrote_without_repeating_tied_weights_is_loa
     assert weights_digest(again) == weights_digest(trained)
 
 
+@pytest.mark.parametrize("content", ["weights", "wrapped"])
+def test_a_flipped_bit_of_a_saved_state_dict_is_damage(tmp_path, content):
+    path, state = tmp_path / "w.pt", dict(DigitsCNN(3, 8).state_dict())
+    torch.save(state if content == "weights" else {"model": state}, path)
+    whole = path.read_bytes()
+    for share in (0.3, 0.5, 0.7):
+        damaged = bytearray(whole)
+        damaged[int(len(whole) * share)] ^= 1 << 6
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match="is damaged or of another format"):
+            read_checkpoint(path)
+
+
+def circles():
+    one, other, beside, deep = {}, {}, {}, {"w": torch.zeros(2)}
+    one["model"] = one
+    other["net"] = dict.fromkeys(("model", "net", "ema", "params"), other)
+    beside |= {"model": beside, "net": {"state_dict": {"w": torch.zeros(2)}}, "n": 1}
+    for _ in range(300):
+        deep = {"model": deep, "epoch": 3}
+    return [one, other, beside, deep]
+
+
+@pytest.mark.parametrize("content", circles(), ids=["itself", "each other", "beside weights", "deep"])
+def test_wrappers_without_end_are_refused_in_one_line(tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="holds more or other than named tensors"):
+        read_checkpoint(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.zeros(1).expand(10**7, 10**5), "repeats a few values"),
+        (lambda: torch.zeros(9).as_strided((10**6, 10**6), (0, 0)), "repeats a few values"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]), "a nested tensor"),
+        (lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged), "a nested tensor"),
+    ],
+    ids=["expanded", "strided", "nested", "jagged"],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_that_are_more_than_what_is_stored_are_refused(tmp_path, make, said):
+    torch.save({"w": make(), "bias": torch.zeros(1).expand(1000)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=f"{said}.*|damaged or of another format") as refused:
+        read_checkpoint(tmp_path / "w.pt")
+    assert len(str(refused.value)) < 700
+    torch.save({"bias": torch.zeros(1).expand(1000)}, tmp_path / "w.pt")
+    assert read_checkpoint(tmp_path / "w.pt").tensors["bias"].shape == (1000,)
+
+
 def test_each_flipped_bit_of_a_written_file_is_noticed_or_changes_nothing(tmp_path):
     path = tmp_path / "w.safetensors"
     state = {"weight": torch.arange(6.0), "again": torch.ones(2)}

@@ -60,6 +60,16 @@ def test_the_same_seed_gives_the_same_trials_also_after_stops(small, tmp_path):
     assert [study.plan_of(trial) for trial in range(14)] == [unbroken.plan_of(trial) for trial in range(14)]
 
 
+def test_a_study_is_calibrated_once_whether_its_network_was_trained_or_read(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("HSCC_CACHE", str(tmp_path / "cache"))
+    config, told = small(trials=2), []
+    first = run_study(config)
+    again = run_study(config.model_copy(update={"storage": f"sqlite:///{tmp_path}/again.db"}), report=told.append)
+    assert len(list((tmp_path / "cache" / "calibrations").iterdir())) == 1
+    assert not [step for step in told if getattr(step, "task", "").startswith("calibrating")]
+    assert values(again) == values(first)
+
+
 def test_a_finished_study_does_nothing(small):
     run_study(small(trials=3))
     told = []
