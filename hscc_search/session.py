@@ -46,7 +46,8 @@ class Study(stored_study.Study):
 
     def __repr__(self) -> str:
         """Say how far the study is."""
-        return f"study {self.config.name}: {len(self.points)} of {self.config.trials} trials, {len(self.front)} on the front"
+        trials = f"{len(self.points)} of {self.config.trials} trials"
+        return f"study {self.config.name}: {trials}, {len(self.front)} on the front"
 
     # Images and dense network of a study that was searched on objects in memory.
     _given: Opened | None = None

@@ -204,9 +204,10 @@ class DataConfig(Section):
         channels = tree.get("channels")
         if channels == 1:
             return {"mean": GREY_MEAN, "std": GREY_STD, **tree}
-        if tree.get("source") in ("python", "memory") and isinstance(channels, int) and 0 < channels <= 1024:
-            if channels != 3:  # nobody knows how such inputs are spread: they stay as they are
-                return {"mean": (0.0,) * channels, "std": (1.0,) * channels, **tree}
+        own = tree.get("source") in ("python", "memory")
+        if own and isinstance(channels, int) and channels in {2, *range(4, 1025)}:
+            # Nobody knows how such inputs are spread: they stay as they are.
+            return {"mean": (0.0,) * channels, "std": (1.0,) * channels, **tree}
         return tree
 
     @model_validator(mode="after")

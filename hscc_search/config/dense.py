@@ -28,8 +28,8 @@ class ModelConfig(Section):
     checkpoint_key: str | None = Field(
         None,
         max_length=500,
-        description="which weights of the checkpoint: the key of a state dict in it, such as state_dict_ema, dotted where "
-        "it lies deeper; or what their names begin with, such as ema_model; without it the likeliest, which is said",
+        description="which weights of the checkpoint: the key of a state dict in it, such as state_dict_ema, dotted "
+        "where it lies deeper; or what their names begin with, such as ema_model; without it the likeliest, as is said",
     )
     output: str | None = Field(
         None,

@@ -36,8 +36,8 @@ def empty_line(contrasts: Sequence[int] | np.ndarray, names: Sequence[object]) -
         f"{len(empty):,} of {len(contrasts):,}",
         listed(printable(names[index]) for index in empty.tolist()),
     )
-    line = f"nearly empty images, of one even shade such as black or white: {count} ({examples})"
-    return (line + "; where values do not fill their range, data.range says which are black and white",)
+    shade = "of one even shade such as black or white, or of a small part of data.range"
+    return (f"nearly empty images, {shade}: {count} ({examples})",)
 
 
 def _small_classes(dataset: Dataset, parts: Parts) -> tuple[str, ...]:

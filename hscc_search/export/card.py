@@ -74,13 +74,6 @@ def model_card(
         trained_elsewhere: whether the images that the dense network was trained on are not known.
         files: the kind of the study's images.
     """
-    if trained_elsewhere or metrics.trained_further:
-        network = "dense network" if trained_elsewhere else "compressed network"
-        test_part = (
-            f"which images the {network} was trained on is not known, so that the test part may hold some of them"
-        )
-    else:
-        test_part = "the test part was used for this table only"
     dense, compressed = metrics.dense.cost.parameters, metrics.compressed.cost.parameters
     return _CARD.format(
         study=metrics.study,
@@ -97,7 +90,7 @@ def model_card(
         test_images=metrics.test_images if metrics.test_groups is None else metrics.test_groups,
         validation_images=metrics.validation_images if metrics.validation_groups is None else metrics.validation_groups,
         layers=_layers(plan),
-        test_part=test_part,
+        test_part=_test_part(metrics, trained_elsewhere),
         load=f'hscc_search.load("this folder"{", network" if config.model.name == IN_MEMORY else ""})',
         larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
         inspected=f"{inspection.share:.1%} of the multiply-adds of the dense network are in layers that can be "
@@ -105,6 +98,14 @@ def model_card(
         "they vary by.\n\n",
         notices="".join(f"- {_in_markdown(line)}\n" for line in notices) + ("\n" if notices else ""),
     )
+
+
+def _test_part(metrics: Metrics, trained_elsewhere: bool) -> str:
+    """Words on what else the test part was used for."""
+    if not (trained_elsewhere or metrics.trained_further):
+        return "the test part was used for this table only"
+    network = "dense network" if trained_elsewhere else "compressed network"
+    return f"which images the {network} was trained on is not known, so that the test part may hold some of them"
 
 
 def _answer(metrics: Metrics) -> dict[str, str]:
