@@ -1,13 +1,11 @@
 """Open the databases of studies: any that Optuna's RDB storage supports, or Optuna's proxy in front of one."""
 
-import os
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
-from urllib.parse import quote
 
 from filelock import FileLock
 from grpc import RpcError
@@ -19,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from tenacity import RetryCallState, retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from hscc_search.errors import StorageError, one_line, quoted
+from hscc_search.sqlite_files import check_file, check_room_for_study, check_writable, read_only_url, unwritable
 from hscc_search.storage_faults import explained, may_pass
 
 # Seconds to wait for another writer's lock (SQLite), and for a server to answer (PostgreSQL, proxy).
@@ -52,7 +51,7 @@ def open_storage(url: str) -> BaseStorage:
         if parsed.get_backend_name() == "grpc":
             return _proxy(parsed)
         if parsed.get_backend_name() == "sqlite":
-            _check_writable(parsed)
+            check_writable(parsed)
             _write_ahead(str(parsed.database))
         engine = create_engine(url, **options)
         try:
@@ -94,7 +93,7 @@ def find_storage(url: str) -> BaseStorage | None:
         if parsed.get_backend_name() == "sqlite":
             if not Path(str(parsed.database)).exists():
                 return None
-            _check_writable(parsed)
+            check_writable(parsed)
         engine = create_engine(url, **options)
         try:
             if not inspect(engine).has_table("studies"):
@@ -126,30 +125,17 @@ def storage_to_read(url: str) -> BaseStorage:
     """
     with _explained(url) as (parsed, options):
         path = Path(str(parsed.database))
-        if parsed.get_backend_name() == "sqlite" and path.exists() and _unwritable(path):
-            return _reading_alone(url, _read_only(path), options)
+        if parsed.get_backend_name() == "sqlite" and path.exists() and unwritable(path):
+            return _reading_alone(url, read_only_url(path), options)
     return existing_storage(url)
 
 
-def _check_writable(url: URL) -> None:
-    """Check that SQLite can write to a file and beside it.
-
-    Raises:
-        StorageError: it cannot.
-    """
-    reason = _unwritable(Path(str(url.database)))
-    if reason:
-        raise StorageError(
-            f"cannot write to storage {without_password(str(url))}: {reason}: name another one with --storage URL, or "
-            "a copy of this one; what is in it can be read where it is"
-        )
-
-
-def _unwritable(path: Path) -> str:
-    """Why SQLite cannot write to a file: itself, or its folder, which takes the log; empty where it can."""
-    if path.exists() and not os.access(path, os.W_OK):
-        return f"{path} cannot be written to"
-    return "" if os.access(path.parent, os.W_OK) else f"folder {path.parent} cannot be written to"
+def check_storage(url: str) -> None:
+    """Check that an SQLite file can be made or grow, before the work whose results it takes; nothing is made."""
+    with _explained(url) as (parsed, _):
+        if parsed.get_backend_name() == "sqlite":
+            check_writable(parsed)
+            check_room_for_study(parsed)
 
 
 def _reading_alone(url: str, reading: str, options: dict[str, Any]) -> BaseStorage:
@@ -160,18 +146,6 @@ def _reading_alone(url: str, reading: str, options: dict[str, Any]) -> BaseStora
     finally:
         engine.dispose()
     return RDBStorage(reading, engine_kwargs=options, skip_table_creation=True)
-
-
-def _read_only(path: Path) -> str:
-    """The URL by which SQLite reads a file and writes nothing beside it.
-
-    Only where there is no log of changes that are not in the file yet, SQLite is told that nobody changes it: it would
-    leave them out.
-    """
-    log = Path(f"{path}-wal")
-    unchanging = {} if log.exists() and log.stat().st_size else {"immutable": "1"}
-    query = {"mode": "ro", **unchanging, "uri": "true"}
-    return URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query=query).render_as_string()
 
 
 def without_password(url: str) -> str:
@@ -295,7 +269,7 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
         options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}
     try:
         if parsed.get_backend_name() == "sqlite":
-            _check_sqlite_file(parsed)
+            check_file(parsed)
         if parsed.get_backend_name() != "grpc":
             create_engine(url, **options).dispose()  # does not connect, but checks the URL's options
         yield parsed, options
@@ -314,26 +288,3 @@ def _explained(url: str) -> Iterator[tuple[URL, dict[str, Any]]]:
         OSError,
     ) as error:
         raise explained(without_password(url), error) from error
-
-
-def _check_sqlite_file(url: URL) -> None:
-    if not url.database or url.database == ":memory:":
-        raise StorageError("storage sqlite:// without a file forgets everything: use sqlite:///studies.db")
-    name = without_password(str(url))
-    if url.database.startswith("file:"):
-        raise StorageError(f"storage {name} is an URI within an URL: use sqlite:///studies.db")
-    path = Path(url.database)
-    try:
-        path.stat()
-    except FileNotFoundError:
-        if not path.parent.is_dir():
-            raise StorageError(f"cannot use storage {name}: there is no folder {path.parent.absolute()}") from None
-    except OSError as error:  # a name that is too long, or below a file
-        raise StorageError(f"cannot use storage {name}: {error.strerror}: name another file") from error
-    else:
-        if not path.is_file():
-            raise StorageError(f"cannot use storage {name}: {path.absolute()} is no file")
-    for suffix in ("-wal", "-shm", "-journal", ".lock"):
-        beside = Path(f"{url.database}{suffix}")
-        if os.path.lexists(beside) and (beside.is_symlink() or not beside.is_file()):
-            raise StorageError(f"cannot use storage {name}: {beside.absolute()} beside it is no file: remove it")

@@ -16,7 +16,7 @@ FLOORS = (
     "cache",
     "config",
     "storage_faults",
-    "storage",
+    "sqlite_files storage",
     "data",
     "evaluation",
     "pareto",  # numbers only: neither torch nor Optuna

@@ -15,9 +15,9 @@ from hscc_search.config import StudyConfig
 from hscc_search.data import Parts
 from hscc_search.dense.epochs import Descent, label_loss, run_epoch, start_descent
 from hscc_search.dense.weights import save_weights
-from hscc_search.errors import UnwritableError, one_line
+from hscc_search.errors import DiskFullError, UnwritableError, one_line
 from hscc_search.evaluation.predictions import predict
-from hscc_search.files import written_whole
+from hscc_search.files import check_room, check_writable, written_whole
 from hscc_search.progress import Notice, Progress, Report, silent
 
 # Largest share of the time that goes into writing the state of an unfinished training.
@@ -39,7 +39,8 @@ def train(
     """Train on the train part and write the weights to ``path``, continuing after the last epoch that was written.
 
     The state is written after each epoch, or less often where that would take more than a twentieth of the time, as
-    on a GPU. Where it is damaged, the training begins anew, which gives the same weights.
+    on a GPU; where it would leave no room for the weights, it is not, and that is said. Where it is damaged, the
+    training begins anew, which gives the same weights.
 
     Args:
         network: changed in place, left in evaluation mode.
@@ -52,11 +53,11 @@ def train(
     Raises:
         ModelError: the training diverged.
         UnwritableError: the weights, or the state after an epoch, cannot be written.
-        DiskFullError: there is no room for them; what the last state holds is not lost.
+        DiskFullError: there is no room for the weights; what the last state holds is not lost.
     """
     training = config.training
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    unfinished = path.with_suffix(_UNFINISHED) if path is not None else None
+    unfinished = _place_of_state(network, path) if path is not None else None
 
     def begin() -> Descent:
         return start_descent(network, config, parts.train, training.learning_rate, training.epochs, device)
@@ -67,14 +68,13 @@ def train(
         loss = run_epoch(descent, epoch, label_loss(config))
         start = time.monotonic()
         if unfinished is not None and (start - last_written) * _WRITING_SHARE >= writing_seconds:
-            _write_state(descent, epoch + 1, unfinished)
+            unfinished = _keep_state(descent, epoch + 1, unfinished, report)
             last_written = time.monotonic()
             writing_seconds = last_written - start
         right = predict(network, parts.validation, config.data, device).argmax(1) == parts.validation.labels
         note = f"loss {loss:.3f}, validation accuracy {right.mean():.3f}"
         report(Progress("training the dense network", epoch + 1, training.epochs, note))
-    # In the order of weights that are read from the cache: sums in another order round differently, so that the next
-    # run would calibrate once more, to other values.
+    # As weights from the cache lie in memory: sums in another order round differently, and would be calibrated again.
     network.eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if path is not None:
         _write_weights(network, path)
@@ -113,6 +113,31 @@ def _restore(descent: Descent, path: Path, device: torch.device) -> int:
     descent.optimizer.load_state_dict(state["optimizer"])
     descent.schedule.load_state_dict(state["schedule"])
     return int(state["epochs"])
+
+
+def _size(network: nn.Module) -> int:
+    """Bytes of the weights of a network, shared ones once."""
+    storages = [value.untyped_storage() for value in network.state_dict().values()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _place_of_state(network: nn.Module, path: Path) -> Path:
+    """The path of the unfinished state beside weights, for which the disk is checked to have room."""
+    check_writable(path.parent, path)
+    check_room(path.parent, _size(network), f"the weights {path}")
+    return path.with_suffix(_UNFINISHED)
+
+
+def _keep_state(descent: Descent, epochs: int, path: Path, report: Report) -> Path | None:
+    """Write the state of an unfinished training where it leaves room for the weights; else say so, and give None."""
+    try:
+        # The optimiser keeps one momentum for each weight.
+        check_room(path.parent, 3 * _size(descent.network), "the state beside the weights")
+        _write_state(descent, epochs, path)
+    except DiskFullError as error:
+        report(Notice(f"training: goes on without keeping its state after each epoch: {error}"))
+        return None
+    return path
 
 
 def _write_state(descent: Descent, epochs: int, path: Path) -> None:

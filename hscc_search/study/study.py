@@ -17,7 +17,7 @@ from hscc_search.evaluation.draws import alone
 from hscc_search.evaluation.own import own_metrics
 from hscc_search.pareto.objectives import objectives_of
 from hscc_search.progress import Report, silent
-from hscc_search.storage import existing_storage, find_storage, open_storage
+from hscc_search.storage import check_storage, existing_storage, find_storage, open_storage
 from hscc_search.storage_faults import in_one_line, undamaged
 from hscc_search.study.beforehand import Notices, notices_before_training, notices_on_dense
 from hscc_search.study.opening import open_again, same_as_stored
@@ -145,6 +145,7 @@ def start_study(
             )
         if finished >= config.trials:
             return None
+    check_storage(config.storage)
     notices = Notices(report, strict)
     prepared, space = _prepare(config, record, device, report, notices, given)
     storage = storage or open_storage(config.storage)

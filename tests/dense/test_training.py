@@ -204,23 +204,22 @@ def test_weights_that_cannot_be_written_are_said_in_one_line(cut, tmp_path):
         train(build(config, 10), config, parts, tmp_path / "absent" / "weights.safetensors", CPU)
 
 
-@pytest.mark.parametrize(
-    ("kilobytes", "file", "left"),
-    [(3000, "unfinished", {".lock"}), (5200, "safetensors", {".lock", ".unfinished"})],
-    ids=["for the state", "for the weights beside it"],
-)
-def test_a_training_that_finds_no_room_ends_in_one_line_and_goes_on_later(
-    study, small_disk, monkeypatch, told, kilobytes, file, left
-):
-    config, disk = study(training__epochs=1), small_disk(kilobytes)
+def test_a_training_without_room_for_its_weights_is_refused_before_it_begins(study, small_disk, monkeypatch, told):
+    config, disk = study(training__epochs=1), small_disk(1500)
     monkeypatch.setenv("HSCC_CACHE", str(disk))
-    with pytest.raises(DiskFullError, match=rf"no room for .*\.{file}: .* free in {disk}"):
-        open_dense(config, "cpu")
-    assert {path.suffix for path in (disk / "checkpoints").iterdir()} == left
+    with pytest.raises(DiskFullError, match=rf"no room for the weights .*\.safetensors: .* free in {disk}"):
+        open_dense(config, "cpu", told)
+    assert not [step for step in told.steps if step.task == "training the dense network"]
+    assert {path.suffix for path in (disk / "checkpoints").iterdir()} == {".lock"}
     small_disk(40_000, "remount")
+    assert open_dense(config, "cpu").weights_file.exists()
+
+
+@pytest.mark.parametrize("kilobytes", [3000, 5200])
+def test_a_state_that_would_leave_no_room_for_the_weights_is_not_kept(study, small_disk, monkeypatch, told, kilobytes):
+    config, disk = study(training__epochs=2), small_disk(kilobytes)
+    monkeypatch.setenv("HSCC_CACHE", str(disk))
     opened = open_dense(config, "cpu", told)
-    assert len([step for step in told.steps if "training" in step.task]) == (".unfinished" not in left)
-    assert {path.name for path in (disk / "checkpoints").iterdir()} == {
-        opened.weights_file.name,
-        opened.weights_file.with_suffix(".lock").name,
-    }
+    assert len([line for line in told.lines if "goes on without keeping its state" in line]) == 1
+    assert {path.suffix for path in (disk / "checkpoints").iterdir()} == {".lock", ".safetensors"}
+    assert opened.weights_file.exists()

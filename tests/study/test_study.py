@@ -70,6 +70,28 @@ def test_a_study_is_calibrated_once_whether_its_network_was_trained_or_read(smal
     assert values(again) == values(first)
 
 
+@pytest.mark.parametrize(
+    ("kilobytes", "options", "spoil", "said"),
+    [
+        (4, "rw", lambda folder: None, "no room for storage"),
+        (2000, "ro", lambda folder: None, "cannot write to storage"),
+        (2000, "rw", lambda folder: (folder / "n.db.lock").mkdir(), "n.db.lock beside it is no file"),
+        (2000, "rw", lambda folder: (folder / "n.db-wal").mkdir(), "n.db-wal beside it is no file"),
+    ],
+    ids=["full", "read-only", "lock", "log"],
+)
+def test_a_storage_that_takes_no_study_is_refused_before_anything_is_done(
+    small, small_disk, kilobytes, options, spoil, said
+):
+    folder, told = small_disk(kilobytes, options), []
+    spoil(folder)
+    before = list(folder.iterdir())
+    config = small(trials=1).model_copy(update={"storage": f"sqlite:///{folder}/n.db"})
+    with pytest.raises(StorageError, match=said):
+        run_study(config, report=told.append)
+    assert (told, list(folder.iterdir())) == ([], before)
+
+
 def test_a_finished_study_does_nothing(small):
     run_study(small(trials=3))
     told = []
