@@ -191,7 +191,7 @@ def _with_weights(opened: Opened, report: Report, weights: str | None, before: M
             f"study {config.name} was started with another dense network, of other weights before training: "
             "give the trained ones with --checkpoint FILE, or start a study of another name with this network"
         )
-    check_values(network.state_dict(), f"{config.model.name}, as it is built,")
+    check_values(dict(network.named_parameters()), f"{config.model.name}, as it is built,")
     start = start_of(config, len(opened.dataset.classes), network, lambda: _knows_something(opened))
     if start.trained:
         return _trained(opened, start, report, weights, keep)

@@ -61,9 +61,12 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
         ModelError: a weight is not finite, or the network is none whose answers depend on the image alone.
         CompressionError: the network cannot be compressed.
     """
-    check_values(network.state_dict(), f"the dense network {type(network).__name__}")
+    name = f"the dense network {type(network).__name__}"
+    check_values(dict(network.named_parameters()), name)
     check_network(network, torch.cat([images[:1], images[-1:].flip(-1)]), type(network).__name__)
     answers = Answers(network, images)
+    if not answers.finite:
+        check_values(network.state_dict(), name)  # a buffer may be infinite by intent, as a bound of a clamp is
     answers.check_copy(copied(network))
     plain_network, plain = make_plain(network, images[:1], answers)
     folded, folds = fold_batch_norms(plain_network, images[:1], answers)

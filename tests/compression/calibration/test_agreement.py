@@ -150,3 +150,15 @@ def test_answers_that_do_not_vary_are_known_as_such():
     assert Answers(network, IMAGES).vary
     nn.init.zeros_(network[1].weight)
     assert not Answers(network, IMAGES).vary
+
+
+def test_a_buffer_may_be_infinite_by_intent():
+    class Bounded(hostile.Block):
+        def __init__(self, width, **kwargs):
+            super().__init__(width, **kwargs)
+            self.register_buffer("highest", torch.tensor(torch.inf))
+
+        def forward(self, x):
+            return torch.minimum(super().forward(x), self.highest)
+
+    assert calibrate(network_of(Bounded), IMAGES.clone()).records
