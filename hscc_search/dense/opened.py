@@ -17,7 +17,14 @@ from hscc_search.dense.device import choose_device
 from hscc_search.dense.identity import START, UNKNOWN, changed_parts, identity
 from hscc_search.dense.start import Start, build, start_of
 from hscc_search.dense.training import train
-from hscc_search.dense.weights import check_values, load_checkpoint, read_checkpoint, tensors_digest, weights_digest
+from hscc_search.dense.weights import (
+    check_values,
+    learnt,
+    load_checkpoint,
+    read_checkpoint,
+    tensors_digest,
+    weights_digest,
+)
 from hscc_search.errors import ConfigError, ModelError, StudyError, UnwritableError
 from hscc_search.evaluation.normalisation import channel_statistics
 from hscc_search.evaluation.predictions import predict
@@ -191,7 +198,7 @@ def _with_weights(opened: Opened, report: Report, weights: str | None, before: M
             f"study {config.name} was started with another dense network, of other weights before training: "
             "give the trained ones with --checkpoint FILE, or start a study of another name with this network"
         )
-    check_values(dict(network.named_parameters()), f"{config.model.name}, as it is built,")
+    check_values(learnt(network), f"{config.model.name}, as it is built,")
     start = start_of(config, len(opened.dataset.classes), network, lambda: _knows_something(opened))
     if start.trained:
         return _trained(opened, start, report, weights, keep)

@@ -176,6 +176,14 @@ def _has_state(value: Any) -> bool:
     return False
 
 
+def learnt(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters of a network and the statistics of its batch norms, by name: what training has made."""
+    statistics = {
+        name: value for name, value in network.named_buffers() if name.endswith(("running_mean", "running_var"))
+    }
+    return {**dict(network.named_parameters()), **statistics}
+
+
 def check_values(tensors: Mapping[str, torch.Tensor], origin: str) -> None:
     """Check that tensors hold plain, finite values.
 

@@ -18,7 +18,7 @@ from hscc_search.compression.form import Fold, PlainLayer
 from hscc_search.compression.inspection import InspectedLayer, Inspection
 from hscc_search.compression.stand_ins import copied
 from hscc_search.dense.checked import check_network
-from hscc_search.dense.weights import check_values
+from hscc_search.dense.weights import check_values, learnt
 from hscc_search.evaluation.counters import count_macs
 
 # Share of the network's multiply-adds below which a layer is not worth an approximation.
@@ -62,7 +62,7 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
         CompressionError: the network cannot be compressed.
     """
     name = f"the dense network {type(network).__name__}"
-    check_values(dict(network.named_parameters()), name)
+    check_values(learnt(network), name)
     check_network(network, torch.cat([images[:1], images[-1:].flip(-1)]), type(network).__name__)
     answers = Answers(network, images)
     if not answers.finite:
