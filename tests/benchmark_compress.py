@@ -16,8 +16,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from hscc_search.compression.calibration.agreement import Answers
 from hscc_search.compression.calibration.calibrate import BATCH_SIZE, calibrate
 from hscc_search.compression.calibration.examination import examine
+from hscc_search.compression.calibration.maps import map_size
+from hscc_search.compression.calibration.self_check import check_replacing
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
 from hscc_search.dense.networks import build_network
@@ -51,10 +54,21 @@ def time_self_check():
     for name, image_size in (("alexnet", IMAGE_SIZE), ("resnet18", 128)):
         torch.manual_seed(0)
         network, images = build_network(name, 4, image_size), smooth_images(IMAGES, image_size)
-        checks = [seconds_of(partial(examine, network, images)) for _ in range(REPEATS)]
-        calibrations = [seconds_of(partial(calibrate, network, images)) for _ in range(2)]
-        share = statistics.median(checks) / statistics.median(calibrations)
-        print(f"{name}, {IMAGES} images: the examination takes {share:.3f} of the calibration")
+        examined = examine(network, images)
+        sizes = {
+            layer: map_size(examined.network.get_submodule(layer), found.output_shape)
+            for layer, found in examined.layers.items()
+            if found.reason is None
+        }
+        answers = Answers(network, images)
+        works = {
+            "self-check": partial(check_replacing, examined.network, sizes, answers),
+            "examination with it": partial(examine, network, images),
+        }
+        calibration = statistics.median(seconds_of(partial(calibrate, network, images)) for _ in range(2))
+        for what, work in works.items():
+            share = statistics.median(seconds_of(work) for _ in range(REPEATS)) / calibration
+            print(f"{name}, {IMAGES} images: the {what} takes {share:.3f} of the calibration")
 
 
 def time_beside_forward():

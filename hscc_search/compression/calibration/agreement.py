@@ -160,11 +160,11 @@ def _words(difference: float) -> str:
 
 
 def _answers(network: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors that a network answers with, of all images together; those made in one way run at a time."""
+    """The tensors that a network answers with, of all images together; it runs on half of them at a time."""
     # Of the images a copy, since a network may normalise them in place.
     by_batch = [
         [value for value in tree_leaves(network(batch.clone())) if isinstance(value, torch.Tensor)]
-        for batch in images.split(max(1, len(images) // _WAYS))
+        for batch in images.split(max(1, len(images) // 2))
     ]
     shapes = [[value.shape[1:] for value in values if value.dim()] for values in by_batch]
     if all(len(shape) == len(by_batch[0]) and shape == shapes[0] for shape in shapes):
