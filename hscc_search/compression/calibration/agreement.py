@@ -48,7 +48,7 @@ class Answers:
 
     @torch.no_grad()
     def problem(self, network: nn.Module) -> tuple[str | None, float]:
-        """How a rewritten copy answers otherwise, None if it does not; and the difference relative to how answers vary.
+        """The reason why a rewritten copy answers otherwise, None if it does not; and the difference relative to how answers vary.
 
         It runs on all images, and on the first alone.
         """
