@@ -208,7 +208,7 @@ def replaced_in_order(network: nn.Module, fits: Mapping[str, Fit], images: torch
     Args:
         network: in evaluation mode; it is not changed.
         fits: for each layer by its name.
-        images: float32 (images, 3, height, width).
+        images: float32 (images, channels, height, width).
 
     Raises:
         CompressionError: a layer is not called once with all images.

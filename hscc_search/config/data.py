@@ -66,7 +66,7 @@ class SplitConfig(Section):
 
     @property
     def depth(self) -> int:
-        """How many levels below data.path the folders lie."""
+        """The number of levels by which the folders lie below data.path."""
         return len(_steps(self.train))
 
 

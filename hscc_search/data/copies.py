@@ -38,7 +38,7 @@ _DRAWING_SIDE = 64
 
 @dataclass(frozen=True)
 class Look:
-    """What is compared of one image.
+    """The values by which one image is compared with others.
 
     Attributes:
         bits: hash of what it shows, whatever its colours: bool, shape (256,).

@@ -53,7 +53,7 @@ class Dataset:
 
 
 def kept_labels(labels: np.ndarray, classes: int) -> np.ndarray:
-    """What a study keeps of labels.
+    """The part of labels that a study keeps.
 
     Args:
         labels: as in :class:`Dataset`.

@@ -1,4 +1,4 @@
-"""What is worth knowing of a data set before anything is computed on it, as plain lines of text."""
+"""Notices on a data set before anything is computed on it, as plain lines of text."""
 
 from collections.abc import Sequence
 

@@ -29,7 +29,7 @@ _READ_AGAIN = 32
 
 @dataclass(frozen=True)
 class _First:
-    """What the first reading of all parts finds.
+    """The findings of the first reading of all parts.
 
     Attributes:
         digests: of the inputs, by part.
@@ -233,7 +233,7 @@ def _read_all(parts: Mapping[str, Any], first: _First, keep: Mapping[str, Keep],
 
 
 def _seen(item: Item) -> tuple[Look, int]:
-    """What is compared of an input, and its contrast; of what is no RGB image, its values and whether they differ."""
+    """The look of an input, and its contrast; of what is no RGB image, a digest, and 255 where its values differ."""
     values = item.input
     if values.dtype == np.uint8 and values.ndim == 3 and len(values) == 3:
         image = Image.fromarray(np.ascontiguousarray(values.transpose(1, 2, 0)))

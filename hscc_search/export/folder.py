@@ -39,7 +39,7 @@ CONFIG, METRICS, CARD, MANIFEST = "config.yaml", "metrics.json", "README.md", "m
 
 @dataclass(frozen=True)
 class Pictures:
-    """How files become images: keys of ``architecture.json``, whose meaning is that of a study's ``data`` section.
+    """The way from files to images: keys of ``architecture.json``, whose meaning is that of a study's ``data`` section.
 
     Attributes:
         image_size: side of the images in pixels, or height and width.

@@ -22,7 +22,7 @@ WIDENING_DRAWS, WIDENING_TRIALS = 200, 1000
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What the answers of trials to the validation images are compared with.
+    """The truth with which the answers of trials to the validation images are compared.
 
     Attributes:
         labels: integers, shape (images,), true classes; where these are maps, shape (images, classes), see

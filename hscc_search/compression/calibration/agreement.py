@@ -48,9 +48,9 @@ class Answers:
 
     @torch.no_grad()
     def problem(self, network: nn.Module) -> tuple[str | None, float]:
-        """How a rewritten copy answers otherwise, None if it does not; and the difference relative to how answers vary.
+        """The reason why a rewritten copy answers otherwise, None if it does not; and the relative difference.
 
-        It runs on all images, and on the first alone.
+        The difference is relative to how answers vary. The copy runs on all images, and on the first alone.
         """
         try:
             answers, of_one = _answers(network, self.images), _answers(network, self.images[:1])

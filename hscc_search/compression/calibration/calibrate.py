@@ -39,7 +39,7 @@ class Calibration:
         network: the dense network with its layers made plain, and its batch norms folded into the layers before them.
         plain: the layers whose weight is computed no longer.
         folds: the folded batch norms.
-        images: as the network takes them, float32 (images, 3, height, width).
+        images: as the network takes them, float32 (images, channels, height, width).
         records: the layers that can be compressed, in execution order.
         inspection: of the network, layer by layer.
         folder: the folder of the responses, which is removed with this object, or the use of an entry of the cache.
@@ -90,7 +90,7 @@ def calibrate(
 
     Args:
         network: the dense network; it is not changed.
-        images: as it takes them, float32 (images, 3, height, width).
+        images: as it takes them, float32 (images, channels, height, width).
         report: told after each batch.
         batch_size: images per batch.
         keep: whether to keep the calibration in the user's cache, and to take it from there if it is in it. One

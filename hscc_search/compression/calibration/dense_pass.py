@@ -27,7 +27,7 @@ def run_dense(
 
     Args:
         network: the dense network; it is not changed.
-        images: as it takes them, float32 (images, 3, height, width).
+        images: as it takes them, float32 (images, channels, height, width).
         folder: for the files of the responses.
         report: told after each batch.
         batch_size: images per batch.

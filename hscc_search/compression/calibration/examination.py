@@ -55,7 +55,7 @@ def examine(network: nn.Module, images: torch.Tensor) -> Examined:
 
     Args:
         network: the dense network; it is not changed.
-        images: as it takes them, float32 (images, 3, height, width); a few of them are used.
+        images: as it takes them, float32 (images, channels, height, width); a few of them are used.
 
     Raises:
         ModelError: a weight is not finite, or the network is none whose answers depend on the image alone.
@@ -109,7 +109,7 @@ def inspect(network: nn.Module, images: torch.Tensor) -> Inspection:
 
     Args:
         network: the dense network; it is not changed.
-        images: as it takes them, float32 (images, 3, height, width), as many as are meant for calibration.
+        images: as it takes them, float32 (images, channels, height, width), as many as are meant for calibration.
 
     Raises:
         ModelError: a weight is not finite, or the network is none whose answers depend on the image alone.

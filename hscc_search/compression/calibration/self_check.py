@@ -97,7 +97,7 @@ class _Check:
         return names[differing - 1]
 
     def problem(self, names: Sequence[str]) -> str | None:
-        """How the network answers otherwise with the layers replaced, None if it does not."""
+        """The reason why the network answers otherwise with the layers replaced, None if it does not."""
         if not names:
             return None
         fits = {name: partial(_fit_exactly, self.network.get_submodule(name), self._form(name)) for name in names}
