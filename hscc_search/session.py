@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 class Study(stored_study.Study):
     """A study as it stands in its storage, whose trials can be tabulated, drawn, built again and exported."""
 
+    # Images and dense network of a study that was searched on objects in memory.
+    _given: Opened | None = None
+
     def __repr__(self) -> str:
         """Say how far the study is."""
         trials = f"{len(self.points)} of {self.config.trials} trials"
         return f"study {self.config.name}: {trials}, {len(self.front)} on the front"
-
-    # Images and dense network of a study that was searched on objects in memory.
-    _given: Opened | None = None
 
     def select(self, rule: Rule | str = "knee") -> Point:
         """Choose a trial by a rule: ``knee``, ``trial:N``, ``min-accuracy:X`` or ``max-flops:X``.
@@ -148,7 +148,9 @@ class Study(stored_study.Study):
     def located(self, data: Path | str | None = None, checkpoint: Path | str | None = None) -> "Study":
         """The same study with its images or its checkpoint elsewhere on this machine."""
         places = (None if place is None else Path(place).absolute() for place in (data, checkpoint))
-        return _whole(self, self.config.with_paths(*places))
+        located = _whole(self, self.config.with_paths(*places))
+        vars(located).update({name: vars(self)[name] for name in ("_given", "_kept") if name in vars(self)})
+        return located
 
     def _trial(self, trial: Point | int | str) -> Point:
         if isinstance(trial, Point):

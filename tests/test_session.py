@@ -174,6 +174,10 @@ def test_a_network_in_memory_is_exported_and_loaded_with_it(searched, trained, t
         hscc_search.load(folder)
 
 
+def test_a_study_of_objects_keeps_them_where_it_is_located(searched):
+    assert searched.located()._given is searched._given is not None
+
+
 def test_a_study_of_objects_goes_on_with_the_same_objects_alone(trained, tmp_path):
     def go_on(network, trials):
         kept = {"name": "kept", "storage": f"sqlite:///{tmp_path}/studies.db", "progress": False}
