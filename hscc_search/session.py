@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +41,17 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 
+@dataclass(frozen=True, repr=False)
 class Study(stored_study.Study):
-    """A study as it stands in its storage, whose trials can be tabulated, drawn, built again and exported."""
+    """A study as it stands in its storage, whose trials can be tabulated, drawn, built again and exported.
 
-    # Images and dense network of a study that was searched on objects in memory.
-    _given: Opened | None = None
+    Attributes:
+        given: images and dense network of a study that was searched on objects in memory; None for any other.
+        kept: the folder of its storage, which is removed with this object; None where a storage was named.
+    """
+
+    given: Opened | None = field(default=None, compare=False)
+    kept: TemporaryFolder | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         """Say how far the study is."""
@@ -142,15 +148,13 @@ class Study(stored_study.Study):
         from hscc_search.export.export import export
 
         out = Path(out)
-        export(self, self._trial(trial), self.config, out, device, report, network, self._given)
+        export(self, self._trial(trial), self.config, out, device, report, network, self.given)
         return out
 
     def located(self, data: Path | str | None = None, checkpoint: Path | str | None = None) -> "Study":
         """The same study with its images or its checkpoint elsewhere on this machine."""
         places = (None if place is None else Path(place).absolute() for place in (data, checkpoint))
-        located = _whole(self, self.config.with_paths(*places))
-        vars(located).update({name: vars(self)[name] for name in ("_given", "_kept") if name in vars(self)})
-        return located
+        return replace(self, record=replace(self.record, config=self.config.with_paths(*places)))
 
     def _trial(self, trial: Point | int | str) -> Point:
         if isinstance(trial, Point):
@@ -159,7 +163,7 @@ class Study(stored_study.Study):
 
     @cached_property
     def _prepared(self) -> Prepared:
-        return prepare(self._given or open_again(self.record, self.config), self.record.dense)
+        return prepare(self.given or open_again(self.record, self.config), self.record.dense)
 
 
 def search(
@@ -203,9 +207,7 @@ def search(
         opened = _opened(config, network, dataset, device)
         with _quiet():
             study = _whole(search_study.run_study(opened.config, device, report, given=opened))
-    # What a frozen dataclass holds beside its fields: the objects, and the folder of the storage as long as the study.
-    vars(study).update(_given=opened, _kept=kept)
-    return study
+    return replace(study, given=opened, kept=kept)
 
 
 def _config(
@@ -315,9 +317,6 @@ def run_study(
     return _whole(search_study.run_study(config, device, report, workers, strict))
 
 
-def _whole(study: stored_study.Study, config: StudyConfig | None = None) -> Study:
-    """A stored study, perhaps with its paths on this machine, as one that can be taken further."""
-    values = {member.name: getattr(study, member.name) for member in fields(stored_study.Study)}
-    if config is not None:
-        values["record"] = replace(study.record, config=config)
-    return Study(**values)
+def _whole(study: stored_study.Study) -> Study:
+    """A stored study as one that can be taken further."""
+    return Study(**{member.name: getattr(study, member.name) for member in fields(stored_study.Study)})

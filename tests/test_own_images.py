@@ -12,7 +12,7 @@ from hscc_search.cli.printing import show_front
 from hscc_search.comparison.measure import compare
 from hscc_search.config import StudyConfig
 from hscc_search.dense.networks import build_network
-from hscc_search.errors import ConfigError
+from hscc_search.errors import ConfigError, StudyError
 from hscc_search.export.export import export
 from hscc_search.report.formats import front_json
 
@@ -58,6 +58,29 @@ def test_a_study_of_a_table_has_the_trials_of_the_folders_study(image_folder, tm
         found.append([(point.sample, point.metrics) for point in study.points])
     assert found[0] == found[1]
     assert len(found[0]) == 2
+
+
+def test_a_study_whose_images_belong_together_otherwise_does_not_go_on(image_folder, tmp_path):
+    folder = image_folder({"cat": 40, "dog": 40})
+    places = sorted(path.relative_to(tmp_path) for path in folder.rglob("*.png"))
+    table, url = tmp_path / "images.csv", f"sqlite:///{tmp_path}/studies.db"
+
+    def write(images_per_group):
+        lines = ["path,label,group,split"]
+        for number, place in enumerate(places):
+            part = ("train", "validation", "test", "train")[number // 4 % 4]
+            lines.append(f"{place},{place.parent.name},{number // images_per_group},{part}")
+        table.write_text("\n".join(lines))
+
+    config = study_of({"source": "table", "path": table, "copies": "none"}, url)
+    write(4)
+    run_study(config)
+    more = config.model_copy(update={"trials": 3})
+    write(2)
+    with pytest.raises(StudyError, match="other groups of images"):
+        run_study(more)
+    write(4)
+    assert len(run_study(more).points) == 3
 
 
 def test_a_leak_that_is_allowed_is_told_beside_the_front_and_in_the_card(divided, tmp_path, capsys):

@@ -175,7 +175,7 @@ def test_a_network_in_memory_is_exported_and_loaded_with_it(searched, trained, t
 
 
 def test_a_study_of_objects_keeps_them_where_it_is_located(searched):
-    assert searched.located()._given is searched._given is not None
+    assert searched.located().given is searched.given is not None
 
 
 def test_a_study_of_objects_goes_on_with_the_same_objects_alone(trained, tmp_path):

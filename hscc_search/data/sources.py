@@ -8,7 +8,7 @@ from hscc_search.config import DataConfig, SplitConfig
 from hscc_search.data.folder import Skipped, find_images, listed
 from hscc_search.data.grouping import grouped, guess_lines
 from hscc_search.data.listing import PARTS, Listed
-from hscc_search.data.tables import images_of_table, unused_columns
+from hscc_search.data.tables import images_of_table
 from hscc_search.errors import DataError, printable
 
 
@@ -36,8 +36,8 @@ def list_images(config: DataConfig) -> Listing:
     """
     assert config.path is not None
     if config.source == "table":
-        images, skipped = images_of_table(config.path, config.columns), Skipped((), (), ())
-        notes = unused_columns(config.path, config.columns)
+        images, notes = images_of_table(config.path, config.columns)
+        skipped = Skipped((), (), ())
     else:
         level = config.class_level or (None if config.split is None else config.split.depth + 1)
         found = find_images(config.path, level, grouped=config.groups is not None)

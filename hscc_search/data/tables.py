@@ -29,13 +29,16 @@ class _Table:
     rows: Iterable[tuple[str, Mapping[str, Any]]]
 
 
-def images_of_table(path: Path, columns: ColumnsConfig) -> list[Listed]:
+def images_of_table(path: Path, columns: ColumnsConfig) -> tuple[list[Listed], tuple[str, ...]]:
     """List the images of a table, in its order.
 
     Args:
         path: of the table: Parquet where it is called so, else CSV with a header, in UTF-8, whose cells commas,
             semicolons or tabs part.
         columns: their names.
+
+    Returns:
+        The images, and a line on columns that may hold groups or parts and are not used as such.
 
     Raises:
         DataError: the table cannot be read, lacks a column or a value, or names an image twice.
@@ -44,7 +47,10 @@ def images_of_table(path: Path, columns: ColumnsConfig) -> list[Listed]:
     named = _columns_used(table, columns)
     images: list[Listed] = []
     lines: dict[str, str] = {}
+    others: dict[str, set[Any]] = {name: set() for name in table.columns if name and name not in named.values()}
     for line, row in table.rows:
+        for name, different in others.items():
+            different.add(str(row.get(name)))
         cells = {kind: _cell(table, line, row, column) for kind, column in named.items()}
         place = cells["path"]
         if place in lines:
@@ -59,30 +65,17 @@ def images_of_table(path: Path, columns: ColumnsConfig) -> list[Listed]:
         images.append(Listed(path.parent / place, cells["label"], place, cells.get("group"), part))
     if not images:
         raise DataError(f"table {path} names no images: it needs a row for each")
-    return images
+    return images, _unused(table, named, others, len(images))
 
 
-def unused_columns(path: Path, columns: ColumnsConfig) -> tuple[str, ...]:
-    """A line on the columns of a table that may say groups or parts and are not used as such; none without.
-
-    Raises:
-        DataError: as :func:`images_of_table`.
-    """
-    table = _read_parquet(path) if path.suffix.lower() in _PARQUET else _read_csv(path, columns.path)
-    named = _columns_used(table, columns)
-    others = [name for name in table.columns if name and name not in named.values()]
-    if not others or {"group", "split"} <= named.keys():
+def _unused(table: _Table, named: Mapping[str, str], values: Mapping[str, set[Any]], count: int) -> tuple[str, ...]:
+    """A line on columns that are not used where groups or parts could be among them; none otherwise."""
+    missing = [f"data.columns.{kind}" for kind in ("group", "split") if kind not in named]
+    if not missing or not values:
         return ()
-    values: dict[str, set[Any]] = {name: set() for name in others}
-    count = 0
-    for _, row in table.rows:
-        count += 1
-        for name in others:
-            values[name].add(row.get(name))
-    shared = [f"{name} ({len(values[name]):,} values for {count:,} images)" for name in others]
-    missing = [kind for kind in ("group", "split") if kind not in named]
-    keys = ", ".join(f"data.columns.{kind}" for kind in missing)
-    return (f"columns of {path.name} that are not used: {shortened(', '.join(shared), 500)}; {keys} may name them",)
+    found = ", ".join(f"{name} ({len(different):,} values for {count:,} images)" for name, different in values.items())
+    unused = f"columns of {table.path.name} that are not used: {shortened(printable(found), 500)}"
+    return (f"{unused}; {', '.join(missing)} may name them",)
 
 
 def _columns_used(table: _Table, columns: ColumnsConfig) -> dict[str, str]:

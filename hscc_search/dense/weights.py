@@ -197,11 +197,11 @@ def check_values(tensors: Mapping[str, torch.Tensor], origin: str) -> None:
             raise ModelError(f"{origin} holds a {kind} tensor ({name}): save plain float32 weights")
         if max(value.untyped_storage().nbytes(), _MOST_REPEATED) < value.numel() * value.itemsize:
             raise ModelError(f"{origin} holds a tensor that repeats a few values {value.numel():,} times ({name})")
-        if not _is_finite(value.detach()):
+        if not all_finite(value.detach()):
             raise ModelError(f"{origin} holds values that are not finite ({name}): train it again or use another one")
 
 
-def _is_finite(value: torch.Tensor) -> bool:
+def all_finite(value: torch.Tensor) -> bool:
     """Whether all values are. The sum, which takes a tenth of the time, is finite only if they are; it may overflow."""
     if not (value.is_floating_point() or value.is_complex()):
         return True

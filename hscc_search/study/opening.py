@@ -5,9 +5,11 @@ import torch
 
 from hscc_search.config import StudyConfig
 from hscc_search.data.dataset import kept_labels
+from hscc_search.data.grouping import in_order
 from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.dense.weights import weights_digest
 from hscc_search.errors import StudyError
+from hscc_search.evaluation.draws import alone
 from hscc_search.evaluation.predictions import network_input
 from hscc_search.progress import Report, silent
 from hscc_search.study.record import StudyRecord
@@ -25,7 +27,7 @@ def open_again(record: StudyRecord, config: StudyConfig, device: str = "auto", r
     Raises:
         HsccError: they cannot be used, or are others than those of the study.
     """
-    return open_dense(
+    opened = open_dense(
         config,
         device,
         report,
@@ -34,6 +36,20 @@ def open_again(record: StudyRecord, config: StudyConfig, device: str = "auto", r
         network=record.dense.network,
         labels=record.labels,
     )
+    if not _same_groups(opened, record):
+        raise StudyError(
+            f"study {config.name} was started with other groups of images: restore them, or start a study of another "
+            "name"
+        )
+    return opened
+
+
+def _same_groups(opened: Opened, record: StudyRecord) -> bool:
+    """Whether the same validation images belong together as when the study was started."""
+    groups, stored = opened.parts.validation.groups, record.groups
+    if stored is None or alone(groups):
+        return stored is None and alone(groups)
+    return np.array_equal(in_order(groups), in_order(stored))
 
 
 def same_as_stored(opened: Opened, record: StudyRecord) -> Opened:
@@ -46,6 +62,8 @@ def same_as_stored(opened: Opened, record: StudyRecord) -> Opened:
     same_labels = np.array_equal(labels, record.labels)
     if opened.dataset.fingerprint != record.fingerprint or not same_labels:
         other = "images"
+    elif not _same_groups(opened, record):
+        other = "groups of images"
     elif weights_digest(opened.network) != record.dense.weights:
         other = "weights of the dense network"
     else:

@@ -310,6 +310,14 @@ def test_a_size_is_stored_as_one_side_where_both_are_equal(study_file):
         assert StudyConfig.from_stored(config.stored(), "again") == config
 
 
+@pytest.mark.parametrize("source", ["memory", "python"])
+@pytest.mark.parametrize("channels", [2, 4, 12])
+def test_inputs_of_other_channels_stay_as_they_are(source, channels):
+    data = {"source": source, "channels": channels, **({"factory": "mine:make"} if source == "python" else {})}
+    config = StudyConfig.from_tree({"name": "other", "model": {"name": "mine:build"}, "data": data}, "other")
+    assert (config.data.mean, config.data.std) == ((0.0,) * channels, (1.0,) * channels)
+
+
 def test_one_channel_has_the_mean_of_imagenets_by_default(study_file):
     data = StudyConfig.from_file(study_file({"data.channels": 1})).data
     assert (data.mean, data.std, data.shape) == ((0.449,), (0.226,), (1, 224, 224))

@@ -29,7 +29,7 @@ def test_a_table_says_where_images_lie_and_what_they_are(table, tmp_path, sign, 
     text = "\r\n".join(lines).replace(",", sign) if sign != "," else "\n".join(lines)
     if sign != ",":
         text = text.replace(f"b{sign} c", "b, c")
-    images = images_of_table(table(mark + text), ColumnsConfig())
+    images, _ = images_of_table(table(mark + text), ColumnsConfig())
     assert rows(images) == [
         ("a.png", "ill", "p1", "train"),
         ("b, c.png", "well", "p2", "validation"),
@@ -40,13 +40,15 @@ def test_a_table_says_where_images_lie_and_what_they_are(table, tmp_path, sign, 
 
 def test_columns_may_have_other_names_and_groups_and_parts_may_be_missing(table):
     path = table("file,diagnosis,who\na.png,ill,p1\n")
-    assert rows(images_of_table(path, ColumnsConfig(path="file", label="diagnosis"))) == [("a.png", "ill", None, None)]
+    assert rows(images_of_table(path, ColumnsConfig(path="file", label="diagnosis"))[0]) == [
+        ("a.png", "ill", None, None)
+    ]
     named = ColumnsConfig(path="file", label="diagnosis", group="who")
-    assert rows(images_of_table(path, named)) == [("a.png", "ill", "p1", None)]
+    assert rows(images_of_table(path, named)[0]) == [("a.png", "ill", "p1", None)]
 
 
 def test_absolute_paths_stay(table):
-    (image,) = images_of_table(table("path,label\n/images/a.png,ill\n"), ColumnsConfig())
+    ((image,), _) = images_of_table(table("path,label\n/images/a.png,ill\n"), ColumnsConfig())
     assert image.path == Path("/images/a.png")
 
 
@@ -112,7 +114,7 @@ def test_parquet_reads_as_csv_does(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     columns = {"path": ["a.png", "b.png"], "label": [0, 1], "group": ["p1", "p2"], "split": ["train", "test"]}
     parquet.write_table(arrow.table(columns), tmp_path / "images.parquet")
-    images = images_of_table(tmp_path / "images.parquet", ColumnsConfig())
+    images, _ = images_of_table(tmp_path / "images.parquet", ColumnsConfig())
     assert rows(images) == [("a.png", "0", "p1", "train"), ("b.png", "1", "p2", "test")]
     parquet.write_table(arrow.table({"path": ["a.png"], "label": [None]}), tmp_path / "images.parquet")
     with pytest.raises(DataError, match=r"row 1 .* no value in column 'label'"):
@@ -120,3 +122,20 @@ def test_parquet_reads_as_csv_does(tmp_path):
     (tmp_path / "images.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="cannot read table"):
         images_of_table(tmp_path / "images.parquet", ColumnsConfig())
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (
+            {},
+            "patient (2 values for 3 images), fold (2 values for 3 images); data.columns.group, data.columns.split may",
+        ),
+        ({"group": "patient"}, "fold (2 values for 3 images); data.columns.split may"),
+        ({"group": "patient", "split": "fold"}, None),
+    ],
+)
+def test_columns_that_may_hold_groups_or_parts_are_told_where_they_are_not_used(table, columns, told):
+    text = "path,label,patient,fold\na.png,ill,p1,train\nb.png,well,p1,train\nc.png,ill,p2,test\n"
+    _, notes = images_of_table(table(text), ColumnsConfig(**columns))
+    assert [told in note for note in notes] == ([True] if told else [])

@@ -150,6 +150,10 @@ def test_a_study_that_fine_tunes_exports_what_it_measured(cli, tmp_path):
     after = json.loads((tmp_path / "after" / "metrics.json").read_text())
     assert f"test accuracy {after['compressed']['test']['metrics']['accuracy']:.4f}" in output
     assert after["finetuning_epochs"] == 1
+    before, now = plain.points[0]["accuracy"], after["compressed"]["validation"]["metrics"]["accuracy"]
+    said = f"fine-tuning took the validation accuracy from {before:.4f} to {now:.4f}"
+    assert said in output
+    assert (f"warning: {said}: lower finetuning.learning_rate" in output) == (now < before)
     assert after["compressed"]["validation"]["metrics"]["accuracy"] == finetuned.points[0]["accuracy"]
     assert "fine-tuned for 1 epoch." in (tmp_path / "after" / "README.md").read_text()
     assert hscc_search.load(tmp_path / "out").training is False

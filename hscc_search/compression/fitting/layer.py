@@ -10,6 +10,7 @@ from hscc_search.compression.fitting.target import FitTarget
 from hscc_search.compression.fitting.vectors import axis_filters, fit_dense_vectors, fit_factored_vectors
 from hscc_search.compression.layers import build, group_modules
 from hscc_search.compression.ranks.design import LayerDesign
+from hscc_search.dense.weights import all_finite
 from hscc_search.errors import CompressionError
 
 
@@ -30,7 +31,7 @@ def fit_layer(
     Returns:
         The module that takes the layer's place, and its output for ``x``.
     """
-    if not x.isfinite().all():
+    if not all_finite(x):
         raise CompressionError(
             f"layer {name} is given values that are not finite in the partly compressed network: for some images, "
             "a part of the network computes with a weight of a layer before it"
