@@ -11,10 +11,11 @@ from rich.table import Table
 
 from hscc_search.cli.options import table_or_json_option
 from hscc_search.cli.printing import say, say_some
+from hscc_search.cli.stopping import stoppable_bars
 from hscc_search.config import CopyKind, DataConfig, StudyConfig
 from hscc_search.config.explain import explain
 from hscc_search.errors import ConfigError, DataError
-from hscc_search.report.terminal import out_console, progress_bars
+from hscc_search.report.terminal import out_console
 
 if TYPE_CHECKING:
     from hscc_search.data.check import ImagesReport
@@ -62,7 +63,7 @@ def check(
     from hscc_search.data import check_images
 
     config = _config(images, {"class_level": class_level, "groups": groups, "copies": copies})
-    with progress_bars() as report:
+    with stoppable_bars() as report:
         checked = check_images(config, report)
     if output_format == "json":
         click.echo(json.dumps(_tree(checked), indent=2))

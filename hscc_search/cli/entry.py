@@ -1,6 +1,5 @@
 """The entry point: one group of all commands, and the exit codes."""
 
-import signal
 import sys
 import warnings
 
@@ -10,6 +9,7 @@ from hscc_search.cli.cache import cache
 from hscc_search.cli.data import data
 from hscc_search.cli.inspection import inspect
 from hscc_search.cli.results import compare, export, front
+from hscc_search.cli.stopping import stop_on_signals
 from hscc_search.cli.storages import dashboard, studies
 from hscc_search.cli.work import proxy, run, train, worker
 from hscc_search.errors import HsccError, HsccWarning, one_line, printable
@@ -34,7 +34,7 @@ def main() -> None:
     warnings.simplefilter("default", HsccWarning)
     warnings.showwarning = lambda message, *_: _warn(str(message))
     keep_freed_memory()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a service is ended by SIGTERM, a person presses Ctrl-C
+    stop_on_signals()
     try:
         sys.exit(commands(standalone_mode=False, prog_name="hscc-search") or 0)
     except HsccError as error:

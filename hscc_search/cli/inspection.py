@@ -10,7 +10,8 @@ from rich.table import Table
 
 from hscc_search.cli.options import absolute, checkpoint_option, data_option, read_config, table_or_json_option
 from hscc_search.cli.printing import say
-from hscc_search.report.terminal import out_console, progress_bars
+from hscc_search.cli.stopping import stoppable_bars
+from hscc_search.report.terminal import out_console
 
 if TYPE_CHECKING:
     from hscc_search.compression.inspection import Inspection
@@ -29,7 +30,7 @@ def inspect(study: str, data: Path | None, checkpoint: Path | None, output_forma
     config = read_config(study, data__path=absolute(data), model__checkpoint=absolute(checkpoint))
     from hscc_search.study.beforehand import inspect_study
 
-    with progress_bars() as report:
+    with stoppable_bars() as report:
         inspection, notices = inspect_study(config, report)
     if output_format == "json":
         tree = {**inspection.stored(), "share": inspection.share, "notices": notices}

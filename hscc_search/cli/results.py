@@ -17,11 +17,12 @@ from hscc_search.cli.options import (
     storage_option,
 )
 from hscc_search.cli.printing import quiet_optuna, say, show_front
+from hscc_search.cli.stopping import stoppable_bars
 from hscc_search.errors import UnwritableError, printable
 from hscc_search.files import checked_output
 from hscc_search.memory import uncollected
 from hscc_search.report.formats import front_csv, front_json
-from hscc_search.report.terminal import out_console, progress_bars
+from hscc_search.report.terminal import out_console
 
 
 @click.command()
@@ -128,7 +129,7 @@ def export(
         config.seed,
         most_parameters=study.dense["parameters"],
     )
-    with progress_bars() as report:
+    with stoppable_bars() as report:
         metrics = export_trial(study, point, config, out, device, report)
     metric = quality_of(config)
     value, dense_value = (network.test.metrics[metric] for network in (metrics.compressed, metrics.dense))
@@ -189,7 +190,7 @@ def compare(
     from hscc_search.report.terminal import comparison_table
 
     names = methods.split(",") if methods else list(METHODS)
-    with progress_bars() as report:
+    with stoppable_bars() as report:
         networks = compare_methods(config, ratios, names, split_seeds, finetune, out, device, report)
     summaries = summarise(networks)
     write_comparison(config.name, summaries, out)

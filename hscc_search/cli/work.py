@@ -17,7 +17,7 @@ from hscc_search.cli.options import (
     workers_option,
 )
 from hscc_search.cli.printing import Watch, quiet_optuna, say, show_front
-from hscc_search.report.terminal import progress_bars
+from hscc_search.cli.stopping import stoppable_bars
 
 
 @click.command()
@@ -36,7 +36,7 @@ def train(study: str, data: Path | None, device: str) -> None:
     from hscc_search.dense.opened import open_dense
     from hscc_search.evaluation.predictions import predict
 
-    with progress_bars() as report:
+    with stoppable_bars() as report:
         opened = open_dense(config, device, report, keep=True)
     validation = opened.parts.validation
     scores = predict(opened.network, validation, config.data, opened.device)
@@ -92,7 +92,7 @@ def run(
     from hscc_search.study.study import run_study
 
     quiet_optuna()
-    with progress_bars() as report:
+    with stoppable_bars() as report:
         watch = Watch(report)
         result = run_study(config, device, watch, workers, strict)
     show_front(result)
@@ -128,7 +128,7 @@ def worker(
     from hscc_search.study.study import work_on
 
     quiet_optuna()
-    with progress_bars() as report:
+    with stoppable_bars() as report:
         watch = Watch(report)
         study = work_on(storage, study_name, absolute(data), absolute(checkpoint), device, watch, workers, timeout)
     say(f"study {study_name}: {_how_far(len(study.points), study.config.trials, watch)}")
