@@ -183,8 +183,8 @@ def search(
 
     Args:
         network: trained; it is not changed.
-        train: inputs and targets, as a torch Dataset, a DataLoader of one, or a list: see
-            :func:`hscc_search.data.own.dataset_of`. Floating-point inputs go into the network as they are.
+        train: inputs and targets, perhaps with the group of each, such as its patient, as a torch Dataset, a DataLoader
+            of one, or a list: see :func:`hscc_search.data.own.dataset_of`. Floating-point inputs go into the network as they are.
         validation: likewise; trials are measured on it.
         test: likewise; exports are measured on it.
         metrics: functions of scores and targets by name, higher is better; defined at the top of a module or notebook.
@@ -200,7 +200,8 @@ def search(
         HsccError: an item cannot be used, the network cannot be compressed, or a setting is wrong.
     """
     with progress_bars() if progress else nullcontext(silent) as report:
-        dataset = dataset_of(_items(train), _items(validation), _items(test), classes, report=report)
+        judged = {key: value for key, value in sections.get("data", {}).items() if key in ("copies", "allow_leaks")}
+        dataset = dataset_of(_items(train), _items(validation), _items(test), classes, **judged, report=report)
         kept = None if "storage" in sections else TemporaryFolder("hscc-search")
         tree = {"name": type(network).__name__, "storage": kept and f"sqlite:///{kept.path}/studies.db", **sections}
         config = _config(tree, dataset, trials, metrics or {}, objectives)

@@ -191,6 +191,23 @@ def test_a_study_of_objects_goes_on_with_the_same_objects_alone(trained, tmp_pat
         read_study(f"sqlite:///{tmp_path}/studies.db", "kept").compressed(0)
 
 
+def of_patients(dataset, first):
+    """Items with the patient of each, of whom each has four."""
+    return [(image, target, first + position // 4) for position, (image, target) in enumerate(dataset)]
+
+
+def test_groups_of_objects_are_drawn_together_and_never_stand_in_two_parts(trained):
+    alike = {"trials": 1, "progress": False, "seed": 3}
+    parts = [of_patients(stripes(60, seed), first) for seed, first in ((0, 0), (1, 15), (2, 30))]
+    grouped = search(trained, *parts, **alike)
+    assert len(set(grouped.record.groups.tolist())) == 15
+    leaking = [parts[0], of_patients(stripes(60, 1), 0), parts[2]]
+    with pytest.raises(DataError, match=r"15 of 30 groups, 120 images, stand in two"):
+        search(trained, *leaking, **alike)
+    allowed = search(trained, *leaking, **alike, data={"allow_leaks": True})
+    assert any("stand in two" in notice for notice in allowed.record.notices)
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [

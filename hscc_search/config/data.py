@@ -90,8 +90,9 @@ class DataConfig(Section):
         None,
         max_length=200,
         description="function of your own, 'module:function', for source python: it returns torch Datasets train, "
-        "validation and test of (input, target), as a dict or a tuple. uint8 inputs are RGB images; floating-point "
-        "ones go into the network as they are, neither normalised nor flipped and turned",
+        "validation and test of (input, target), or of (input, target, group) where inputs belong together, as a dict "
+        "or a tuple. uint8 inputs are RGB images; floating-point ones go into the network as they are, neither "
+        "normalised nor flipped and turned",
     )
     columns: ColumnsConfig = Field(ColumnsConfig(), description="columns of the table")
     classes: tuple[Annotated[str, Field(min_length=1)], ...] | None = Field(

@@ -1,4 +1,4 @@
-"""Items of a data set of the user's own: pairs of an input and a target, read and checked."""
+"""Items of a data set of the user's own: an input, a target and perhaps a group, read and checked."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,10 +17,12 @@ class Item:
     Attributes:
         input: float32 or uint8.
         target: int64 scalar, or a map of positions, int64, shape (height, width).
+        group: the name of what it belongs to, such as a patient; None where nothing was said.
     """
 
     input: np.ndarray
     target: np.ndarray
+    group: str | None
 
     @property
     def digest(self) -> str:
@@ -42,16 +44,17 @@ def read_item(part: str, items: Any, position: int) -> Item:
     """Read an item.
 
     Raises:
-        DataError: the user's code raises, or the item is no input with a target.
+        DataError: the user's code raises, or the item is no input with a target, or with a target and a group.
     """
     name = f"{part}[{position}]"
     try:
         item = items[position]
     except (Exception, SystemExit) as error:  # whatever the user's code raises, to leave the program too
         raise DataError(f"cannot read {name}: {one_line(error, with_type=True)}") from error
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        raise DataError(f"{name} is {quoted(item)}: it must be a pair of input and target")
-    return Item(_input(name, _array(name, item[0])), _target(name, _array(name, item[1])))
+    if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
+        raise DataError(f"{name} is {quoted(item)}: it must be an input and a target, or these and a group")
+    group = _group(name, item[2]) if len(item) == 3 else None
+    return Item(_input(name, _array(name, item[0])), _target(name, _array(name, item[1])), group)
 
 
 def _array(name: str, value: Any) -> np.ndarray:
@@ -86,3 +89,15 @@ def _target(name: str, values: np.ndarray) -> np.ndarray:
             "0 or more, or a map of these, shape (height, width)"
         )
     return values.astype(np.int64)
+
+
+def _group(name: str, value: Any) -> str:
+    """A group as a text: a text, a whole number, or an array or tensor of one."""
+    if not isinstance(value, str):
+        number = _array(name, value)
+        if number.size != 1 or number.dtype.kind not in "iuU":
+            raise DataError(f"{name} has the group {quoted(value)}: a text or a whole number is needed")
+        value = str(number.item())
+    if not value:
+        raise DataError(f"{name} has an empty group: name one")
+    return value

@@ -13,7 +13,7 @@ from hscc_search.config import CopyKind, DataConfig
 from hscc_search.data.copies import Look, copy_groups, look_of
 from hscc_search.data.dataset import Dataset, judged, leak_lines, ordered_classes
 from hscc_search.data.decode import contrast_of
-from hscc_search.data.grouping import linked
+from hscc_search.data.grouping import in_order, linked
 from hscc_search.data.items import Item, read_item, read_items
 from hscc_search.data.listing import PARTS
 from hscc_search.data.store import Arrays, Keep, Stream, arrays_of
@@ -34,6 +34,7 @@ class _First:
     Attributes:
         digests: of the inputs, by part.
         targets: as texts, by part.
+        groups: int64, shape (items,), see :class:`hscc_search.data.dataset.Dataset`.
         stream: shape and type of all inputs.
         maps: shape of the targets, empty for one class for each input.
         most: highest position of a class.
@@ -43,6 +44,7 @@ class _First:
 
     digests: Mapping[str, list[str]]
     targets: Mapping[str, list[str]]
+    groups: np.ndarray
     stream: Stream
     maps: tuple[int, ...]
     most: int
@@ -91,11 +93,12 @@ def dataset_of(
     allow_leaks: bool = False,
     report: Report = silent,
 ) -> Dataset:
-    """Read three datasets of (input, target), such as torch's, into the cache.
+    """Read three datasets of (input, target), or of (input, target, group), such as torch's, into the cache.
 
     Inputs are all of one shape and type: uint8 of shape (3, height, width) are RGB images, which are normalised and
     augmented as the study says; floating-point numbers of any shape go into the network as they are. Targets are
-    positions of classes, or maps of these, shape (height, width).
+    positions of classes, or maps of these, shape (height, width). A group, a text or a whole number, says what an item
+    belongs to, such as a patient, whose items never stand in two parts.
 
     Args:
         train: has ``len`` and gives items by position, each the same whenever it is read; of the train part alone,
@@ -105,12 +108,12 @@ def dataset_of(
         classes: names of the classes by position; ``0``, ``1``, ... by default.
         order: the same names in the order of the network's outputs, where that is another one.
         copies: what counts as a copy, see :func:`hscc_search.data.copies.copy_pairs`.
-        allow_leaks: whether copies may stand in two parts.
+        allow_leaks: whether copies and groups may stand in two parts.
         report: told of each item.
 
     Raises:
         DataError: an item cannot be used, an input of the validation or the test part changes when it is read again, or
-            copies stand in two parts.
+            copies or groups stand in two parts.
     """
     parts = dict(zip(PARTS, (train, validation, test), strict=True))
     first = _read_first(parts, report)
@@ -141,7 +144,7 @@ def _dataset(
     """Put a data set together, with its labels in the order of ``classes``, which the targets name as ``found``."""
     sides = np.repeat(np.arange(len(PARTS)), [len(first.digests[part]) for part in PARTS])
     names = tuple(f"{part}[{number}]" for part in PARTS for number in range(len(first.digests[part])))
-    copied, groups = arrays[copies], np.arange(len(sides))
+    copied, groups = arrays[copies], first.groups
     labels = arrays["labels"]
     if classes != found:
         labels = np.array([classes.index(name) for name in found], labels.dtype)[labels]
@@ -172,12 +175,14 @@ def _read_first(parts: Mapping[str, Any], report: Report) -> _First:
     """Read all items once, and some of them again."""
     digests: dict[str, list[str]] = {}
     targets: dict[str, list[str]] = {}
+    groups: list[str | None] = []
     total, shapes, most = _total(parts), set(), 0
     for part, items in parts.items():
         digests[part], targets[part] = [], []
         for item in read_items(part, items):
             digests[part].append(item.digest)
             targets[part].append(item.target_digest)
+            groups.append(item.group)
             shapes.add((item.input.shape, item.input.dtype, item.target.shape))
             most = max(most, int(item.target.max()))
             report(Progress("reading the data set", sum(map(len, digests.values())), total))
@@ -199,7 +204,17 @@ def _read_first(parts: Mapping[str, Any], report: Report) -> _First:
         if changed[part]:
             raise _changes(part)
     repeated = frozenset(part for part in PARTS if not changed[part])
-    return _First(digests, targets, Stream((total, *shape), dtype), maps, most, notes, repeated)
+    return _First(digests, targets, _numbered(groups), Stream((total, *shape), dtype), maps, most, notes, repeated)
+
+
+def _numbered(groups: Sequence[str | None]) -> np.ndarray:
+    """Number groups in their order, int64; each item its own group where none is named."""
+    named = sum(group is not None for group in groups)
+    if not named:
+        return np.arange(len(groups))
+    if named < len(groups):
+        raise DataError(f"{len(groups) - named:,} of {len(groups):,} items name no group: name one in each, or in none")
+    return in_order(np.unique([str(group) for group in groups], return_inverse=True)[1])
 
 
 def _changed(part: str, items: Any, digests: Sequence[str]) -> int:

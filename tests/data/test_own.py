@@ -110,7 +110,7 @@ def test_copies_between_parts_are_refused_unless_they_are_allowed():
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (torch.zeros(3, 8, 8), "a pair of input and target"),
+        (torch.zeros(3, 8, 8), "an input and a target, or these and a group"),
         (("cat.png", 0), "input of type <U7"),
         ((torch.zeros(3, 8, 8, dtype=torch.int64), 0), "floating-point numbers or uint8"),
         ((torch.full((3, 8, 8), torch.nan), 0), "NaN or infinity"),
@@ -143,6 +143,55 @@ def test_parts_and_classes_that_cannot_be_used_are_refused():
         dataset_of(train, validation, test, order=("x", "0"))
     with pytest.raises(DataError, match="all targets are class 0"):
         dataset_of(*three(classes=1))
+
+
+class Grouped:
+    """Items that say which patient each is of."""
+
+    def __init__(self, dataset, groups):
+        self.dataset, self.groups = dataset, groups
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, position):
+        return (*self.dataset[position], self.groups[position])
+
+
+def in_groups(*per_part):
+    return [Grouped(part, groups) for part, groups in zip(three(), per_part, strict=True)]
+
+
+@pytest.mark.parametrize("number", [int, str, torch.tensor, np.int64])
+def test_items_that_name_a_group_belong_together(number):
+    numbers = [range(20), range(20, 28), range(30, 36)]
+    dataset = dataset_of(*in_groups(*([number(value // 2) for value in part] for part in numbers)))
+    assert np.array_equal(dataset.groups, np.repeat(np.arange(17), 2))
+    parts = split(dataset, 0.15, 0.15, 0)
+    assert [len(set(part.groups.tolist())) for part in vars(parts).values()] == [10, 4, 3]
+    assert dataset.judgement != dataset_of(*three()).judgement
+
+
+def test_a_group_in_two_parts_is_refused_unless_it_is_allowed():
+    parts = in_groups(["anna"] * 20, ["anna", *["bert"] * 7], ["carl"] * 6)
+    with pytest.raises(DataError, match=r"1 of 3 groups, 21 images, stand in two.*allow_leaks"):
+        dataset_of(*parts)
+    assert dataset_of(*parts, allow_leaks=True).notes
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [("", "an empty group"), (0.5, "the group 0.5: a text or a whole number"), ([1, 2], "a text or a whole number")],
+)
+def test_a_group_that_cannot_be_used_is_named(group, message):
+    with pytest.raises(DataError, match=rf"validation\[3\].*{message}"):
+        dataset_of(*in_groups(range(20), [20, 21, 22, group, *range(24, 28)], range(30, 36)))
+
+
+def test_groups_are_named_in_all_items_or_in_none():
+    train, validation, test = three()
+    with pytest.raises(DataError, match="28 of 34 items name no group"):
+        dataset_of(train, validation, Grouped(test, range(6)))
 
 
 class Broken:
