@@ -184,7 +184,8 @@ def search(
     Args:
         network: trained; it is not changed.
         train: inputs and targets, perhaps with the group of each, such as its patient, as a torch Dataset, a DataLoader
-            of one, or a list: see :func:`hscc_search.data.own.dataset_of`. Floating-point inputs go into the network as they are.
+            of one, or a list: see :func:`hscc_search.data.own.dataset_of`. Floating-point inputs go into the network
+            as they are.
         validation: likewise; trials are measured on it.
         test: likewise; exports are measured on it.
         metrics: functions of scores and targets by name, higher is better; defined at the top of a module or notebook.

@@ -140,6 +140,14 @@ class DataConfig(Section):
         description="how an image is brought to size: squeeze changes its proportions, crop cuts off what is beyond "
         "the centre, pad fits the whole image in and adds black",
     )
+    resize_to: int | None = Field(
+        None,
+        ge=8,
+        le=4096,
+        description="with resize: crop, the pixels that the shorter side is brought to before the centre is cut out, "
+        "such as 256 for an image_size of 224, as torchvision's Resize and CenterCrop do; by default nothing more is "
+        "cut off than the proportions ask for",
+    )
     range: tuple[Level, ...] | None = Field(
         None,
         strict=False,
@@ -227,6 +235,16 @@ class DataConfig(Section):
                 )
         if bool(self.mean) != bool(self.std):
             raise ValueError("mean and std belong together: state both, or leave both out so that they are computed")
+        return self
+
+    @model_validator(mode="after")
+    def _cut_fits(self) -> "DataConfig":
+        if self.resize_to is None:
+            return self
+        if self.resize != "crop":
+            raise ValueError("resize_to belongs to resize: crop")
+        if self.resize_to < max(self.shape[1:]):
+            raise ValueError(f"resize_to: {self.resize_to} is less than image_size {self.image_size}")
         return self
 
     @model_validator(mode="after")

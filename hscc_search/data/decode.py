@@ -66,7 +66,7 @@ def pixels_of(image: Image.Image, config: DataConfig) -> np.ndarray:
         Shape (channels, height, width): uint8, or uint16 where the image is of mode F, with 65535 for 1.
     """
     channels, height, width = config.shape
-    sized = _resized(image, (width, height), config.resize)
+    sized = _resized(image, (width, height), config.resize, config.resize_to)
     if image.mode == "RGB":
         return np.asarray(sized).transpose(2, 0, 1)
     pixels = np.asarray(sized)
@@ -75,13 +75,28 @@ def pixels_of(image: Image.Image, config: DataConfig) -> np.ndarray:
     return np.repeat(pixels[None], channels, axis=0)
 
 
-def _resized(image: Image.Image, size: tuple[int, int], resize: Resize) -> Image.Image:
+def _resized(image: Image.Image, size: tuple[int, int], resize: Resize, shorter: int | None) -> Image.Image:
     """Bring an image to a size, width first."""
+    if shorter is not None:
+        return _cut(_with_shorter_side(image, shorter), size)
     if resize == "crop":
         return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
     if resize == "pad":
         return ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=0)
     return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _with_shorter_side(image: Image.Image, side: int) -> Image.Image:
+    """Bring the shorter side to so many pixels, as torchvision's ``Resize(side)`` does."""
+    width, height = image.size
+    size = (side, int(side * height / width)) if width <= height else (int(side * width / height), side)
+    return image.resize(size, Image.Resampling.BILINEAR)
+
+
+def _cut(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Cut out the centre, as torchvision's ``CenterCrop`` does; ``size`` is width first."""
+    left, top = round((image.width - size[0]) / 2), round((image.height - size[1]) / 2)
+    return image.crop((left, top, left + size[0], top + size[1]))
 
 
 def seen(image: Image.Image) -> Image.Image:

@@ -136,7 +136,9 @@ def _classes(config: DataConfig, found: Sequence[str]) -> tuple[str, ...]:
 def _decoding(config: DataConfig) -> str:
     """Name how files are decoded: by the side of the images, and a digest of what is said beyond that."""
     _, height, width = config.shape
-    said = config.model_dump(include={"channels", "resize", "range", "window"}, exclude_defaults=True, mode="json")
+    said = config.model_dump(
+        include={"channels", "resize", "resize_to", "range", "window"}, exclude_defaults=True, mode="json"
+    )
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
     return (f"{height}" if height == width else f"{height}x{width}") + (f"-{digest}" if said else "")
 

@@ -93,11 +93,9 @@ def _target(name: str, values: np.ndarray) -> np.ndarray:
 
 def _group(name: str, value: Any) -> str:
     """A group as a text: a text, a whole number, or an array or tensor of one."""
-    if not isinstance(value, str):
-        number = _array(name, value)
-        if number.size != 1 or number.dtype.kind not in "iuU":
-            raise DataError(f"{name} has the group {quoted(value)}: a text or a whole number is needed")
-        value = str(number.item())
-    if not value:
+    group = np.asarray(value) if isinstance(value, str) else _array(name, value)
+    if group.size != 1 or group.dtype.kind not in "iuU":
+        raise DataError(f"{name} has the group {quoted(value)}: a text or a whole number is needed")
+    if not str(group.item()):
         raise DataError(f"{name} has an empty group: name one")
-    return value
+    return str(group.item())

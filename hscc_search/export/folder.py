@@ -45,6 +45,7 @@ class Pictures:
         image_size: side of the images in pixels, or height and width.
         channels: of the images.
         resize: how an image is brought to size.
+        resize_to: pixels that the shorter side is brought to before the centre is cut out; None where nothing was said.
         bounds: values that become 0 and 1 where a file has more than 8 bits; None where neither a range nor a window
             was stated.
     """
@@ -52,6 +53,7 @@ class Pictures:
     image_size: int | tuple[int, int]
     channels: int = 3
     resize: str = "squeeze"
+    resize_to: int | None = None
     bounds: tuple[float, float] | None = None
 
     @property
@@ -62,7 +64,7 @@ class Pictures:
     @classmethod
     def of(cls, data: DataConfig) -> "Pictures":
         """The pictures of a study."""
-        return cls(data.image_size, data.channels, data.resize, data.bounds)
+        return cls(data.image_size, data.channels, data.resize, data.resize_to, data.bounds)
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -76,6 +78,7 @@ class Pictures:
             image_size=size if isinstance(size, int) else (size[0], size[1]),
             channels=tree.get("channels", 3),
             resize=tree.get("resize", "squeeze"),
+            resize_to=tree.get("resize_to"),
             bounds=None if bounds is None else (bounds[0], bounds[1]),
         )
 

@@ -47,6 +47,13 @@ _RESIZE = {
     "crop": "ImageOps.fit(image, ({width}, {height}), Image.Resampling.BILINEAR)",
     "pad": "ImageOps.pad(image, ({width}, {height}), Image.Resampling.BILINEAR, color=0)",
 }
+_CUT = """\
+size = ({shorter}, int({shorter} * image.height / image.width))
+if image.width > image.height:
+    size = (int({shorter} * image.width / image.height), {shorter})
+image = image.resize(size, Image.Resampling.BILINEAR)
+left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)
+image = image.crop((left, top, left + {width}, top + {height}))"""
 # How the array of an image becomes that of the network, by the channels of the image in memory.
 _RGB = "np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255"
 _GREY = "np.asarray(image, np.float32)[None, None] / 255"
@@ -97,13 +104,13 @@ def picture_fields(data: DataConfig, files: Files) -> dict[str, str]:
         if data.source not in ("python", "memory")
         else "This code reads a file as such an image; the images of the study were made by its own data set:",
         "reading": "\n".join(_lines(data, files)).format(
-            mode="L" if channels == 1 else "RGB", height=height, width=width
+            mode="L" if channels == 1 else "RGB", height=height, width=width, shorter=data.resize_to
         ),
     }
 
 
 def _lines(data: DataConfig, files: Files) -> list[str]:
-    resize = f"image = {_RESIZE[data.resize]}"
+    resize = f"image = {_RESIZE[data.resize]}" if data.resize_to is None else _CUT
     eight_bits = _GREY if data.channels == 1 else _RGB
     if not files.wide:
         return [_IMPORTS + _EIGHT_BITS, resize, f"pixels = {eight_bits}"]

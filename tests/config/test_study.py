@@ -138,6 +138,11 @@ def test_a_wrong_entry_is_named_with_its_key_its_value_and_what_is_allowed(study
         ({"data.image_size": [1024, 512], "latency.batch_size": 1024}, "1024 images of 1024 x 512 pixels do not fit"),
         ({"data.range": [5, 5]}, "range: [5.0, 5.0] is not allowed: use [low, high], with high above low"),
         ({"data.window": [40, 1]}, "window: [40.0, 1.0] is not allowed: use [centre, width], with a width above 1"),
+        ({"data.resize_to": 256}, "resize_to belongs to resize: crop"),
+        (
+            {"data.resize_to": 200, "data.resize": "crop", "data.image_size": 224},
+            "resize_to: 200 is less than image_size",
+        ),
         ({"data.range": [0, 1], "data.window": [40, 400]}, "range and window say the same"),
         ({"objectives": ["flops", "flops"]}, "objectives: every objective once"),
         ({"objectives": ["accuracy"]}, "at least 2 items"),
@@ -338,7 +343,7 @@ def test_a_computed_normalisation_is_taken_from_the_study_that_goes_on(study_fil
 def test_a_study_of_before_pictures_had_these_keys_has_not_changed(study_file):
     config = StudyConfig.from_file(study_file({}))
     tree = config.stored()
-    for later in ("channels", "resize", "range", "window", "normalisation"):
+    for later in ("channels", "resize", "resize_to", "range", "window", "normalisation"):
         del tree["data"][later]
     assert not config.differences(StudyConfig.from_stored(tree, "stored"))
 

@@ -13,6 +13,7 @@ from hscc_search.config import DataConfig
 from hscc_search.data.decode import contrast_of, file_digest, pixels_of, read_image
 from hscc_search.errors import DataError
 from hscc_search.evaluation.predictions import pixel_values
+from hscc_search.torchvision_operators import make_importable
 
 QUADRANTS = np.zeros((20, 30, 3), np.uint8)
 QUADRANTS[:10, :15], QUADRANTS[:10, 15:], QUADRANTS[10:, :15] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -106,6 +107,23 @@ def test_images_are_squeezed_cropped_or_padded(resize, rows, mode):
     for row, shades in rows.items():
         np.testing.assert_allclose(pixels[row, [3, 10, 21, 28]] / whole * 255, shades, atol=0.01)
     assert (pixels[16].max() > 0.81 * whole) == (resize != "crop")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "F"])
+@pytest.mark.parametrize("size", [(61, 93), (93, 61), (40, 40), (31, 300)])
+@pytest.mark.parametrize(("image_size", "resize_to"), [(28, 32), ([24, 37], 43), (32, 32), (8, 77)])
+def test_the_centre_is_cut_out_as_torchvision_does(mode, size, image_size, resize_to):
+    make_importable()
+    from torchvision.transforms import CenterCrop, Resize
+
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    image = Image.fromarray(noise if mode == "RGB" else noise[..., 0])
+    image = Image.fromarray(np.asarray(image, np.float32) / 255) if mode == "F" else image
+    config = config_of(image_size=image_size, channels=3, resize="crop", resize_to=resize_to)
+    by_torchvision = CenterCrop(config.shape[1:])(Resize(resize_to)(image))
+    wanted = np.asarray(by_torchvision)
+    wanted = (wanted.clip(0, 1) * 65535).round() if mode == "F" else wanted
+    np.testing.assert_array_equal(pixels_of(image, config)[0], wanted[..., 0] if mode == "RGB" else wanted)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -26,6 +26,7 @@ pictures = st.builds(
     image_size=st.one_of(sides, st.tuples(sides, sides)),
     channels=st.integers(1, 8),
     resize=st.sampled_from(["squeeze", "crop", "pad"]),
+    resize_to=st.one_of(st.none(), sides),
     bounds=st.one_of(st.none(), st.tuples(shares, shares)),
 )
 architectures = st.builds(
@@ -52,7 +53,7 @@ def test_an_architecture_comes_back_as_it_was_stored(architecture):
 def test_an_architecture_of_format_3_is_read(architecture):
     """Format 3 had total ranks, which is all that the module is built from."""
     tree = {**architecture.stored(), "format": 3, "form": form_in_format_3(architecture.form)}
-    for later in ("hscc_search", "channels", "resize", "bounds"):
+    for later in ("hscc_search", "channels", "resize", "resize_to", "bounds"):
         del tree[later]
     read = Architecture.from_stored(through_json(tree))
     assert read.pictures == Pictures(architecture.pictures.image_size)

@@ -33,11 +33,14 @@ def pixels_by_study(path, config):
     return pixel_values(torch.from_numpy(pixels_of(read_image(path, config), config).copy()[None])).numpy()
 
 
-@pytest.mark.parametrize(("channels", "resize"), list(product((1, 3), ("squeeze", "crop", "pad"))))
+RESIZED = ({"resize": "squeeze"}, {"resize": "crop"}, {"resize": "pad"}, {"resize": "crop", "resize_to": 47})
+
+
+@pytest.mark.parametrize(("channels", "resized"), list(product((1, 3), RESIZED)))
 @pytest.mark.parametrize("stated", [{}, {"range": [3000, 50_000]}, {"window": [30_000, 20_000]}])
 @pytest.mark.parametrize("kind", ["8 bits", "8 bits beside 16", "16 bits", "turned"])
-def test_the_code_of_a_card_reads_what_the_study_reads(tmp_path, channels, resize, stated, kind):
-    config, path = config_of(channels=channels, resize=resize, **stated), tmp_path / "picture.png"
+def test_the_code_of_a_card_reads_what_the_study_reads(tmp_path, channels, resized, stated, kind):
+    config, path = config_of(channels=channels, **resized, **stated), tmp_path / "picture.png"
     exif = Image.Exif()
     exif[ORIENTATION] = 6 if kind == "turned" else 1
     photograph = PHOTOGRAPH if kind.startswith("8") else PHOTOGRAPH[..., 0].astype(np.uint16) * 257 + 11
