@@ -15,8 +15,8 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 STUDY := digits-study
-# One more than cores, at most 4: some tests wait for servers and for other processes.
-PROCESSES = $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() + 1))')
+# Twice the cores, at most 4: many tests wait for servers and for other processes.
+PROCESSES = $(shell $(PYTHON) -c 'import os; print(min(4, 2 * os.cpu_count()))')
 
 .PHONY: study test quick check benchmark benchmark-search benchmark-large benchmark-scores benchmark-samplers clean
 
