@@ -32,6 +32,7 @@ from hscc_search.report.terminal import progress_bars
 from hscc_search.study import stored_study
 from hscc_search.study import study as search_study
 from hscc_search.study.opening import open_again
+from hscc_search.study.refinement import refinement_from_stored
 from hscc_search.study.space import space_of
 from hscc_search.study.trial import Prepared, prepare, run_trial
 from hscc_search.temporary import TemporaryFolder
@@ -55,7 +56,7 @@ class Study(stored_study.Study):
 
     def __repr__(self) -> str:
         """Say how far the study is."""
-        trials = f"{len(self.points)} of {self.config.trials} trials"
+        trials = f"{len(self.searched.points)} of {self.config.trials} trials"
         return f"study {self.config.name}: {trials}, {len(self.front)} on the front"
 
     def select(self, rule: Rule | str = "knee") -> Point:
@@ -79,7 +80,7 @@ class Study(stored_study.Study):
 
         Returns:
             A row per trial, by its number: the values of its sample, its metrics, each metric's standard error in
-            ``METRIC error``, ``feasible``, ``on front``, and ``probability`` of being on the front.
+            ``METRIC error``, ``feasible``, ``refined``, ``on front``, and ``probability`` of being on the front.
         """
         import pandas
 
@@ -91,6 +92,7 @@ class Study(stored_study.Study):
                 **point.metrics,
                 **{f"{metric} error": error for metric, error in point.errors.items()},
                 "feasible": point.feasible,
+                "refined": bool(point.refined),
                 "on front": point.trial in members,
                 "probability": probability.get(point.trial, 0.0),
             }
@@ -118,7 +120,7 @@ class Study(stored_study.Study):
         """
         point = self._trial(trial)
         setting = space_of(self.config, self._prepared.calibration).setting(dict(point.sample))
-        return run_trial(self._prepared, setting, report).compressed.network
+        return run_trial(self._prepared, setting, refinement_from_stored(point.refined), report).compressed.network
 
     def export(
         self,

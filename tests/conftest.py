@@ -98,6 +98,7 @@ SMALL = {
     "data__image_size": 8,
     "training__epochs": 2,
     "compression__calibration_images": 64,
+    "refine__trials": "none",
     "space": {
         "regions": {"low": 1, "high": 4},
         "clusters": {"low": 1, "high": 2},
@@ -156,10 +157,11 @@ def mri():
 
 @pytest.fixture
 def digits(tmp_path):
-    """The digits study with its storage in a folder of the test's own."""
+    """The digits study without its second stage, with its storage in a folder of the test's own."""
 
     def make(**overrides):
-        return StudyConfig.from_file("digits", storage=f"sqlite:///{tmp_path}/studies.db", **overrides)
+        own = {"storage": f"sqlite:///{tmp_path}/studies.db", "refine__trials": "none", **overrides}
+        return StudyConfig.from_file("digits", **own)
 
     return make
 

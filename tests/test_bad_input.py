@@ -38,6 +38,7 @@ def finished(tmp_path_factory):
             storage=f"sqlite:///{folder}/studies.db",
             trials=2,
             training__epochs=1,
+            refine__trials="none",
             compression__calibration_images=64,
         )
         run_study(config, "cpu")

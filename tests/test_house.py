@@ -40,6 +40,7 @@ STEPS = (
     "setting",
     "ranks",
     "fitting",
+    "refining",
     "compress",
     "baselines",
 )

@@ -25,6 +25,7 @@ def study(tmp_path_factory):
             data__image_size=8,
             training__epochs=2,
             compression__calibration_images=64,
+            refine__trials="none",
             start=[{"regions": 1, "clusters": 1, "energy": 0.8}, {"regions": 4, "clusters": 2, "energy": 0.95}],
         ),
         device="cpu",
@@ -145,6 +146,7 @@ def searched(trained):
         test=stripes(120, 2),
         metrics={"brightest": brightest},
         trials=3,
+        refine={"trials": "none"},
         classes=["lying", "standing"],
         progress=False,
     )
@@ -180,7 +182,7 @@ def test_a_study_of_objects_keeps_them_where_it_is_located(searched):
 
 def test_a_study_of_objects_goes_on_with_the_same_objects_alone(trained, tmp_path):
     def go_on(network, trials):
-        kept = {"name": "kept", "storage": f"sqlite:///{tmp_path}/studies.db", "progress": False}
+        kept = {"name": "kept", "storage": f"sqlite:///{tmp_path}/studies.db", "refine": {"trials": "none"}, "progress": False}
         return search(network, stripes(64, 0), stripes(60, 1), stripes(60, 2), trials=trials, **kept)
 
     assert len(go_on(trained, 1).points) == 1
@@ -258,7 +260,7 @@ MAPS = {"train": bright_maps(64, 0), "validation": bright_maps(40, 1), "test": b
 def test_a_network_in_memory_that_answers_with_maps_in_a_dict(tmp_path):
     torch.manual_seed(0)
     network, model = MapsInADict().eval(), {"output": f"{__name__}:the_maps"}
-    study = search(network, **MAPS, metrics={"overlap": overlap}, trials=2, model=model)
+    study = search(network, **MAPS, metrics={"overlap": overlap}, trials=2, model=model, refine={"trials": "none"})
     assert "overlap" in study.dataframe()
     assert study.dense["overlap"] > 0.8
     assert not network._forward_hooks  # it is not changed

@@ -172,7 +172,12 @@ def test_an_error_does_not_show_the_password():
 def test_a_study_goes_through_postgresql(database, tmp_path, monkeypatch):
     monkeypatch.setenv("HSCC_CACHE", str(tmp_path / "cache"))
     config = StudyConfig.from_file(
-        "digits", storage=database, trials=3, training__epochs=1, compression__calibration_images=64
+        "digits",
+        storage=database,
+        trials=3,
+        training__epochs=1,
+        compression__calibration_images=64,
+        refine__trials="none",
     )
     finished = run_study(config, "cpu")
     assert [point.trial for point in finished.points] == [0, 1, 2]

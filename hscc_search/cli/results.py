@@ -94,6 +94,7 @@ def front(study_name: str, storage: str, output_format: str, html: Path | None) 
     type=click.IntRange(min=0),
     help="Fine-tune the compressed network for N epochs, in place of the study's number.",
 )
+@click.option("--refine", is_flag=True, help="Refine the network of a trial that is not refined; reads no labels.")
 @data_option
 @checkpoint_option
 @device_option
@@ -103,6 +104,7 @@ def export(
     rule_text: str,
     out: Path,
     finetune: int | None,
+    refine: bool,
     data: Path | None,
     checkpoint: Path | None,
     device: str,
@@ -130,7 +132,7 @@ def export(
         most_parameters=study.dense["parameters"],
     )
     with stoppable_bars() as report:
-        metrics = export_trial(study, point, config, out, device, report)
+        metrics = export_trial(study, point, config, out, device, report, refine=refine)
     metric = quality_of(config)
     value, dense_value = (network.test.metrics[metric] for network in (metrics.compressed, metrics.dense))
     say(

@@ -1,6 +1,7 @@
 """The commands that compute trials: ``train``, ``run``, ``worker`` and ``proxy``."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from hscc_search.cli.options import (
 )
 from hscc_search.cli.printing import Watch, quiet_optuna, say, show_front
 from hscc_search.cli.stopping import stoppable_bars
+
+if TYPE_CHECKING:
+    from hscc_search.study.stored_study import Study
 
 
 @click.command()
@@ -96,10 +100,7 @@ def run(
         watch = Watch(report)
         result = run_study(config, device, watch, workers, strict)
     show_front(result)
-    say(
-        f"study {config.name}: {_how_far(len(result.points), config.trials, watch)}; "
-        f"stored in {without_password(config.storage)}"
-    )
+    say(f"study {config.name}: {_how_far(result, config.trials, watch)}; stored in {without_password(config.storage)}")
     storage_named = naming_storage(config.storage)
     say(f"next: {command_line('hscc-search', 'front', config.name, *storage_named, '--html', 'front.html')}")
 
@@ -131,7 +132,7 @@ def worker(
     with stoppable_bars() as report:
         watch = Watch(report)
         study = work_on(storage, study_name, absolute(data), absolute(checkpoint), device, watch, workers, timeout)
-    say(f"study {study_name}: {_how_far(len(study.points), study.config.trials, watch)}")
+    say(f"study {study_name}: {_how_far(study, study.config.trials, watch)}")
 
 
 @click.command()
@@ -148,7 +149,10 @@ def proxy(storage: str, host: str, port: int) -> None:
     serve_proxy(storage, host, port, lambda address: click.echo(f"proxy: {address} (Ctrl-C ends it)"))
 
 
-def _how_far(finished: int, wanted: int, watch: Watch) -> str:
+def _how_far(study: "Study", wanted: int, watch: Watch) -> str:
     """Say how many trials a study has, and why it ended where that is fewer than it wants."""
+    finished = len(study.searched.points)
+    refined = len(study.points) - finished
+    also = f", {refined} of them refined as well" if refined else ""
     reason = watch.note if finished < wanted else "so there is nothing to do" if watch.idle else ""
-    return f"{finished} trials finished, {wanted} wanted{', ' if reason else ''}{reason}"
+    return f"{finished} trials finished{also}, {wanted} wanted{', ' if reason else ''}{reason}"

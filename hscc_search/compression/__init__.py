@@ -8,6 +8,7 @@
     ranks       ranks/         a rank for each block, by an energy or by a budget for the whole network
     fit         fitting/       the factors of one layer, fitted to what the layers compressed before it deliver
     compress    compress.py    the steps above in one call, layer after layer in execution order
+    refine      refining.py    all weights at once, towards the dense network's answers; no labels
 
 ``setting.py`` holds the request to the compressor. ``form.py`` holds everything about a compressed network but its
 weights, ``layers.py`` the modules that run it, ``rebuild.py`` makes one from its form, and ``plan.py`` tells what

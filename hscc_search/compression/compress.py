@@ -16,6 +16,7 @@ from hscc_search.compression.form import NetworkForm
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.compression.ranks.choice import choose_ranks
 from hscc_search.compression.ranks.design import LayerDesign
+from hscc_search.compression.refining import Refinement, refine_on_images
 from hscc_search.compression.setting import Setting
 from hscc_search.compression.stand_ins import replaced_in_order
 
@@ -43,15 +44,28 @@ class Compressed:
     macs: int
 
 
-@torch.no_grad()
-def compress(calibration: Calibration, setting: Setting) -> Compressed:
+def compress(calibration: Calibration, setting: Setting, refine: Refinement | None = None) -> Compressed:
     """Compress the network of a calibration with one setting. That network itself is not changed.
 
     Factors are fitted to every second image where there are many; ranks are chosen by the responses to all of them.
 
+    Args:
+        calibration: of the dense network.
+        setting: the request.
+        refine: asks for a refinement on the calibration images; on others it is done by
+            :func:`hscc_search.compression.refining.refine`.
+
     Raises:
         CompressionError: the budget is out of reach, or the setting has no energy for a layer.
     """
+    compressed = _compress(calibration, setting)
+    if refine is not None:
+        refine_on_images(compressed.network, calibration.network, calibration.images, refine)
+    return compressed
+
+
+@torch.no_grad()
+def _compress(calibration: Calibration, setting: Setting) -> Compressed:
     designs = choose_ranks(calibration, setting)
     step = 2 if len(calibration.images) >= 2 * FEWEST_IMAGES else 1
     fits = {name: partial(fit_layer, calibration, name, design, step) for name, design in designs.items()}

@@ -12,8 +12,8 @@ gives the coordinates z = A y^, a recombination P brings them back.
 2. :func:`factorise`: A = U^T M with U the first principal axes of M y^, reduced-rank regression, and the P that goes
    with it.
 3. :func:`refit`: P = U + (cov(y, z) - U cov(z)) (cov(z) + ridge)^-1, least squares shrunk towards U.
-4. :func:`refine`: where an activation behind the layer clips responses, P and the bias are improved for the values
-   that it lets through.
+4. :func:`refit_clipped`: where an activation behind the layer clips responses, P and the bias are improved for the
+   values that it lets through.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from torch.nn import functional
 
 # The smallest ridge, relative to the mean eigenvalue of the matrix that it is added to.
 RIDGE = 1e-3
-# Samples per basis filter that are enough for one step of a refinement.
+# Samples per basis filter that are enough for one step of such a fit.
 SAMPLES_PER_FILTER = 64
-# Steps of a refinement, and their length relative to a least squares fit.
+# Steps of a fit in front of an activation, and their length relative to a least squares fit.
 _STEPS, _STRETCH = 3, 1.5
 
 
@@ -137,7 +137,7 @@ def refit(
     return fitted, dense.mean(dim=0) - fitted @ mean
 
 
-def refine(
+def refit_clipped(
     dense: torch.Tensor,
     coordinates: torch.Tensor,
     recombination: torch.Tensor,

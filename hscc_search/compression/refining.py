@@ -19,26 +19,28 @@ from torch.optim.lr_scheduler import OneCycleLR
 from hscc_search.dense.device import fast_bfloat16
 from hscc_search.progress import Progress, Report, silent
 
-# Images per batch where answers are only computed.
+# Images per step, and per batch where answers are only computed.
 _BATCH = 64
+# One of so many images is set aside to judge by.
+ONE_KEPT_OF = 10
 # Gives the inputs of a network, float32 (images, channels, height, width), by their positions, int64 (images,).
 Take = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """The length of a refinement.
+    """The request for a refinement.
 
     Attributes:
         epochs: passes over the images, at most.
         learning_rate: highest of the one-cycle schedule.
-        batch_size: images per step.
-        seed: of the order of the images.
+        images: number of them at most, with those that are set aside.
+        seed: of the choice of the images and of their order.
     """
 
     epochs: int = 4
     learning_rate: float = 3e-4
-    batch_size: int = 64
+    images: int = 4096
     seed: int = 0
 
 
@@ -66,12 +68,12 @@ class Refined:
     Attributes:
         before: mean divergence from the dense network's answers to the images that were set aside, in nats.
         after: the same of the refined network, at most ``before``.
-        epochs: passes that it took to get there; 0 where none made it better.
+        best_epoch: number of passes that it took to get there; 0 where none made it better.
     """
 
     before: float
     after: float
-    epochs: int
+    best_epoch: int
 
 
 @torch.no_grad()
@@ -107,13 +109,13 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
     best_weights, best_epoch = _weights(network), 0
     network.requires_grad_(True)
     optimizer = torch.optim.Adam(network.parameters(), refinement.learning_rate, fused=True)
-    steps = max(1, len(taught.learnt) // refinement.batch_size)
+    steps = max(1, len(taught.learnt) // _BATCH)
     schedule = OneCycleLR(optimizer, refinement.learning_rate, total_steps=refinement.epochs * steps)
     generator = torch.Generator().manual_seed(refinement.seed)
     for epoch in range(1, refinement.epochs + 1):
         order = taught.learnt[torch.randperm(len(taught.learnt), generator=generator)]
         for step in range(steps):
-            batch = order[step * refinement.batch_size : (step + 1) * refinement.batch_size]
+            batch = order[step * _BATCH : (step + 1) * _BATCH]
             optimizer.zero_grad()
             _loss(_answers(network, taught.take(batch)), taught.answers[batch]).backward()
             optimizer.step()
@@ -125,6 +127,20 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
     network.load_state_dict(best_weights)
     network.requires_grad_(False)
     return Refined(before, best, best_epoch)
+
+
+def refine_on_images(network: nn.Module, dense: nn.Module, images: torch.Tensor, refinement: Refinement) -> Refined:
+    """Refine a compressed network in place on images in memory, of which every tenth is set aside.
+
+    Args:
+        network: a compressed one in evaluation mode.
+        dense: likewise.
+        images: as both take them, float32 (images, channels, height, width).
+        refinement: its number of images is that of ``images`` at most.
+    """
+    count = min(len(images), refinement.images)
+    kept = torch.arange(0, count, ONE_KEPT_OF)
+    return refine(network, lessons(dense, images.__getitem__, count, kept), refinement)
 
 
 @torch.no_grad()

@@ -93,3 +93,31 @@ class FinetuningConfig(Section):
         le=1000,
         description="divides the scores of teacher and student before softmax, so that unlikely classes count for more",
     )
+
+
+class RefineConfig(Section):
+    """The bringing of compressed networks nearer to the dense network's answers, all weights together, without labels.
+
+    Of the train images some are set aside: a network is never farther from the dense one on these than it was before.
+    """
+
+    trials: Literal["front", "all", "none"] = Field(
+        "front",
+        description="which trials are refined: front for those that cannot be told apart from the front, as trials of "
+        "their own once all others are finished; all for each trial, before it is measured; or none",
+    )
+    most: int = Field(
+        10,
+        ge=1,
+        le=1_000_000,
+        description="number of trials that are refined at most, with trials: front: those that are on the front first, "
+        "then those that are most probably",
+    )
+    epochs: int = Field(4, ge=1, le=10_000, description="passes over the images at most")
+    learning_rate: float = Field(3e-4, gt=0, le=1, description="highest learning rate of Adam's one-cycle schedule")
+    images: int = Field(
+        4096,
+        ge=16,
+        le=10_000_000,
+        description="train images at most, a tenth of which are set aside; labels are not read",
+    )

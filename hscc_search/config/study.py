@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hscc_search.config.data import DataConfig
-from hscc_search.config.dense import FinetuningConfig, ModelConfig, TrainingConfig
+from hscc_search.config.dense import FinetuningConfig, ModelConfig, RefineConfig, TrainingConfig
 from hscc_search.config.explain import explain
 from hscc_search.config.metrics import (
     COSTS,
@@ -28,10 +28,12 @@ from hscc_search.config.study_file import find_study_file, read_study_file
 from hscc_search.config.yaml_file import shown
 from hscc_search.errors import ConfigError, quoted, shortened
 
-# Fields that may change before a study goes on: how long it runs, how it chooses samples, and where its files lie. The
-# content of those files is compared by digests: the fingerprint of the data set and the digest of the dense network.
+# Fields that may change before a study goes on: how long it runs, how it chooses samples, how it refines (which is
+# stored with each trial), and where its files lie. The content of those files is compared by digests: the fingerprint
+# of the data set and the digest of the dense network.
 _LOCATIONS = ("storage", "data.path", "data.class_level", "model.checkpoint")
-_HARMLESS = ("trials", "timeout", "patience", "sampler", "start", *_LOCATIONS)
+_REFINE = tuple(f"refine.{name}" for name in RefineConfig.model_fields)
+_HARMLESS = ("trials", "timeout", "patience", "sampler", "start", *_REFINE, *_LOCATIONS)
 
 DEFAULT_STORAGE = "sqlite:///hscc-studies.db"
 
@@ -56,6 +58,7 @@ class StudyConfig(Section):
     model: ModelConfig = Field(description="the dense network")
     training: TrainingConfig = Field(TrainingConfig(), description="training of the dense network")
     compression: CompressionConfig = Field(CompressionConfig(), description="compression of all trials")
+    refine: RefineConfig = Field(RefineConfig(), description="refining of compressed networks, without labels")
     finetuning: FinetuningConfig = Field(FinetuningConfig(), description="further training of compressed networks")
     space: SpaceConfig = Field(SpaceConfig(), description="values that are sampled for each trial")
     metrics: dict[str, OwnMetricConfig] = Field(

@@ -133,12 +133,16 @@ def _in_words(sample: Mapping[str, Any]) -> str:
 
 
 def _finetuned(metrics: Metrics) -> str:
-    epochs = metrics.finetuning_epochs
+    epochs, refined = metrics.finetuning_epochs, metrics.refined
     if metrics.trained_further:
         return ", then trained further in a way of the user's own, and measured anew"
-    if not epochs:
-        return ""
-    return f", fine-tuned for {epochs} {'epoch' if epochs == 1 else 'epochs'}"
+    words = ""
+    if refined:
+        words = (
+            ", refined towards the dense network's answers without labels (divergence on train images set aside "
+            f"{refined['before']:.4g} before and {refined['after']:.4g} after)"
+        )
+    return words + (f", fine-tuned for {epochs} {'epoch' if epochs == 1 else 'epochs'}" if epochs else "")
 
 
 def _results(metrics: Metrics) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from hscc_search.compression.compress import compress
 from hscc_search.compression.inspection import Inspection
+from hscc_search.compression.refining import Refinement
 from hscc_search.config import IN_MEMORY, Shape, StudyConfig
 from hscc_search.data import Part
 from hscc_search.data.decode import DICOM
@@ -53,6 +54,7 @@ from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.onnx import write_onnx
 from hscc_search.study.opening import open_again
 from hscc_search.study.record import StudyRecord
+from hscc_search.study.refinement import refinement_from_stored, refinement_of
 from hscc_search.study.space import space_of
 from hscc_search.study.stored_study import Study
 from hscc_search.study.trial import TrialResult, measure_trial, prepare, run_trial
@@ -78,20 +80,20 @@ def export(
     report: Report = silent,
     tuned: nn.Module | None = None,
     given: Opened | None = None,
+    refine: bool = False,
 ) -> Metrics:
-    """Compress with a trial's setting again, write the folder, load both models back and measure them on the test part.
+    """Compress a trial again, write the folder, load both models back and measure them on the test part.
 
     Args:
         study: to which the trial belongs.
         point: one of its finished trials.
-        config: the study's configuration, with the paths of data and checkpoint on this machine; its epochs of
-            fine-tuning may differ from the study's.
+        config: the study's, with paths of this machine; its epochs of fine-tuning may differ from the study's.
         out: a folder that does not exist yet.
         device: where the network is compressed.
         report: told of each step.
-        tuned: the trial's network after further training elsewhere, whose weights are exported; None for the weights
-            that compressing again, and fine-tuning where ``config`` says so, give.
-        given: images and dense network that are in memory; None opens those that ``config`` names.
+        tuned: the trial's network after further training elsewhere, whose weights are exported; None compresses again.
+        given: images and dense network in memory; None opens those that ``config`` names.
+        refine: also a trial that is not refined, as ``config`` says.
 
     Returns:
         The content of ``metrics.json``.
@@ -99,14 +101,14 @@ def export(
     Raises:
         ExportError: ``out`` exists, the network cannot be exported to ONNX, the two written models disagree, or
             ``tuned`` is not of the trial's form.
-        UnwritableError: ``out`` cannot be written.
-        DiskFullError: there is no room.
+        UnwritableError: ``out`` cannot be written, or there is no room (DiskFullError).
         StudyError: the images or the dense network are not the study's.
     """
     _check_output(out)
     record = study.record
     opened = given or open_again(record, config, device, report)
-    result, inspection = _compress_again(opened, record, point, report, tuned)
+    refinement = refinement_of(config) if refine and not point.refined else refinement_from_stored(point.refined)
+    result, inspection = _compress_again(opened, record, point, refinement, report, tuned)
     cost = _count(result, config.data.shape)
     _make_parent(out)
     with folder_written_whole(out) as folder:
@@ -142,12 +144,17 @@ def _check_output(out: Path) -> None:
 
 
 def _compress_again(
-    opened: Opened, record: StudyRecord, point: Point, report: Report, tuned: nn.Module | None
+    opened: Opened,
+    record: StudyRecord,
+    point: Point,
+    refinement: Refinement | None,
+    report: Report,
+    tuned: nn.Module | None,
 ) -> tuple[TrialResult, Inspection]:
     prepared = prepare(opened, record.dense, report)
     setting = space_of(opened.config, prepared.calibration).setting(dict(point.sample))
     if tuned is None:
-        return run_trial(prepared, setting, report), prepared.calibration.inspection
+        return run_trial(prepared, setting, refinement, report), prepared.calibration.inspection
     compressed = compress(prepared.calibration, setting)
     own, given = compressed.network.state_dict(), tuned.state_dict()
     differing = [name for name in {**own, **given} if _shape(own, name) != _shape(given, name)]
@@ -253,6 +260,7 @@ def _measure(
         sample=point.sample,
         finetuning_epochs=0 if trained_further else opened.config.finetuning.epochs,
         trained_further=trained_further,
+        refined={} if trained_further else result.refined,
         classes=record.classes,
         validation_images=len(record.labels),
         test_images=len(test),

@@ -17,7 +17,7 @@ names both. metrics.json and config.yaml are for people and other programs: noth
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,7 @@ class Metrics:
         validation_groups: groups of images in the validation part; None where each image is one of its own.
         test_groups: groups of images in the test part, likewise.
         maps: height and width of the maps that the network answers with; empty where it scores whole images.
+        refined: how the network was refined, see :class:`hscc_search.pareto.points.Point`; empty where it was not.
     """
 
     study: str
@@ -180,6 +181,7 @@ class Metrics:
     validation_groups: int | None = None
     test_groups: int | None = None
     maps: tuple[int, ...] = ()
+    refined: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def flops_ratio(self) -> float:

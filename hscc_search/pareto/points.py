@@ -56,11 +56,17 @@ class Point(Measured):
         trial: its number.
         sample: the values that the search drew for it, by name.
         violations: by constraint how far it is missed, 0 where it is kept.
+        refined: how its network was refined, see :class:`hscc_search.compression.refining.Refined`; empty where it was
+            not.
+        refines: number of the trial with the same sample that this one measures again, refined; None where it is not of
+            a study's second stage.
     """
 
     trial: int
     sample: Mapping[str, Any]
     violations: Mapping[str, float] = field(default_factory=dict)
+    refined: Mapping[str, float] = field(default_factory=dict)
+    refines: int | None = None
 
     @property
     def name(self) -> str:

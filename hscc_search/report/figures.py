@@ -285,13 +285,19 @@ def _plain(name: str) -> str:
 def _hover(info: FrontInfo, point: Point) -> str:
     sample = list(point.sample.items())[:_MOST_HOVERED]
     lines = [
-        point.name,
+        point.name + _how_refined(point),
         *(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in sample),
         *_hover_lines(info, point),
         *(f"violates {_plain(name)} by {size:.4g}" for name, size in point.violations.items() if size > 0),
         f"on the front with probability {info.probability[point.trial]:.2f}",
     ]
     return "<br>".join(lines)
+
+
+def _how_refined(point: Point) -> str:
+    if point.refines is not None:
+        return f": trial {point.refines} refined"
+    return ", refined" if point.refined else ""
 
 
 def _hover_lines(info: FrontInfo, network: Measured) -> list[str]:

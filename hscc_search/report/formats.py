@@ -16,7 +16,8 @@ def front_json(study: "Study") -> str:
     metrics = [objective.metric for objective in study.objectives]
     tree = {
         "study": study.config.name,
-        "trials": len(study.points),
+        "trials": len(study.searched.points),
+        "refined trials": len(study.points) - len(study.searched.points),
         "objectives": {objective.metric: objective.direction for objective in study.objectives},
         "hypervolume": study.hypervolume,
         "reference": dict(zip(metrics, worst, strict=True)),
@@ -41,11 +42,12 @@ def front_csv(study: "Study") -> str:
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", *sampled, *metrics, *(f"{metric}_se" for metric in errors), "probability"])
-    writer.writerow(["dense", *("" for _ in sampled), *measured(study.dense), ""])
+    writer.writerow(["trial", *sampled, *metrics, *(f"{metric}_se" for metric in errors), "probability", "refines"])
+    writer.writerow(["dense", *("" for _ in sampled), *measured(study.dense), "", ""])
     for point in study.front:
         sample = [point.sample.get(name, "") for name in sampled]
-        writer.writerow([point.trial, *sample, *measured(point), study.confidence.probability[point.trial]])
+        refines = "" if point.refines is None else point.refines
+        writer.writerow([point.trial, *sample, *measured(point), study.confidence.probability[point.trial], refines])
     return text.getvalue()
 
 
@@ -56,6 +58,8 @@ def _point_tree(study: "Study", point: "Point") -> dict[str, Any]:
         **_measured_tree(point),
         "violations": dict(point.violations),
         "probability": study.confidence.probability[point.trial],
+        "refined": dict(point.refined),
+        "refines": point.refines,
     }
 
 

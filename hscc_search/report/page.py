@@ -46,7 +46,7 @@ def front_page(study: Study, script_url: str | None) -> str:
     figures = [draw_front(info)]
     if info.knee is not None:
         figures += [draw_layers(layers_info(study, info.knee.trial)), draw_hypervolume(hypervolume_info(study))]
-    unfinished = script_url is not None and len(study.points) < study.config.trials
+    unfinished = script_url is not None and len(study.searched.points) < study.config.trials
     return _TEMPLATES.get_template("front.html.j2").render(
         title=f"hscc-search: {study.config.name}",
         live=script_url is not None,
@@ -58,7 +58,8 @@ def front_page(study: Study, script_url: str | None) -> str:
         objectives=[f"{objective.direction} {title(objective.metric)}" for objective in study.objectives],
         constraints=list(violations(study.config, study.dense.metrics)),
         classes=study.record.classes,
-        finished=len(study.points),
+        finished=len(study.searched.points),
+        refined=len(study.points) - len(study.searched.points),
         wanted=study.config.trials,
         failed=len(study.failures),
         failures=study.failures,

@@ -33,7 +33,7 @@ def columns(study: Study) -> tuple[str, ...]:
     sampled = [name.replace("_", " ") for name in _sampled(study)]
     costs = ("GMACs", "GFLOPs", "fewer FLOPs", "parameters")
     extra = [title(metric) for metric in _extra(study)]
-    return ("trial", *sampled, *costs, *extra, *map(title, _of_all(study)), "on front")
+    return ("trial", *_of_refined(study, "refined"), *sampled, *costs, *extra, *map(title, _of_all(study)), "on front")
 
 
 def dispensable(study: Study) -> tuple[str, ...]:
@@ -41,7 +41,7 @@ def dispensable(study: Study) -> tuple[str, ...]:
     objectives = {title(objective.metric) for objective in study.objectives}
     extra = [title(metric) for metric in reversed(_extra(study))]
     sampled = [name.replace("_", " ") for name in reversed(_sampled(study))]
-    ordered = ("GMACs", "macro F1", "parameters", "GFLOPs", "accuracy", *extra, *sampled)
+    ordered = ("GMACs", "macro F1", "parameters", "GFLOPs", "accuracy", *extra, *sampled, "refined")
     shown = set(columns(study)) - objectives  # maps have no macro F1
     return tuple(name for name in ordered if name in shown)
 
@@ -79,6 +79,13 @@ def front_line(study: Study) -> str:
     return "; ".join(sentences)
 
 
+def trials_in_words(study: Study) -> str:
+    """The number of finished trials, and how many of them measure others again, refined."""
+    searched = len(study.searched.points)
+    refined = len(study.points) - searched
+    return f"{searched} trials" + (f", {refined} of them refined as well" if refined else "")
+
+
 def reference_text(study: Study) -> str:
     """The hypervolume's reference point in words."""
     worst, _ = study.reference
@@ -96,6 +103,17 @@ def _sampled(study: Study) -> list[str]:
     return names if len(names) <= _MOST_SAMPLED else []
 
 
+def _of_refined(study: Study, cell: str) -> list[str]:
+    """A cell of the column on refining, which is there where a trial is refined."""
+    return [cell] if any(point.refined for point in study.points) else []
+
+
+def _how_refined(point: Point) -> str:
+    if not point.refined:
+        return "-"
+    return "yes" if point.refines is None else f"trial {point.refines}"
+
+
 def _of_all(study: Study) -> list[str]:
     """The metrics of answers that every table shows; maps have no macro F1."""
     return [metric for metric in ("accuracy", "macro_f1") if metric in study.dense.metrics]
@@ -108,13 +126,16 @@ def _extra(study: Study) -> list[str]:
 
 def _trial_row(study: Study, point: Point, kind: str) -> TableRow:
     probability = study.confidence.probability[point.trial]
-    cells = _cells(study, point, str(point.trial), point.sample, f"{probability:.2f}")
+    cells = _cells(study, point, str(point.trial), point.sample, f"{probability:.2f}", _how_refined(point))
     return TableRow("knee" if point.trial == study.confidence.knee else kind, cells)
 
 
-def _cells(study: Study, network: Measured, name: str, sample: Mapping[str, Any], probability: str) -> tuple[str, ...]:
+def _cells(
+    study: Study, network: Measured, name: str, sample: Mapping[str, Any], probability: str, refined: str = "-"
+) -> tuple[str, ...]:
     return (
         name,
+        *_of_refined(study, refined),
         *(_sampled_value(sample.get(sampled)) for sampled in _sampled(study)),
         f"{network['macs'] / 1e9:.4f}",
         f"{network['flops'] / 1e9:.4f}",

@@ -106,8 +106,10 @@ def front_table(study: "Study", width: int | None = None) -> Table:
 
 def _front_table(study: "Study", names: "Sequence[str]", lines: "Sequence[TableRow]", kept: Sequence[int]) -> Table:
     """The table of some columns."""
+    from hscc_search.report.table import trials_in_words
+
     table = Table(
-        title=f"{study.config.name}: front of {len(study.points)} trials, metrics on the validation part",
+        title=f"{study.config.name}: front of {trials_in_words(study)}; metrics on the validation part",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
         collapse_padding=True,

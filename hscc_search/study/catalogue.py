@@ -30,7 +30,7 @@ class StudyStatus:
 
     Attributes:
         name: of the study.
-        finished: number of trials with values.
+        finished: number of trials with values, without those that measure others again, refined.
         failed: number of trials that ended without values.
         running: number of trials whose worker is alive.
         waiting: number of trials that wait for a worker.
@@ -68,22 +68,23 @@ def _status(storage: BaseStorage, name: str) -> StudyStatus:
     unfinished = (TrialState.RUNNING, TrialState.WAITING)
     open_trials = storage.get_all_trials(study._study_id, deepcopy=False, states=unfinished)
     active = [trial for trial in open_trials if at_work(trial)]
-    finished = storage.get_n_trials(study._study_id, TrialState.COMPLETE)
+    complete = storage.get_n_trials(study._study_id, TrialState.COMPLETE)
     failed = storage.get_n_trials(study._study_id, TrialState.FAIL)
     try:
         record = read_record(study)
     except StudyError:
         record = None
-    started = get_trial(storage, study._study_id, 0).datetime_start if finished + failed + len(open_trials) else None
+    started = get_trial(storage, study._study_id, 0).datetime_start if complete + failed + len(open_trials) else None
+    read = study_as_it_stands(study, storage) if record and complete else None
     return StudyStatus(
         name=name,
-        finished=finished,
+        finished=complete if read is None else len(read.searched.points),
         failed=failed,
         running=len(active),
         waiting=len(open_trials) - len(active),
         wanted=record.config.trials if record else None,
         workers=len({worker_of(trial) for trial in active}),
-        hypervolume=study_as_it_stands(study, storage).hypervolume if record and finished else None,
+        hypervolume=None if read is None else read.hypervolume,
         started=started.isoformat(timespec="seconds") if started else None,
     )
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from optuna.trial import FrozenTrial
 
 from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
@@ -37,6 +38,10 @@ _SHORTENED, _LONG = "packed", 30_000
 
 # Keys among the attributes of Optuna's study and trials.
 STUDY, MEASURED, PLAN, FAILURE = "hscc", "measured", "plan", "failure"
+# Key among the system attributes of a trial of the second stage: the number of the trial that it refines.
+REFINES = "hscc:refines"
+# Why a trial failed that two workers created at the same time.
+TOO_LATE = "another worker was quicker"
 # The pieces of the scores are called scores:0, scores:1 and so on.
 SCORES = "scores:"
 _PIECE = 60_000
@@ -161,12 +166,16 @@ class TrialRecord:
         sample: the values that the search drew.
         violations: by constraint the distance by which it is missed, 0 where it is kept.
         plan: of each layer.
+        refined: see :class:`hscc_search.pareto.points.Point`.
+        refines: likewise.
     """
 
     measured: Measured
     sample: Mapping[str, Any]
     violations: Mapping[str, float]
     plan: Sequence[LayerPlan]
+    refined: Mapping[str, float] = field(default_factory=dict)
+    refines: int | None = None
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values of the trial's attributes, by their keys."""
@@ -174,6 +183,8 @@ class TrialRecord:
             "sample": dict(self.sample),
             **_stored_measured(self.measured),
             "violations": dict(self.violations),
+            **({"refined": dict(self.refined)} if self.refined else {}),
+            **({} if self.refines is None else {"refines": self.refines}),
         }
         return {
             MEASURED: _shortened(measured),
@@ -197,12 +208,26 @@ def point_from_stored(trial: int, tree: Mapping[str, Any], scores: Mapping[str, 
         trial=trial,
         sample=tree["sample"] if "sample" in tree else tree["settings"],
         violations={name: max(size, 0.0) for name, size in tree["violations"].items()},
+        refined=tree.get("refined", {}),
+        refines=tree.get("refines"),
     )
 
 
 def plan_from_stored(tree: Any) -> tuple[LayerPlan, ...]:
     """Read the plan of each layer in a trial."""
     return tuple(map(LayerPlan.from_stored, _whole(tree)))
+
+
+def refines(trial: FrozenTrial) -> int | None:
+    """The number of the trial that one of the second stage measures again, refined; None of all others."""
+    number: int | None = trial.system_attrs.get(REFINES)
+    return number
+
+
+def refined_trials(trials: Sequence[FrozenTrial]) -> set[int]:
+    """The numbers of the trials that are refined, or are being refined, or could not be."""
+    numbers = {refines(trial) for trial in trials if trial.user_attrs.get(FAILURE) != TOO_LATE}
+    return {number for number in numbers if number is not None}
 
 
 def versions() -> dict[str, str]:

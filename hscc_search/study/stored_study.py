@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -62,6 +62,11 @@ class Study:
     def dense(self) -> Measured:
         """The dense network."""
         return self.record.dense.measured
+
+    @property
+    def searched(self) -> "Study":
+        """The same study without the trials of its second stage, which measures some again, refined."""
+        return replace(self, points=tuple(point for point in self.points if point.refines is None))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -143,7 +148,10 @@ def study_as_it_stands(study: optuna.Study, storage: BaseStorage) -> Study:
             if outcome.state == TrialState.FAIL:
                 failures[outcome.trial] = outcome.failure or "its process ended"
             elif outcome.state == TrialState.COMPLETE and outcome.measured is not None:
-                points.append(point_from_stored(outcome.trial, outcome.measured, scores.get(outcome.trial)))
+                point = point_from_stored(outcome.trial, outcome.measured, scores.get(outcome.trial))
+                # One that refining made no better is the network that it refines, and would be on the front twice.
+                if point.refines is None or point.refined["best_epoch"]:
+                    points.append(point)
     return Study(record, tuple(points), failures, partial(_plan, storage, study._study_id))
 
 

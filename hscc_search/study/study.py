@@ -22,7 +22,8 @@ from hscc_search.storage_faults import in_one_line, undamaged
 from hscc_search.study.beforehand import Notices, notices_before_training, notices_on_dense
 from hscc_search.study.opening import open_again, same_as_stored
 from hscc_search.study.propose import directions_of
-from hscc_search.study.record import DenseRecord, StudyRecord, versions
+from hscc_search.study.record import DenseRecord, StudyRecord, refines, versions
+from hscc_search.study.refinement import left_to_refine
 from hscc_search.study.space import Space, check_space, space_of
 from hscc_search.study.stored_study import (
     Study,
@@ -134,7 +135,6 @@ def start_study(
     with undamaged(config.storage):
         study = find_study(storage, config.name) if storage is not None else None
         record = read_record(study) if study is not None else None
-        finished = _finished(study) if study is not None else 0
     if record is not None:
         config = config.as_started(record.config)
         differences = config.differences(record.config)
@@ -143,8 +143,10 @@ def start_study(
                 f"study {config.name} was started with another study file ({'; '.join(differences)}): "
                 "restore these values, or give the changed study a name of its own"
             )
-        if finished >= config.trials:
-            return None
+        assert study is not None and storage is not None
+        with undamaged(config.storage):
+            if _all_done(study, storage, config):
+                return None
     check_storage(config.storage)
     notices = Notices(report, strict)
     prepared, space = _prepare(config, record, device, report, notices, given)
@@ -186,13 +188,13 @@ def join_study(
     with undamaged(storage):
         study = known_study(opened, name)
         record = read_record(study)
-        finished = _finished(study)
     if record is None:
         raise StorageError(f"study {name!r} was not started yet: start it with `hscc-search run`")
     config = record.config.with_paths(data, checkpoint)
     config = config.model_copy(update={"storage": storage, "timeout": timeout})
-    if finished >= config.trials:
-        return None
+    with undamaged(storage):
+        if _all_done(study, opened, config):
+            return None
     prepared, space = _prepare(config, record, device, report, Notices(report, strict=False))
     upgrade_record(study)
     return Ledger(study, opened, space), prepared
@@ -255,5 +257,8 @@ def _create(prepared: Prepared, storage: BaseStorage, notices: Notices) -> optun
     return study
 
 
-def _finished(study: optuna.Study) -> int:
-    return sum(trial.state == TrialState.COMPLETE for trial in study.get_trials(deepcopy=False))
+def _all_done(study: optuna.Study, storage: BaseStorage, config: StudyConfig) -> bool:
+    """Tell whether a study has all its trials, and those of its second stage."""
+    trials = study.get_trials(deepcopy=False)
+    finished = sum(trial.state == TrialState.COMPLETE and refines(trial) is None for trial in trials)
+    return finished >= config.trials and not left_to_refine(study, storage, config)

@@ -1,7 +1,8 @@
 """One trial: compress the dense network with one setting and measure the result."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from hscc_search.compression.calibration.calibrate import Calibration, calibrate
 from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.compress import Compressed, compress
+from hscc_search.compression.refining import Lessons, Refinement, refine
 from hscc_search.compression.setting import Setting
 from hscc_search.config import StudyConfig
 from hscc_search.config.metrics import needs_scores
@@ -30,6 +32,7 @@ from hscc_search.progress import Report, silent
 from hscc_search.runtime.latency import Runner, in_turns, runner
 from hscc_search.study.opening import calibration_images
 from hscc_search.study.record import DenseRecord
+from hscc_search.study.refinement import lessons_of, stored_refinement
 
 # Bytes of the scores of a trial that are stored though no metric of the study needs them.
 _MOST_BYTES = 2**20
@@ -52,11 +55,19 @@ class Prepared:
     dense_cost: CountedCost
     dense_runner: Runner | None
     dense_latency: float | None
+    _lessons: dict[tuple[int, int], Lessons] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> StudyConfig:
         """The configuration of the study."""
         return self.opened.config
+
+    def lessons(self, refinement: Refinement, report: Report = silent) -> Lessons:
+        """The dense network's answers to the images of a refinement; asked for once."""
+        key = refinement.images, refinement.seed
+        if key not in self._lessons:
+            self._lessons[key] = lessons_of(self.opened, refinement, report)
+        return self._lessons[key]
 
 
 @dataclass(frozen=True)
@@ -66,10 +77,12 @@ class TrialResult:
     Attributes:
         compressed: the network and the plan of its layers.
         measured: on the validation part; its MACs are those of the formula.
+        refined: how it was refined; empty where it was not.
     """
 
     compressed: Compressed
     measured: Measured
+    refined: Mapping[str, float] = field(default_factory=dict)
 
 
 def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = silent) -> Prepared:
@@ -105,8 +118,16 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
     return Prepared(opened, calibration, cost, dense_runner, dense_latency)
 
 
-def run_trial(prepared: Prepared, setting: Setting, report: Report = silent) -> TrialResult:
-    """Compress with one setting, fine-tune where the study says so, and measure on the validation part.
+def run_trial(
+    prepared: Prepared, setting: Setting, refinement: Refinement | None = None, report: Report = silent
+) -> TrialResult:
+    """Compress with one setting, refine, fine-tune where the study says so, and measure on the validation part.
+
+    Args:
+        prepared: what the study's trials share.
+        setting: of this one.
+        refinement: None does not refine.
+        report: told of refining and fine-tuning.
 
     Raises:
         CompressionError: the setting cannot be met, the compressed network answers with values that are not finite, or
@@ -115,9 +136,13 @@ def run_trial(prepared: Prepared, setting: Setting, report: Report = silent) -> 
     """
     opened = prepared.opened
     compressed = compress(prepared.calibration, setting)
+    refined: Mapping[str, float] = {}
+    if refinement is not None:
+        course = refine(compressed.network, prepared.lessons(refinement, report), refinement, report)
+        refined = stored_refinement(refinement, course)
     if opened.config.finetuning.epochs:
         fine_tune(compressed.network, opened.network, opened.config, opened.parts.train, opened.device, report)
-    return measure_trial(prepared, compressed)
+    return replace(measure_trial(prepared, compressed), refined=refined)
 
 
 def measure_trial(prepared: Prepared, compressed: Compressed) -> TrialResult:

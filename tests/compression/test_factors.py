@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hscc_search.compression import factors
-from hscc_search.compression.factors import factorise, fit_predictor, principal_axes, refine, refit
+from hscc_search.compression.factors import factorise, fit_predictor, principal_axes, refit, refit_clipped
 from hscc_search.compression.ranks.energy import rank_for_energy
 
 seeds = st.integers(0, 2**32 - 1)
@@ -256,7 +256,7 @@ def test_constant_coordinates_leave_a_recombination_unchanged(dtype, count):
     fitted, offset = refit(dense, coordinates, start)
     assert torch.equal(fitted, start)
     low, high = torch.full((4,), -9.0, dtype=dtype), torch.full((4,), 9.0, dtype=dtype)
-    refined, offset = refine(dense, coordinates, fitted, offset, low, high)
+    refined, offset = refit_clipped(dense, coordinates, fitted, offset, low, high)
     assert torch.equal(refined, start)
     answers = coordinates @ refined.T + offset
     torch.testing.assert_close(answers, dense.mean(dim=0).expand(count, 4))
@@ -285,7 +285,7 @@ def test_refining_never_raises_the_matching_loss(seed, count, channels, rank, lo
     dense, coordinates = 2 * normal(seed, count, channels), normal(seed + 1, count, rank) + 1
     before = normal(seed + 2, channels, rank), normal(seed + 3, channels)
     low, high = low * torch.ones(channels).double(), high * torch.ones(channels).double()
-    recombination, offset = refine(dense, coordinates, *before, low, high)
+    recombination, offset = refit_clipped(dense, coordinates, *before, low, high)
     start = matching_loss(dense, coordinates @ before[0].T + before[1], low, high)
     assert matching_loss(dense, coordinates @ recombination.T + offset, low, high) <= start + 1e-9 * abs(start)
 
@@ -306,13 +306,13 @@ def test_refining_recovers_the_factors_behind_the_values_that_are_let_through(se
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(factors, "SAMPLES_PER_FILTER", len(dense))  # each step takes all samples
         for _ in range(300):
-            fitted = refine(dense, coordinates, *fitted, low, high)
+            fitted = refit_clipped(dense, coordinates, *fitted, low, high)
     torch.testing.assert_close((coordinates @ fitted[0].T + fitted[1]).relu(), made.relu(), atol=1e-3, rtol=1e-3)
 
 
 def test_refining_leaves_an_exact_recombination_unchanged():
     coordinates, true, bias = normal(0, 50, 3), normal(1, 6, 3), normal(2, 6)
     low, high = torch.zeros(6).double(), torch.full((6,), float("inf")).double()
-    refined = refine(coordinates @ true.T + bias, coordinates, true, bias, low, high)
+    refined = refit_clipped(coordinates @ true.T + bias, coordinates, true, bias, low, high)
     torch.testing.assert_close(refined[0], true)
     torch.testing.assert_close(refined[1], bias)

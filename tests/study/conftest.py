@@ -26,6 +26,7 @@ def bounded():
             trials=trials,
             data__image_size=8,
             training__epochs=2,
+            refine__trials="none",
             compression__calibration_images=64,
             objectives=["latency", "accuracy", "parameters"],
             constraints=[{"metric": "accuracy", "at_least": 0.75}, {"metric": "latency", "at_most": 1000.0}],

@@ -242,7 +242,7 @@ def test_the_timeout_starts_no_more_trials(small):
 
 
 def test_trials_that_all_fail_end_the_study_with_the_reason(small, monkeypatch):
-    def fail(prepared, setting):
+    def fail(*_):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(worker, "run_trial", fail)
@@ -279,8 +279,8 @@ def test_a_stopped_run_loses_no_finished_trial_and_goes_on(small, tmp_path, how)
 def test_a_storage_that_is_damaged_ends_the_run_at_once_and_in_one_line(small, tmp_path, monkeypatch):
     run_trial = worker.run_trial
 
-    def run_and_damage(prepared, setting):
-        result = run_trial(prepared, setting)
+    def run_and_damage(*arguments):
+        result = run_trial(*arguments)
         for path in tmp_path.glob("studies.db*"):
             path.write_bytes(b"no database any more " * 1000)
         return result

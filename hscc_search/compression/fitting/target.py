@@ -7,7 +7,7 @@ from torch import nn
 
 from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.division.partition import Block
-from hscc_search.compression.factors import refine, refit
+from hscc_search.compression.factors import refit, refit_clipped
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FitTarget:
         if self.record.bounds is None:
             return recombination, bias
         low, high = self.record.bounds
-        return refine(dense, coordinates, recombination, bias, low * effects, high * effects)
+        return refit_clipped(dense, coordinates, recombination, bias, low * effects, high * effects)
 
     def bias(self, block: Block) -> torch.Tensor:
         """The dense layer's bias for a block's channels, float (C,); 0 where it has none."""

@@ -8,7 +8,7 @@ workers seldom create one at the same time. Calls wait for a storage that cannot
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -22,7 +22,7 @@ from hscc_search.errors import one_line
 from hscc_search.storage import lockable, locked, patiently
 from hscc_search.storage_faults import comes_from_storage
 from hscc_search.study.propose import Proposal, Tried
-from hscc_search.study.record import FAILURE
+from hscc_search.study.record import FAILURE, REFINES, TOO_LATE, refined_trials, refines
 from hscc_search.study.space import Sample, Space
 from hscc_search.study.stored_study import Study, study_as_it_stands
 from hscc_search.study.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, process_ended, signature
@@ -69,8 +69,13 @@ class Ledger:
 
     @property
     def finished(self) -> int:
-        """Number of trials that have their values."""
-        return sum(trial.state == TrialState.COMPLETE for trial in self.trials())
+        """Number of trials that have their values, without those of the second stage."""
+        return sum(trial.state == TrialState.COMPLETE and refines(trial) is None for trial in self.trials())
+
+    def refined_of(self, numbers: Collection[int]) -> int:
+        """Count those of some trials whose refined ones have their values, or have failed."""
+        over = [trial for trial in self.trials() if trial.state.is_finished()]
+        return len(refined_trials(over) & set(numbers))
 
     @_patient
     def claim(self, wanted: int, choose: Callable[[Sequence[Tried]], Proposal | None]) -> FrozenTrial | None:
@@ -92,18 +97,44 @@ class Ledger:
             if _count_not_failed(trials) >= wanted:
                 return None
             # Chosen without the lock, since a sampler may take seconds.
-            proposal = choose([_tried(trial) for trial in trials])
+            proposal = choose([_tried(trial) for trial in trials if refines(trial) is None])
             if proposal is None:
                 return None
             with self._lock():
                 if not self._still_wanted(proposal.sample, self.trials(), len(trials), wanted):
                     continue
-                mine = self._create(proposal)
+                mine = self._create(proposal.sample, {_SAMPLER: proposal.attributes})
                 # Two workers may create one at the same time where there is no lock, or where the server that held it
                 # went away (Optuna waits and then creates the trial): the lower number keeps it.
                 if self._still_wanted(proposal.sample, self.trials()[: mine.number], len(trials), wanted):
                     return mine
-                self.fail(mine, "another worker was quicker")
+                self.fail(mine, TOO_LATE)
+
+    @_patient
+    def claim_refinement(self, wanted: Collection[int]) -> FrozenTrial | None:
+        """Take for this worker alone a trial that measures a finished one again, refined: one of the second stage.
+
+        Args:
+            wanted: numbers of the trials to refine.
+
+        Returns:
+            The trial, with the sample of the one that it refines; None where other workers have or have tried all.
+        """
+        self.reclaim()
+        trials = self.trials()
+        for trial in trials:
+            if trial.state == TrialState.WAITING and self._take(trial):
+                return self._read(trial)
+        for number in sorted(set(wanted) - refined_trials(trials)):
+            with self._lock():
+                if number in refined_trials(self.trials()):
+                    continue
+                mine = self._create(trials[number].params, {REFINES: number})
+                # As in claim: where there is no lock, the lower number keeps it.
+                if number not in refined_trials(self.trials()[: mine.number]):
+                    return mine
+                self.fail(mine, TOO_LATE)
+        return None
 
     @_patient
     def finish(
@@ -205,18 +236,18 @@ class Ledger:
                 return False
         return True
 
-    def _create(self, proposal: Proposal) -> FrozenTrial:
+    def _create(self, sample: Sample, attributes: Mapping[str, Any]) -> FrozenTrial:
         template = create_trial(
             state=TrialState.RUNNING,
-            params=proposal.sample,
+            params=sample,
             distributions=self.space.distributions,
-            system_attrs={**signature(), _ATTEMPT: 1, _SAMPLER: proposal.attributes},
+            system_attrs={**signature(), _ATTEMPT: 1, **attributes},
         )
         return self._storage.get_trial(self._storage.create_new_trial(self.study._study_id, template))
 
     def _still_wanted(self, sample: Sample, trials: Sequence[FrozenTrial], known: int, wanted: int) -> bool:
         """Whether a trial is still wanted, and none that came after the first ``known`` ones has its sample."""
-        taken = {self.space.key(trial.params) for trial in trials[known:]}
+        taken = {self.space.key(trial.params) for trial in trials[known:] if refines(trial) is None}
         return _count_not_failed(trials) < wanted and self.space.key(sample) not in taken
 
     def _lock(self) -> AbstractContextManager[None]:
@@ -231,7 +262,9 @@ class Ledger:
 
 
 def _count_not_failed(trials: Sequence[FrozenTrial]) -> int:
-    return sum(trial.state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING) for trial in trials)
+    """Count the trials without those of the second stage and those that failed."""
+    states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+    return sum(trial.state in states and refines(trial) is None for trial in trials)
 
 
 def _tried(trial: FrozenTrial) -> Tried:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 
 from optuna.trial import FrozenTrial
 
-from hscc_search.config import StudyConfig
 from hscc_search.errors import StudyError, one_line
 from hscc_search.pareto.hypervolume import stagnant
 from hscc_search.pareto.objectives import excesses, objectives_of, quality_of, title, violations
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.study.propose import Proposal, Tried, propose
-from hscc_search.study.record import TrialRecord
+from hscc_search.study.record import TrialRecord, refines
+from hscc_search.study.refinement import refinement_of, to_refine
 from hscc_search.study.trial import Prepared, TrialResult, run_trial
 from hscc_search.study.workers.ledger import Ledger
 
@@ -19,14 +19,16 @@ from hscc_search.study.workers.ledger import Ledger
 _FAILURES_IN_A_ROW = 5
 # Seconds between two looks at what other workers have finished.
 LOOK_SECONDS = 0.3
-# Why a study ends whose space holds fewer samples than the study wants trials.
+_SEARCHING = "searching"
+# Why a study ends before it has all its trials: by its timeout, or with a space that holds fewer samples than it wants.
+_TIME_IS_OVER = "the time is over"
 NOTHING_LEFT = "nothing is left to try, since every sample of the space was tried"
 
 
 def work(
     ledger: Ledger, prepared: Prepared, report: Report = silent, keep_on: Callable[[], bool] = lambda: True
 ) -> str:
-    """Work on a study until all its trials are finished, by this worker or by others.
+    """Work on a study until all its trials are finished, by this worker or by others, and then refine its front.
 
     Ctrl-C hands the current trial back.
 
@@ -43,16 +45,27 @@ def work(
         StudyError: several trials of this worker in a row fail.
     """
     config, began = prepared.config, time.monotonic()
+
+    def time_is_over() -> bool:
+        return config.timeout is not None and time.monotonic() - began > config.timeout
+
+    reason = _search(ledger, prepared, report, lambda: keep_on() and not time_is_over())
+    if time_is_over():
+        reason = _TIME_IS_OVER
+    elif keep_on():
+        _refine_front(ledger, prepared, report, lambda: keep_on() and not time_is_over())
+    report(Progress(_SEARCHING, ledger.finished, config.trials, reason))
+    return reason
+
+
+def _search(ledger: Ledger, prepared: Prepared, report: Report, keep_on: Callable[[], bool]) -> str:
+    """Draw and measure trials until the study has all; return why there are fewer, empty where there are not."""
+    config = prepared.config
     failed_in_a_row, settled = 0, False
-
-    def tell(note: str = "") -> str:
-        report(Progress("searching", ledger.finished, config.trials, note))
-        return note
-
-    tell()
+    report(Progress(_SEARCHING, ledger.finished, config.trials))
     while keep_on():
-        if reason := _reason_to_stop(ledger, config, began):
-            return tell(reason)
+        if config.patience is not None and stagnant(ledger.as_it_stands().searched.hypervolumes(), config.patience):
+            return "the hypervolume no longer grows"
         trial = ledger.claim(config.trials, _chooser(ledger, prepared))
         if trial is None:
             if not all(claimed.state.is_finished() for claimed in ledger.trials()):
@@ -60,26 +73,33 @@ def work(
             elif ledger.finished >= config.trials:
                 return ""
             elif settled:
-                return tell(NOTHING_LEFT)
+                return NOTHING_LEFT
             else:
                 settled = True  # the last trial may have failed after the claim and left room for another
             continue
         settled = False
-        result = _measure_and_store(ledger, prepared, trial)
+        result = _measure_and_store(ledger, prepared, trial, report)
         failed_in_a_row = failed_in_a_row + 1 if isinstance(result, str) else 0
-        tell(f"trial {trial.number}{_in_short(prepared, result)}")
+        note = f"trial {trial.number}{_in_short(prepared, result)}"
+        report(Progress(_SEARCHING, ledger.finished, config.trials, note))
         if failed_in_a_row == _FAILURES_IN_A_ROW:
             raise StudyError(f"{failed_in_a_row} trials in a row failed, the last one because {result}")
     return ""
 
 
-def _reason_to_stop(ledger: Ledger, config: StudyConfig, began: float) -> str:
-    """Why no more trials are to be started, by the study file; empty where more are."""
-    if config.timeout is not None and time.monotonic() - began > config.timeout:
-        return "the time is over"
-    if config.patience is not None and stagnant(ledger.as_it_stands().hypervolumes(), config.patience):
-        return "the hypervolume no longer grows"
-    return ""
+def _refine_front(ledger: Ledger, prepared: Prepared, report: Report, keep_on: Callable[[], bool]) -> None:
+    """Measure the trials of the front again, refined, each as a trial of its own: the second stage of a study."""
+    wanted = to_refine(ledger.as_it_stands())
+    while wanted and keep_on():
+        trial = ledger.claim_refinement(wanted)
+        if trial is None:
+            if all(claimed.state.is_finished() for claimed in ledger.trials()):
+                return
+            time.sleep(LOOK_SECONDS)  # another worker may hand its trial back
+            continue
+        result = _measure_and_store(ledger, prepared, trial, report)
+        note = f"trial {trial.number}, which is {refines(trial)} refined{_in_short(prepared, result)}"
+        report(Progress("refining the front", ledger.refined_of(wanted), len(wanted), note))
 
 
 def _in_short(prepared: Prepared, result: TrialResult | str) -> str:
@@ -100,11 +120,13 @@ def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried]], 
     return choose
 
 
-def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial) -> TrialResult | str:
+def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial, report: Report) -> TrialResult | str:
     """Run one trial and store its result; return the result, or the reason why the trial failed."""
+    refined = refines(trial) is not None or prepared.config.refine.trials == "all"
+    refinement = refinement_of(prepared.config) if refined else None
     try:
         with ledger.heartbeat(trial):
-            result = run_trial(prepared, ledger.space.setting(trial.params))
+            result = run_trial(prepared, ledger.space.setting(trial.params), refinement, report)
     except KeyboardInterrupt:
         ledger.hand_back(trial)
         raise
@@ -113,7 +135,14 @@ def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial) -
         ledger.fail(trial, reason)
         return reason
     config, measured = prepared.config, result.measured
-    record = TrialRecord(measured, trial.params, violations(config, measured.metrics), result.compressed.plan)
+    record = TrialRecord(
+        measured,
+        trial.params,
+        violations(config, measured.metrics),
+        result.compressed.plan,
+        result.refined,
+        refines(trial),
+    )
     values = [measured[objective.metric] for objective in objectives_of(config)]
     ledger.finish(trial, values, list(excesses(config, measured.metrics).values()), record.stored())
     return result

@@ -157,10 +157,10 @@ def test_a_crew_replaces_a_killed_worker_and_ends_together(small):
 def test_a_failing_trial_is_recorded_and_the_study_goes_on(small, monkeypatch):
     run_trial, calls = worker.run_trial, itertools.count()
 
-    def fail_every_third(prepared, setting):
+    def fail_every_third(*arguments):
         if next(calls) % 3 == 1:
             raise MemoryError("cannot allocate\n4 GB")
-        return run_trial(prepared, setting)
+        return run_trial(*arguments)
 
     monkeypatch.setattr(worker, "run_trial", fail_every_third)
     config = small(trials=6)
@@ -201,7 +201,7 @@ def test_a_study_that_was_not_started_cannot_be_joined(small):
 
 
 def test_trials_that_all_fail_end_each_worker(small, monkeypatch):
-    monkeypatch.setattr(worker, "run_trial", lambda prepared, setting: 1 / 0)
+    monkeypatch.setattr(worker, "run_trial", lambda *_: 1 / 0)
     config = small(trials=3)
     with pytest.raises(StudyError, match="5 trials in a row failed, the last one because ZeroDivisionError"):
         run_study(config, "cpu")

@@ -1,0 +1,105 @@
+import copy
+
+import pytest
+import torch
+from geometry import SIDE, OnMaps, Residual, seeded, smooth_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.compress import compress
+from hscc_search.compression.refining import Refinement, divergence, lessons, refine
+from hscc_search.compression.setting import Setting
+from hscc_search.dense.networks import DigitsCNN
+
+IMAGES = smooth_images(256)
+KEPT = torch.arange(0, 256, 8)
+
+
+@pytest.fixture(scope="module", params=["DigitsCNN", "Residual", "OnMaps", "Maps"])
+def calibrated(request):
+    """A dense network, its calibration, and its answers."""
+    built = {"DigitsCNN": lambda: DigitsCNN(5, SIDE), "Residual": Residual, "OnMaps": OnMaps, "Maps": maps}
+    network = sharp(seeded(built[request.param]))
+    return network, calibrate(network, IMAGES), lessons(network, IMAGES.__getitem__, len(IMAGES), KEPT)
+
+
+def maps():
+    """A network that scores each position."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 3, 1))
+    )
+
+
+@torch.no_grad()
+def sharp(network):
+    """Make a random network as sure of its classes as a trained one: scores that vary by 2."""
+    last = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))][-1]
+    last.weight *= 2 / network.eval()(IMAGES).std(dim=0).mean()
+    return network
+
+
+def compressed(calibration, **setting):
+    return compress(calibration, Setting(budget=4.0, **setting)).network
+
+
+@pytest.mark.parametrize("setting", [{}, {"regions": 4, "region_strategy": "grid", "region_gain": 0}])
+def test_a_network_is_brought_nearer_to_the_dense_one(calibrated, setting):
+    dense, calibration, taught = calibrated
+    network = compressed(calibration, **setting)
+    before = divergence(network, taught)
+    course = refine(network, taught, Refinement(epochs=20, learning_rate=1e-3))
+    assert course.before == pytest.approx(before)
+    assert course.after == pytest.approx(divergence(network, taught), rel=1e-5)
+    assert course.after < course.before
+    assert 1 <= course.best_epoch <= 20
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@given(rate=st.sampled_from([1e-6, 1e-3, 0.1, 1.0]), epochs=st.integers(1, 3), seed=st.integers(0, 100))
+@settings(max_examples=12, deadline=None)
+def test_a_network_never_ends_farther_from_the_dense_one(thin, rate, epochs, seed):
+    network, taught = copy.deepcopy(thin[0]), thin[1]
+    before = copy.deepcopy(network.state_dict())
+    course = refine(network, taught, Refinement(epochs, rate, seed=seed))
+    assert divergence(network, taught) == pytest.approx(course.after, rel=1e-5)
+    assert course.after <= course.before
+    unchanged = all(torch.equal(values, network.state_dict()[name]) for name, values in before.items())
+    assert unchanged == (course.best_epoch == 0)
+    assert (course.after == course.before) == (course.best_epoch == 0)
+
+
+@pytest.fixture(scope="module")
+def thin():
+    """A compressed network, and the answers of the dense one."""
+    dense = sharp(seeded(lambda: DigitsCNN(5, SIDE)))
+    taught = lessons(dense, IMAGES.__getitem__, len(IMAGES), KEPT)
+    return compressed(calibrate(dense, IMAGES)), taught
+
+
+def test_the_same_request_gives_the_same_network(thin):
+    twice = [copy.deepcopy(thin[0]) for _ in range(2)]
+    for network in twice:
+        torch.rand(3)  # other randomness of the caller
+        refine(network, thin[1], Refinement(2, 1e-3))
+    first, second = (network.state_dict() for network in twice)
+    assert all(torch.equal(values, second[name]) for name, values in first.items())
+
+
+def test_lessons_set_images_aside_and_learn_from_the_others(calibrated):
+    dense, _, taught = calibrated
+    assert torch.equal(torch.cat([taught.learnt, taught.kept]).sort().values, torch.arange(len(IMAGES)))
+    with torch.no_grad():
+        torch.testing.assert_close(taught.answers, dense(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_compressing_may_refine_at_once(calibrated):
+    dense, calibration, _ = calibrated
+    weights = copy.deepcopy(calibration.network.state_dict())
+    plain, refined = (compress(calibration, Setting(budget=4.0), refine=how) for how in (None, Refinement(20, 1e-3)))
+    assert (refined.form, refined.plan, refined.macs) == (plain.form, plain.plan, plain.macs)
+    taught = lessons(dense, IMAGES.__getitem__, len(IMAGES), torch.arange(0, len(IMAGES), 10))
+    assert divergence(refined.network, taught) < divergence(plain.network, taught)
+    assert all(torch.equal(values, weights[name]) for name, values in calibration.network.state_dict().items())
