@@ -182,7 +182,12 @@ def test_a_study_of_objects_keeps_them_where_it_is_located(searched):
 
 def test_a_study_of_objects_goes_on_with_the_same_objects_alone(trained, tmp_path):
     def go_on(network, trials):
-        kept = {"name": "kept", "storage": f"sqlite:///{tmp_path}/studies.db", "refine": {"trials": "none"}, "progress": False}
+        kept = {
+            "name": "kept",
+            "storage": f"sqlite:///{tmp_path}/studies.db",
+            "refine": {"trials": "none"},
+            "progress": False,
+        }
         return search(network, stripes(64, 0), stripes(60, 1), stripes(60, 2), trials=trials, **kept)
 
     assert len(go_on(trained, 1).points) == 1

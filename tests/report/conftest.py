@@ -6,7 +6,12 @@ from hscc_search.config import StudyConfig
 from hscc_search.study.study import run_study
 
 # A small training and calibration, after which trials take a moment.
-SMALL = {"data__image_size": 8, "training__epochs": 2, "compression__calibration_images": 64}
+SMALL = {
+    "data__image_size": 8,
+    "training__epochs": 2,
+    "compression__calibration_images": 64,
+    "refine__trials": "none",
+}
 
 
 @pytest.fixture(scope="session")

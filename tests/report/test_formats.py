@@ -8,7 +8,19 @@ from hscc_search.report.formats import front_csv, front_json
 def test_the_json_of_a_front_holds_what_was_measured_and_drawn(constrained):
     tree = json.loads(front_json(constrained))
     assert list(tree) == [
-        *("study", "trials", "objectives", "hypervolume", "reference", "ideal", "knee", "dense", "notices", "front"),
+        *(
+            "study",
+            "trials",
+            "refined trials",
+            "objectives",
+            "hypervolume",
+            "reference",
+            "ideal",
+            "knee",
+            "dense",
+            "notices",
+            "front",
+        ),
         "close",
     ]
     assert tree["objectives"] == {"flops": "minimise", "accuracy": "maximise"}
@@ -25,6 +37,8 @@ def test_the_json_of_a_front_holds_what_was_measured_and_drawn(constrained):
             "errors": point.errors,
             "violations": point.violations,
             "probability": constrained.confidence.probability[point.trial],
+            "refined": {},
+            "refines": None,
         }
         for point in constrained.front
     ]

@@ -199,12 +199,12 @@ def test_a_lock_that_went_with_the_server_lets_no_sample_in_twice(database, post
     optuna.create_study(study_name="one", storage=open_storage(database), directions=["minimize", "maximize"])
     ledger, other = opened(database), opened(database)
 
-    def create(proposal):
+    def create(*arguments):
         monkeypatch.undo()
         postgresql.psql("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory';")
         if other_is_quicker:
             assert other.claim(5, choose_few).number == 0
-        return ledger._create(proposal)
+        return ledger._create(*arguments)
 
     monkeypatch.setattr(ledger, "_create", create)
     trial = ledger.claim(5, choose_few)
