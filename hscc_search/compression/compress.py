@@ -16,7 +16,7 @@ from hscc_search.compression.form import NetworkForm
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.compression.ranks.choice import choose_ranks
 from hscc_search.compression.ranks.design import LayerDesign
-from hscc_search.compression.refining import Refinement, refine_on_images
+from hscc_search.compression.refining import Refinement, refine_on_calibration
 from hscc_search.compression.setting import Setting
 from hscc_search.compression.stand_ins import replaced_in_order
 
@@ -60,7 +60,7 @@ def compress(calibration: Calibration, setting: Setting, refine: Refinement | No
     """
     compressed = _compress(calibration, setting)
     if refine is not None:
-        refine_on_images(compressed.network, calibration.network, calibration.images, refine)
+        refine_on_calibration(compressed.network, calibration, refine)
     return compressed
 
 

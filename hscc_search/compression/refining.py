@@ -1,14 +1,18 @@
 """Refine a compressed network: all its weights at once, towards the dense network's answers, without labels.
 
 The fit goes layer by layer, and what each layer misses adds up. Here all weights of the compressed network descend
-together on the Kullback-Leibler divergence of its answers from the dense network's (Hinton et al. 2015), on images that
-need no labels. Some images are set aside: what the network was on them at its best, it becomes; where it was best
-before the first step, it stays as it was.
+together on images that need no labels. The loss is the Kullback-Leibler divergence of its answers from the dense
+network's (Hinton et al. 2015), and the distance between both networks' responses in each compressed layer: a few scores
+per image say too little about weights by the hundred thousand, which would learn these images by heart.
+
+Some images are set aside. What the network was on them at its best, it becomes; where it was best before the first
+step, it stays as it was.
 """
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +20,8 @@ from torch import nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import OneCycleLR
 
+from hscc_search.compression.calibration.activation import Bounds
+from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.dense.device import fast_bfloat16
 from hscc_search.progress import Progress, Report, silent
 
@@ -23,6 +29,10 @@ from hscc_search.progress import Progress, Report, silent
 _BATCH = 64
 # One of so many images is set aside to judge by.
 ONE_KEPT_OF = 10
+# Weight of the distance in layers, on average over these, beside the divergence of answers.
+_INNER_WEIGHT = 3.0
+# Places of a layer's output that are compared: these many over all layers together, within bounds for one.
+_PLACES, _FEWEST_PLACES, _MOST_PLACES = 16_384, 64, 2048
 # Gives the inputs of a network, float32 (images, channels, height, width), by their positions, int64 (images,).
 Take = Callable[[torch.Tensor], torch.Tensor]
 
@@ -38,10 +48,32 @@ class Refinement:
         seed: of the choice of the images and of their order.
     """
 
-    epochs: int = 4
-    learning_rate: float = 3e-4
+    epochs: int = 8
+    learning_rate: float = 1e-3
     images: int = 4096
     seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Inner:
+    """The dense network's responses in one layer, behind its clipping activation where it has one.
+
+    Attributes:
+        places: of the flattened output for one image, int64 (places,).
+        bounds: of the activation; None where there is none.
+        responses: bfloat16 (images, places).
+        variance: of the responses at a place, mean over places.
+    """
+
+    places: torch.Tensor
+    bounds: Bounds | None
+    responses: torch.Tensor
+    variance: float
+
+    def distance(self, output: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """The mean squared distance of a layer's output for some images, relative to the variance."""
+        wanted = self.responses[batch].float()
+        return (_at(output, len(batch), self.places, self.bounds) - wanted).square().mean() / self.variance
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +83,14 @@ class Lessons:
     Attributes:
         take: reads images by position.
         answers: scores before softmax, float32, shape (images, classes) or (images, classes, height, width).
+        inner: responses by layer.
         learnt: positions of the images to learn from, int64.
         kept: positions of those that are set aside to judge by, int64.
     """
 
     take: Take
     answers: torch.Tensor
+    inner: Mapping[str, Inner]
     learnt: torch.Tensor
     kept: torch.Tensor
 
@@ -77,23 +111,73 @@ class Refined:
 
 
 @torch.no_grad()
-def lessons(dense: nn.Module, take: Take, count: int, kept: torch.Tensor, report: Report = silent) -> Lessons:
-    """Ask the dense network for its answers to all images.
+def lessons(
+    dense: nn.Module,
+    take: Take,
+    count: int,
+    kept: torch.Tensor,
+    layers: Mapping[str, Bounds | None],
+    report: Report = silent,
+) -> Lessons:
+    """Ask the dense network for its answers to all images, and for its responses in some layers.
 
     Args:
         dense: in evaluation mode.
         take: reads images by position.
         count: number of images.
         kept: positions of those to set aside, int64.
+        layers: names of modules with the bounds of the activation behind each, see
+            :class:`hscc_search.compression.calibration.record.LayerRecord`.
         report: told of each batch.
     """
     positions, answers = torch.arange(count).split(_BATCH), []
-    for done, batch in enumerate(positions, 1):
-        answers.append(dense(take(batch)).float())
-        report(Progress("asking the dense network", done, len(positions)))
+    responses: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    places: dict[str, torch.Tensor] = {}
+    most = max(_FEWEST_PLACES, min(_MOST_PLACES, _PLACES // max(1, len(layers))))
+    generator = torch.Generator().manual_seed(0)
+    with _outputs(dense, layers) as outputs:
+        for done, batch in enumerate(positions, 1):
+            answers.append(dense(take(batch)).float())
+            for name, bounds in layers.items():
+                if name not in places:
+                    size = outputs[name].numel() // len(batch)
+                    places[name] = torch.randperm(size, generator=generator)[:most].to(outputs[name].device)
+                responses[name].append(_at(outputs[name], len(batch), places[name], bounds).bfloat16())
+            report(Progress("asking the dense network", done, len(positions)))
     learnt = torch.ones(count, dtype=torch.bool)
     learnt[kept] = False
-    return Lessons(take, torch.cat(answers), learnt.nonzero()[:, 0], kept)
+    inner = {name: _inner(places[name], bounds, torch.cat(responses[name])) for name, bounds in layers.items()}
+    return Lessons(take, torch.cat(answers), inner, learnt.nonzero()[:, 0], kept)
+
+
+def _inner(places: torch.Tensor, bounds: Bounds | None, responses: torch.Tensor) -> Inner:
+    variance = float(responses.float().var(dim=0, unbiased=False).mean())
+    return Inner(places, bounds, responses, variance or 1.0)
+
+
+@contextmanager
+def _outputs(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect the outputs of some layers in each pass; what an activation changed in place is clipped already."""
+    outputs: dict[str, torch.Tensor] = {}
+
+    def collect(name: str, output: torch.Tensor) -> None:
+        outputs[name] = output
+
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: collect(name, output))
+        for name in layers
+    ]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _at(output: torch.Tensor, images: int, places: torch.Tensor, bounds: Bounds | None) -> torch.Tensor:
+    """The values of a layer's output at some places of each image, behind its activation, float32 (images, places)."""
+    values = output.reshape(images, -1)[:, places].float()
+    return values if bounds is None else values.clamp(*bounds)
 
 
 def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: Report = silent) -> Refined:
@@ -114,10 +198,9 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
     generator = torch.Generator().manual_seed(refinement.seed)
     for epoch in range(1, refinement.epochs + 1):
         order = taught.learnt[torch.randperm(len(taught.learnt), generator=generator)]
-        for step in range(steps):
-            batch = order[step * _BATCH : (step + 1) * _BATCH]
+        for batch in order[: steps * _BATCH].split(_BATCH):
             optimizer.zero_grad()
-            _loss(_answers(network, taught.take(batch)), taught.answers[batch]).backward()
+            _total_loss(network, taught, batch).backward()
             optimizer.step()
             schedule.step()
         reached = divergence(network, taught)
@@ -129,18 +212,23 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
     return Refined(before, best, best_epoch)
 
 
-def refine_on_images(network: nn.Module, dense: nn.Module, images: torch.Tensor, refinement: Refinement) -> Refined:
-    """Refine a compressed network in place on images in memory, of which every tenth is set aside.
+def refine_on_calibration(network: nn.Module, calibration: Calibration, refinement: Refinement) -> Refined:
+    """Refine a compressed network in place on the calibration images, of which every tenth is set aside.
 
     Args:
-        network: a compressed one in evaluation mode.
-        dense: likewise.
-        images: as both take them, float32 (images, channels, height, width).
-        refinement: its number of images is that of ``images`` at most.
+        network: from this calibration, in evaluation mode.
+        calibration: of the dense network.
+        refinement: its number of images is that of the calibration at most.
     """
-    count = min(len(images), refinement.images)
-    kept = torch.arange(0, count, ONE_KEPT_OF)
-    return refine(network, lessons(dense, images.__getitem__, count, kept), refinement)
+    images = calibration.images[: refinement.images]
+    kept = torch.arange(0, len(images), ONE_KEPT_OF)
+    layers = compared_layers(calibration)
+    return refine(network, lessons(calibration.network, images.__getitem__, len(images), kept, layers), refinement)
+
+
+def compared_layers(calibration: Calibration) -> dict[str, Bounds | None]:
+    """The layers in which a refinement compares both networks: all that can be compressed."""
+    return {record.name: record.bounds for record in calibration.records}
 
 
 @torch.no_grad()
@@ -150,6 +238,15 @@ def divergence(network: nn.Module, taught: Lessons) -> float:
     for batch in taught.kept.split(_BATCH):
         total += float(_loss(network(taught.take(batch)).float(), taught.answers[batch])) * len(batch)
     return total / len(taught.kept) if math.isfinite(total) else math.inf
+
+
+def _total_loss(network: nn.Module, taught: Lessons, batch: torch.Tensor) -> torch.Tensor:
+    """The divergence of a batch's answers, and the distance of its responses in the layers."""
+    with _outputs(network, taught.inner) as outputs:
+        loss = _loss(_answers(network, taught.take(batch)), taught.answers[batch])
+        for name, inner in taught.inner.items():
+            loss = loss + _INNER_WEIGHT / len(taught.inner) * inner.distance(outputs[name], batch)
+    return loss
 
 
 def _answers(network: nn.Module, images: torch.Tensor) -> torch.Tensor:

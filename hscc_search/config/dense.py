@@ -113,8 +113,8 @@ class RefineConfig(Section):
         description="number of trials that are refined at most, with trials: front: those that are on the front first, "
         "then those that are most probably",
     )
-    epochs: int = Field(4, ge=1, le=10_000, description="passes over the images at most")
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="highest learning rate of Adam's one-cycle schedule")
+    epochs: int = Field(8, ge=1, le=10_000, description="passes over the images at most")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="highest learning rate of Adam's one-cycle schedule")
     images: int = Field(
         4096,
         ge=16,

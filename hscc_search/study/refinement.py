@@ -8,7 +8,8 @@ import optuna
 import torch
 from optuna.storages import BaseStorage
 
-from hscc_search.compression.refining import ONE_KEPT_OF, Lessons, Refined, Refinement, lessons
+from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.refining import ONE_KEPT_OF, Lessons, Refined, Refinement, compared_layers, lessons
 from hscc_search.config import StudyConfig
 from hscc_search.dense.opened import Opened
 from hscc_search.evaluation.predictions import network_input
@@ -64,7 +65,7 @@ def refinement_from_stored(refined: Mapping[str, float]) -> Refinement | None:
     return Refinement(epochs, refined["learning_rate"], images, seed)
 
 
-def lessons_of(opened: Opened, request: Refinement, report: Report = silent) -> Lessons:
+def lessons_of(opened: Opened, calibration: Calibration, request: Refinement, report: Report = silent) -> Lessons:
     """Ask the dense network about train images, a tenth of which, in whole groups, are set aside."""
     part = opened.parts.train.subset(request.images, request.seed)
     images = np.asarray(part.images)
@@ -72,7 +73,8 @@ def lessons_of(opened: Opened, request: Refinement, report: Report = silent) -> 
     def take(positions: torch.Tensor) -> torch.Tensor:
         return network_input(torch.from_numpy(images[positions.numpy()]).to(opened.device), opened.config.data)
 
-    return lessons(opened.network, take, len(part), _set_aside(part.groups, request.seed), report)
+    kept = _set_aside(part.groups, request.seed)
+    return lessons(calibration.network, take, len(part), kept, compared_layers(calibration), report)
 
 
 def _set_aside(groups: np.ndarray, seed: int) -> torch.Tensor:

@@ -66,7 +66,7 @@ class Prepared:
         """The dense network's answers to the images of a refinement; asked for once."""
         key = refinement.images, refinement.seed
         if key not in self._lessons:
-            self._lessons[key] = lessons_of(self.opened, refinement, report)
+            self._lessons[key] = lessons_of(self.opened, self.calibration, refinement, report)
         return self._lessons[key]
 
 
