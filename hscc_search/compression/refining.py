@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from hscc_search.compression.calibration.activation import Bounds
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.dense.device import fast_bfloat16
+from hscc_search.errors import CompressionError, one_line
 from hscc_search.progress import Progress, Report, silent
 
 # Images per step, and per batch where answers are only computed.
@@ -188,6 +189,9 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
         taught: images and the dense network's answers.
         refinement: how long.
         report: told after each pass.
+
+    Raises:
+        CompressionError: no gradient reaches the weights.
     """
     before = best = divergence(network, taught)
     best_weights, best_epoch = _weights(network), 0
@@ -200,7 +204,7 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
         order = taught.learnt[torch.randperm(len(taught.learnt), generator=generator)]
         for batch in order[: steps * _BATCH].split(_BATCH):
             optimizer.zero_grad()
-            _total_loss(network, taught, batch).backward()
+            _descend(network, taught, batch)
             optimizer.step()
             schedule.step()
         reached = divergence(network, taught)
@@ -215,13 +219,15 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
 def refine_on_calibration(network: nn.Module, calibration: Calibration, refinement: Refinement) -> Refined:
     """Refine a compressed network in place on the calibration images, of which every tenth is set aside.
 
+    It is one that layers are not fitted to, where they are fitted to every second image.
+
     Args:
         network: from this calibration, in evaluation mode.
         calibration: of the dense network.
         refinement: its number of images is that of the calibration at most.
     """
     images = calibration.images[: refinement.images]
-    kept = torch.arange(0, len(images), ONE_KEPT_OF)
+    kept = torch.arange(1, len(images), ONE_KEPT_OF)
     layers = compared_layers(calibration)
     return refine(network, lessons(calibration.network, images.__getitem__, len(images), kept, layers), refinement)
 
@@ -238,6 +244,17 @@ def divergence(network: nn.Module, taught: Lessons) -> float:
     for batch in taught.kept.split(_BATCH):
         total += float(_loss(network(taught.take(batch)).float(), taught.answers[batch])) * len(batch)
     return total / len(taught.kept) if math.isfinite(total) else math.inf
+
+
+def _descend(network: nn.Module, taught: Lessons, batch: torch.Tensor) -> None:
+    """Compute the gradient of the loss on a batch."""
+    try:
+        _total_loss(network, taught, batch).backward()
+    except RuntimeError as error:  # a forward pass that runs without gradients, or in inference mode
+        raise CompressionError(
+            f"no gradient reaches the weights of the compressed network ({one_line(error)}), so it cannot be refined: "
+            "say refine: {trials: none}"
+        ) from error
 
 
 def _total_loss(network: nn.Module, taught: Lessons, batch: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,11 @@ class Part:
         """Draw at most ``count`` images with ``seed``, each class in proportion; they keep their order."""
         if count >= len(self):
             return self
+        chosen = self.drawn(count, seed)
+        return Part(self.images[chosen], self.labels[chosen], self.groups[chosen])
+
+    def drawn(self, count: int, seed: int) -> np.ndarray:
+        """The positions of the images that :meth:`subset` draws, ascending; of a larger count they are among these."""
         generator = np.random.default_rng(seed)
         # The shuffled images of each class are spread evenly over 0 to 1; the ``count`` lowest positions of all
         # classes together then hold each class in proportion.
@@ -41,8 +46,7 @@ class Part:
         for label in np.unique(labels):
             members = np.flatnonzero(labels == label)
             positions[generator.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
-        chosen = np.sort(np.argsort(positions, kind="stable")[:count])
-        return Part(self.images[chosen], self.labels[chosen], self.groups[chosen])
+        return np.sort(np.argsort(positions, kind="stable")[:count])
 
 
 @dataclass(frozen=True)

@@ -66,23 +66,40 @@ def refinement_from_stored(refined: Mapping[str, float]) -> Refinement | None:
 
 
 def lessons_of(opened: Opened, calibration: Calibration, request: Refinement, report: Report = silent) -> Lessons:
-    """Ask the dense network about train images, a tenth of which, in whole groups, are set aside."""
-    part = opened.parts.train.subset(request.images, request.seed)
-    images = np.asarray(part.images)
+    """Ask the dense network about train images, a tenth of which, in whole groups, are set aside.
 
-    def take(positions: torch.Tensor) -> torch.Tensor:
-        return network_input(torch.from_numpy(images[positions.numpy()]).to(opened.device), opened.config.data)
+    These are images that the layers were not fitted to, as far as there are such: to the others the network answers too
+    well before it is refined, and would seem to become worse.
+    """
+    train, compression = opened.parts.train, opened.config.compression
+    positions = train.drawn(request.images, request.seed)
+    fitted = np.isin(positions, train.drawn(compression.calibration_images, opened.config.seed))
+    images = np.asarray(train.images[positions])
 
-    kept = _set_aside(part.groups, request.seed)
-    return lessons(calibration.network, take, len(part), kept, compared_layers(calibration), report)
+    def take(batch: torch.Tensor) -> torch.Tensor:
+        return network_input(torch.from_numpy(images[batch.numpy()]).to(opened.device), opened.config.data)
+
+    kept = torch.from_numpy(_set_aside(train.groups[positions], fitted, request.seed))
+    return lessons(calibration.network, take, len(positions), kept, compared_layers(calibration), report)
 
 
-def _set_aside(groups: np.ndarray, seed: int) -> torch.Tensor:
-    """Positions of a tenth of the images, int64, in whole groups as long as others remain."""
-    wanted = max(1, len(groups) // ONE_KEPT_OF)
-    shuffled = np.random.default_rng(seed).permutation(np.unique(groups))
-    sizes = np.array([np.count_nonzero(groups == group) for group in shuffled]).cumsum()
+def _set_aside(groups: np.ndarray, fitted: np.ndarray, seed: int) -> np.ndarray:
+    """Choose a tenth of the images, in whole groups as long as others remain.
+
+    Args:
+        groups: int64, shape (images,).
+        fitted: bool, shape (images,), the images that layers were fitted to; groups without such come first.
+        seed: of the choice.
+
+    Returns:
+        Positions, int64, ascending.
+    """
+    wanted, generator = max(1, len(groups) // ONE_KEPT_OF), np.random.default_rng(seed)
+    names, of_image = np.unique(groups, return_inverse=True)
+    with_fitted = np.bincount(of_image, fitted) > 0
+    order = np.lexsort((generator.permutation(len(names)), with_fitted))
+    sizes = np.bincount(of_image)[order].cumsum()
     count = int(np.searchsorted(sizes, wanted)) + 1
-    if count == len(shuffled):  # one group holds nearly all: single images then
-        return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(len(groups))[:wanted]))
-    return torch.from_numpy(np.flatnonzero(np.isin(groups, shuffled[:count])))
+    if count == len(names):  # one group holds nearly all: single images then
+        return np.sort(np.lexsort((generator.permutation(len(groups)), fitted))[:wanted])
+    return np.flatnonzero(np.isin(of_image, order[:count]))

@@ -1,5 +1,6 @@
 import copy
 
+import hostile
 import pytest
 import torch
 from geometry import SIDE, OnMaps, Residual, seeded, smooth_images
@@ -12,6 +13,7 @@ from hscc_search.compression.compress import compress
 from hscc_search.compression.refining import Refinement, _outputs, compared_layers, divergence, lessons, refine
 from hscc_search.compression.setting import Setting
 from hscc_search.dense.networks import DigitsCNN
+from hscc_search.errors import CompressionError
 
 IMAGES = smooth_images(256)
 KEPT = torch.arange(0, 256, 8)
@@ -104,7 +106,7 @@ def test_compressing_may_refine_at_once(calibrated):
     weights = copy.deepcopy(calibration.network.state_dict())
     plain, refined = (compress(calibration, Setting(budget=4.0), refine=how) for how in (None, Refinement(20, 1e-3)))
     assert (refined.form, refined.plan, refined.macs) == (plain.form, plain.plan, plain.macs)
-    taught = taught_by(calibration, torch.arange(0, len(IMAGES), 10))
+    taught = taught_by(calibration, torch.arange(1, len(IMAGES), 10))
     assert divergence(refined.network, taught) < divergence(plain.network, taught)
     assert all(torch.equal(values, weights[name]) for name, values in calibration.network.state_dict().items())
 
@@ -124,3 +126,29 @@ def test_layers_behind_a_clipping_activation_are_compared_behind_it(thin):
     for inner in taught.inner.values():
         assert inner.bounds is not None
         assert inner.bounds[0] == inner.responses.min() == 0
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        *("WithoutGradient", "Inference", "Checkpointed", "InPlace", "ChangesInput", "Windows", "Tokens"),
+        *("FiveDimensions", "Transposed", "TwoNames", "BoundMethod", "AllPositionsAsImages"),
+    ],
+)
+def test_networks_as_people_write_them_are_refined_or_refused_in_one_line(block):
+    images = smooth_images(64, side=16)
+    calibration = calibrate(hostile.Hostile([getattr(hostile, block)]).eval(), images)
+    network = compress(calibration, Setting(budget=1.2)).network
+    taught = lessons(calibration.network, images.__getitem__, 64, KEPT[:8], compared_layers(calibration))
+    before = copy.deepcopy(network.state_dict())
+    try:
+        course = refine(network, taught, Refinement(2, 1e-4))
+    except CompressionError as error:
+        assert block in ("WithoutGradient", "InPlace")
+        assert "\n" not in str(error)
+    else:
+        assert course.after <= course.before
+        assert course.best_epoch or all(
+            torch.equal(before[name], value) for name, value in network.state_dict().items()
+        )
+    assert not any(module._forward_hooks for module in network.modules())

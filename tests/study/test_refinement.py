@@ -148,16 +148,20 @@ def test_the_second_stage_is_reported(refining):
     assert (steps[-1].done, steps[-1].note) == (5, "")
 
 
-@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=40), seed=st.integers(0, 2**31))
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=40), share=st.floats(0, 1), seed=st.integers(0, 2**31))
 @settings(max_examples=100, deadline=None)
-def test_a_tenth_is_set_aside_in_whole_groups(sizes, seed):
+def test_a_tenth_is_set_aside_in_whole_groups_that_layers_were_not_fitted_to(sizes, share, seed):
     groups = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes))
-    kept = np.zeros(len(groups), bool)
-    kept[_set_aside(groups, seed).numpy()] = True
-    assert kept.sum() >= max(1, len(groups) // 10)
-    if len(sizes) > 1 and kept.sum() > max(1, len(groups) // 10):
-        assert not set(groups[kept]) & set(groups[~kept])
+    fitted = np.random.default_rng(seed + 1).random(len(groups)) < share
+    wanted, kept = max(1, len(groups) // 10), np.zeros(len(groups), bool)
+    kept[_set_aside(groups, fitted, seed)] = True
+    assert kept.sum() >= wanted
     assert kept.sum() < len(groups) or len(groups) == 1
+    whole = not set(groups[kept]) & set(groups[~kept])
+    assert whole or kept.sum() == wanted
+    free = sum((groups == group).sum() for group in set(groups) - set(groups[fitted]))
+    if whole and free >= wanted:
+        assert not fitted[kept].any()
 
 
 def test_a_refined_trial_reads_back(refining):
