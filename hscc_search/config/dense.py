@@ -114,7 +114,12 @@ class RefineConfig(Section):
         "then those that are most probably",
     )
     epochs: int = Field(8, ge=1, le=10_000, description="passes over the images at most")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="highest learning rate of Adam's one-cycle schedule")
+    learning_rate: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="highest step of Adam, relative to the size of each weight; falls where it does not help",
+    )
     images: int = Field(
         4096,
         ge=16,

@@ -19,7 +19,7 @@ from hscc_search.study.study import run_study
 from hscc_search.study.workers import worker
 
 # Rates at which a small network, hardly trained, is better after each pass.
-REFINE = {"trials": "front", "epochs": 2, "learning_rate": 0.003, "most": 3}
+REFINE = {"trials": "front", "epochs": 2, "learning_rate": 0.02, "most": 3}
 
 
 @pytest.fixture
