@@ -10,13 +10,14 @@ from geometry import smooth_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 from hscc_search.compression.calibration.calibrate import calibrate
 from hscc_search.compression.calibration.examination import inspect
 from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
-from hscc_search.errors import HsccError
+from hscc_search.errors import CompressionError, HsccError
 from hscc_search.evaluation.counters import count_macs, measure_cost
 
 # Networks that the generator makes; a thousand by HOSTILE=1000.
@@ -160,3 +161,40 @@ def test_padding_by_name_costs_what_is_computed(padding):
     check(network, regions=4)
     if padding == "same":
         assert calibrate(network.eval(), IMAGES).macs == 2_585_600
+
+
+class Volumes(nn.Module):
+    """Most of it in Conv3d layers, which stay dense."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.volumes = nn.Conv2d(3, 24, 3, padding=1), nn.Conv3d(1, 24, 3, padding=1)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, images):
+        return self.head(self.volumes(self.stem(images).relu()[:, None]).relu().mean((2, 3, 4)))
+
+
+class Functional(nn.Module):
+    """Most of it in a convolution that is no module."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 24, 3, padding=1), nn.Linear(96, 4)
+        self.weight = nn.Parameter(torch.randn(96, 24, 5, 5) * 0.05)
+
+    def forward(self, images):
+        maps = functional.conv2d(self.stem(images).relu(), self.weight, padding=2).relu()
+        return self.head(maps.mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Volumes, Functional])
+def test_what_is_no_layer_of_a_known_kind_counts_and_sets_the_budget_that_can_be_met(kind):
+    calibration = calibrate(kind().eval(), IMAGES.clone())
+    compressed = compress(calibration, Setting(energy=0.5))
+    assert compressed.macs == count_macs(compressed.network, IMAGES[:1])[""] < calibration.macs
+    with pytest.raises(
+        CompressionError,
+        match=r"budget of 2x fewer flops is out of reach: .* of the flops are in layers that can be compressed",
+    ):
+        compress(calibration, Setting(budget=2.0))
