@@ -275,7 +275,7 @@ def divergence(network: nn.Module, taught: Lessons) -> float:
     """The mean divergence of a network's answers from the dense network's to the images set aside, in nats."""
     total = 0.0
     for batch in taught.kept.split(_BATCH):
-        total += float(_loss(network(taught.take(batch)).float(), taught.answers[batch])) * len(batch)
+        total += float(mean_divergence(network(taught.take(batch)).float(), taught.answers[batch])) * len(batch)
     return total / len(taught.kept) if math.isfinite(total) else math.inf
 
 
@@ -293,7 +293,7 @@ def _descend(network: nn.Module, taught: Lessons, batch: torch.Tensor) -> None:
 def _total_loss(network: nn.Module, taught: Lessons, batch: torch.Tensor) -> torch.Tensor:
     """The divergence of a batch's answers, and the distance of its responses in the layers."""
     with _outputs(network, taught.inner) as outputs:
-        loss = _loss(_answers(network, taught.take(batch)), taught.answers[batch])
+        loss = mean_divergence(_answers(network, taught.take(batch)), taught.answers[batch])
         for name, inner in taught.inner.items():
             loss = loss + _INNER_WEIGHT / len(taught.inner) * inner.distance(outputs[name], batch)
     return loss
@@ -305,7 +305,7 @@ def _answers(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return answers.float()
 
 
-def _loss(answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def mean_divergence(answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """The mean divergence over images and, of maps, over positions."""
     terms = functional.kl_div(answers.log_softmax(1), wanted.log_softmax(1), reduction="none", log_target=True)
     return terms.sum(dim=1).mean()
