@@ -107,7 +107,7 @@ class RefineConfig(Section):
         "their own once all others are finished; all for each trial, before it is measured; or none",
     )
     most: int = Field(
-        10,
+        5,
         ge=1,
         le=1_000_000,
         description="number of trials that are refined at most, with trials: front: those that are on the front first, "
