@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import hscc_search
 from hscc_search.compression.form import total_rank
+from hscc_search.config.dense import RefineConfig
 from hscc_search.errors import ExportError, StudyError
 from hscc_search.export.export import export
 from hscc_search.export.folder import Manifest, write_json
@@ -28,6 +29,10 @@ FRONT = json.loads((BEFORE / "front-0.1.0.json").read_text())
 KNEE = FRONT["knee"]
 
 
+# A second stage that takes a moment.
+SHORT = {"most": 1, "epochs": 2}
+
+
 @pytest.fixture
 def url(tmp_path):
     """A copy of the database."""
@@ -39,7 +44,7 @@ def url(tmp_path):
 def config(url):
     """The configuration of the study, with the paths of its files on this machine."""
     stored = read_study(url, "before").config.with_paths(None, BEFORE / "dense-0.1.0.safetensors")
-    return stored.model_copy(update={"storage": url})
+    return stored.model_copy(update={"storage": url, "refine": RefineConfig(**SHORT)})
 
 
 @pytest.fixture
@@ -109,7 +114,7 @@ def test_a_worker_that_joins_raises_the_format_before_it_adds_trials(url, config
     optuna_study = find_study(existing_storage(url), "before")
     stored = optuna_study.user_attrs[keys.STUDY]
     assert stored["version"] < keys.FORMAT
-    optuna_study.set_user_attr(keys.STUDY, {**stored, "config": {**stored["config"], "trials": 8}})
+    optuna_study.set_user_attr(keys.STUDY, {**stored, "config": {**stored["config"], "trials": 8, "refine": SHORT}})
     study = work_on(url, "before", checkpoint=wanted.model.checkpoint, device="cpu")
     assert len(study.searched.points) == 8
     assert find_study(existing_storage(url), "before").user_attrs[keys.STUDY]["version"] == keys.FORMAT

@@ -15,6 +15,7 @@ data: {path: placeholder, image_size: 8}
 model: {name: digits_cnn}
 training: {epochs: 3, learning_rate: 0.02}
 compression: {calibration_images: 128}
+refine: {most: 1, epochs: 2}
 trials: 6
 """
 

@@ -44,6 +44,7 @@ def study_of(images, storage):
         "training": {"epochs": 1},
         "compression": {"calibration_images": 40},
         "storage": storage,
+        "refine": {"trials": "none"},
         "trials": 2,
     }
     return StudyConfig.from_tree(tree, "study")

@@ -163,6 +163,7 @@ def export(
     show_default=True,
     help="Measure each network after N epochs of fine-tuning as well.",
 )
+@click.option("--refine", is_flag=True, help="Measure each network after refining, which reads no labels, as well.")
 @data_option
 @click.option(
     "--out",
@@ -178,6 +179,7 @@ def compare(
     methods: str | None,
     seeds: str,
     finetune: int,
+    refine: bool,
     data: Path | None,
     out: Path,
     device: str,
@@ -193,13 +195,13 @@ def compare(
 
     names = methods.split(",") if methods else list(METHODS)
     with stoppable_bars() as report:
-        networks = compare_methods(config, ratios, names, split_seeds, finetune, out, device, report)
+        networks = compare_methods(config, ratios, names, split_seeds, finetune, out, device, report, refine)
     summaries = summarise(networks)
     write_comparison(config.name, summaries, out)
     out_console.print(comparison_table(summaries))
     for summary in summaries:
         for failure in summary.failures:
-            say(f"{summary.method} at {summary.budget:g}x, {failure}")
+            say(f"{summary.name} at {summary.budget:g}x, {failure}")
     say(
         f"± is one standard error over the test images of {len(split_seeds)} splits; "
         "differences are on the same images."

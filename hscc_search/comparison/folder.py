@@ -54,8 +54,8 @@ def claim(folder: Path, record: ComparisonRecord) -> StudyConfig:
 
 def network_path(folder: Path, asked: Asked) -> Path:
     """The path of the file of one network."""
-    name = f"split{asked.seed}-{asked.method}-{asked.budget:.12g}x-{asked.epochs}epochs.json"
-    return folder / "rows" / name
+    stage = f"{asked.epochs}epochs" + ("-refined" if asked.refined else "")
+    return folder / "rows" / f"split{asked.seed}-{asked.method}-{asked.budget:.12g}x-{stage}.json"
 
 
 def write_network(folder: Path, network: ComparedNetwork) -> None:
@@ -95,6 +95,8 @@ def _check_same(folder: Path, before: ComparisonRecord, now: ComparisonRecord) -
         differences.append("other checkpoint")
     if before.epochs and now.epochs and before.epochs != now.epochs:
         differences.append(f"finetune: {before.epochs} -> {now.epochs}")
+    if now.config.refine != before.config.refine:
+        differences.append("another refine section")
     if differences:
         raise ConfigError(f"{folder} holds another comparison ({'; '.join(differences)}): name another output folder")
 

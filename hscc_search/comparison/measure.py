@@ -15,6 +15,8 @@ from hscc_search.comparison.methods import METHODS
 from hscc_search.comparison.record import DENSE, Asked, ComparedNetwork, ComparisonRecord
 from hscc_search.compression.calibration.calibrate import Calibration, calibrate
 from hscc_search.compression.calibration.plain_layers import make_plain
+from hscc_search.compression.refining import Lessons
+from hscc_search.compression.refining import refine as refine_network
 from hscc_search.config import StudyConfig
 from hscc_search.config.space import MOST_BUDGET
 from hscc_search.data import load_dataset
@@ -31,6 +33,7 @@ from hscc_search.files import sha256
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.latency import Runner, measure_latency, runners
 from hscc_search.study.opening import calibration_images
+from hscc_search.study.refinement import lessons_of, refinement_of
 
 # Images per batch where latency is measured.
 LATENCY_BATCHES = (1, 32)
@@ -45,6 +48,7 @@ def compare(
     out: Path,
     device: str = "auto",
     report: Report = silent,
+    refine: bool = False,
 ) -> list[ComparedNetwork]:
     """Measure the networks that ``out`` does not hold yet, and return all that were asked for.
 
@@ -57,6 +61,7 @@ def compare(
         out: folder for the measured networks.
         device: where to compute; latency is always measured on the CPU.
         report: told of each step.
+        refine: measure each network after refining as well, as the study's ``refine`` section says how.
 
     Raises:
         HsccError: a method or a number is wrong, several splits are asked for where a checkpoint or the images belong
@@ -71,7 +76,7 @@ def compare(
             "the images come with a split, which is kept, and other seeds draw no other one: give one seed"
         )
     config = claim(out, ComparisonRecord(config, epochs, dataset.fingerprint, _checkpoint_digest(config)))
-    every = _asked(budgets, methods, seeds, epochs)
+    every = _asked(budgets, methods, seeds, epochs, refine)
     for seed in dict.fromkeys(seeds):
         missing = [asked for asked in every if asked.seed == seed and not network_path(out, asked).exists()]
         if missing:
@@ -111,12 +116,15 @@ def _checkpoint_digest(config: StudyConfig) -> str | None:
         raise ConfigError(f"cannot read checkpoint {checkpoint} ({error.strerror}): name another file") from error
 
 
-def _asked(budgets: Sequence[float], methods: Sequence[str], seeds: Sequence[int], epochs: int) -> list[Asked]:
-    """List the networks to compare, each once: on each split the dense one first, and fine-tuned ones after theirs."""
+def _asked(
+    budgets: Sequence[float], methods: Sequence[str], seeds: Sequence[int], epochs: int, refine: bool
+) -> list[Asked]:
+    """List the networks to compare, each once: on each split the dense one first, and further stages after theirs."""
     pairs = [(DENSE, 1.0), *((method, budget) for budget in budgets for method in methods)]
-    stages = [0, epochs] if epochs else [0]
-    asked = [Asked(method, budget, seed, stage) for seed in seeds for method, budget in pairs for stage in stages]
-    return list(dict.fromkeys(asked))
+    stages = [(0, False), *([(0, True)] if refine else []), *([(epochs, False)] if epochs else [])]
+    asked = [Asked(*pair, seed, *stage) for seed in seeds for pair in pairs for stage in stages]
+    # The dense network has nothing to be refined towards.
+    return [network for network in dict.fromkeys(asked) if not (network.refined and network.method == DENSE)]
 
 
 def _config_of_split(config: StudyConfig, seed: int, epochs: int) -> StudyConfig:
@@ -142,6 +150,11 @@ class _Split:
         return calibrate(self.opened.network, calibration_images(self.opened), self.report)
 
     @cached_property
+    def lessons(self) -> Lessons:
+        """The dense network's answers to the images of a refinement, asked for once."""
+        return lessons_of(self.opened, self.calibration, refinement_of(self.opened.config), self.report)
+
+    @cached_property
     def dense_runners(self) -> dict[str, Runner]:
         """Runners of the dense network by runtime, to be timed in turns with each compressed one."""
         return runners(_plain(self.opened, self.opened.network).cpu(), self.opened.config.data.shape)
@@ -160,11 +173,11 @@ def _measure_split(split: _Split, missing: Sequence[Asked]) -> Iterator[Compared
 
 
 def _measure_stages(split: _Split, stages: Sequence[Asked]) -> Iterator[ComparedNetwork]:
-    """Compress by one method to one budget, and measure at each asked number of epochs of fine-tuning.
+    """Compress by one method to one budget, and measure at each asked stage: as it is, refined, fine-tuned.
 
     Args:
         split: with its dense network.
-        stages: differ in their epochs alone; the one without fine-tuning comes first.
+        stages: of the same method and budget; the one of neither comes first.
     """
     opened = split.opened
     method, budget = stages[0].method, stages[0].budget
@@ -182,11 +195,23 @@ def _measure_stages(split: _Split, stages: Sequence[Asked]) -> Iterator[Compared
         return
     seconds = time.perf_counter() - start
     for asked in stages:
+        if asked.refined:
+            yield _measure_refined(split, copy.deepcopy(network), asked)
+            continue
         if asked.epochs:
             start = time.perf_counter()
             fine_tune(network, opened.network, opened.config, opened.parts.train, opened.device, split.report)
             seconds = time.perf_counter() - start
         yield _measure(split, network, asked, seconds)
+
+
+def _measure_refined(split: _Split, network: nn.Module, asked: Asked) -> ComparedNetwork:
+    start = time.perf_counter()
+    try:
+        refine_network(network, split.lessons, refinement_of(split.opened.config), split.report)
+    except CompressionError as error:
+        return ComparedNetwork(asked, failure=str(error))
+    return _measure(split, network, asked, time.perf_counter() - start)
 
 
 def _measure(split: _Split, network: nn.Module, asked: Asked, seconds: float) -> ComparedNetwork:
@@ -198,7 +223,7 @@ def _measure(split: _Split, network: nn.Module, asked: Asked, seconds: float) ->
         return ComparedNetwork(asked, seconds=seconds, failure=reason)
     predicted = scores.argmax(axis=1)
     cost = measure_cost(_plain(opened, network) if asked.method == DENSE else network, config.data.shape)
-    timed = asked.epochs == 0 and asked.method != DENSE
+    timed = asked.epochs == 0 and not asked.refined and asked.method != DENSE
     latency, dense_latency = _latencies(split, network) if timed else ({}, {})
     return ComparedNetwork(
         asked,

@@ -72,12 +72,14 @@ class Asked:
         budget: asked ratio of dense FLOPs to compressed FLOPs; 1 for the dense network.
         seed: of the split.
         epochs: of fine-tuning.
+        refined: whether it is refined towards the dense network's answers, without labels.
     """
 
     method: str
     budget: float
     seed: int
     epochs: int
+    refined: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class ComparedNetwork:
             tree = _from_format_1(tree)
         quality = tree["quality"]
         return cls(
-            asked=Asked(tree["method"], tree["budget"], tree["seed"], tree["epochs"]),
+            asked=Asked(tree["method"], tree["budget"], tree["seed"], tree["epochs"], tree.get("refined", False)),
             macs=tree["macs"],
             parameters=tree["parameters"],
             quality=None if quality is None else Quality(quality["metrics"], quality["errors"]),

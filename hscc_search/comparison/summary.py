@@ -24,7 +24,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Summary:
-    """One method at one budget and number of epochs over all splits.
+    """One method at one budget and stage over all splits.
 
     Estimates are None where a network is missing on a split. Differences are paired: both networks predict the same
     images.
@@ -33,13 +33,14 @@ class Summary:
         method: a key of :data:`hscc_search.comparison.methods.METHODS`, or :data:`DENSE`.
         budget: asked ratio of dense FLOPs to compressed FLOPs; 1 for the dense network.
         epochs: of fine-tuning.
+        refined: whether the networks are refined.
         splits: number of splits on which there is a network.
         flops_ratio: dense FLOPs / compressed FLOPs as counted, the least over the splits.
         parameters: number of weights and biases, the most over the splits.
         accuracy: on the test parts, 0 to 1.
         macro_f1: on the test parts, 0 to 1.
         to_dense: accuracy minus that of the dense network without fine-tuning.
-        to_hscc: accuracy of HSCC at the same budget and epochs minus this one's.
+        to_hscc: accuracy of HSCC at the same budget and stage minus this one's.
         speedup: dense latency / compressed latency by ``runtime batch``, median over the splits.
         failures: for each split without a network its seed and the reason.
     """
@@ -47,6 +48,7 @@ class Summary:
     method: str
     budget: float
     epochs: int
+    refined: bool
     splits: int
     flops_ratio: float | None
     parameters: int | None
@@ -57,12 +59,19 @@ class Summary:
     speedup: Mapping[str, float]
     failures: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """The method and its stage, as tables and figures name them."""
+        stage = ", refined" if self.refined else f", {self.epochs} epochs" if self.epochs else ""
+        return self.method + stage
+
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values for ``summary.json``; the standard error of ``name`` is ``name_se``."""
         return {
             "method": self.method,
             "budget": self.budget,
             "epochs": self.epochs,
+            "refined": self.refined,
             "splits": self.splits,
             "flops_ratio": self.flops_ratio,
             "parameters": self.parameters,
@@ -76,18 +85,18 @@ class Summary:
 
 
 def summarise(networks: Sequence[ComparedNetwork]) -> list[Summary]:
-    """Put the networks of all splits together, in the order in which methods, budgets and epochs first occur."""
+    """Put the networks of all splits together, in the order in which methods, budgets and stages first occur."""
     measured = {network.asked: network for network in networks if network.failure is None}
     seeds = list(dict.fromkeys(network.asked.seed for network in networks))
 
-    def on_splits(method: str, budget: float, epochs: int) -> Networks:
-        return [measured.get(Asked(method, budget, seed, epochs)) for seed in seeds]
+    def on_splits(method: str, budget: float, epochs: int, refined: bool = False) -> Networks:
+        return [measured.get(Asked(method, budget, seed, epochs, refined)) for seed in seeds]
 
     dense = on_splits(DENSE, 1.0, 0)
     summaries = []
     for key in dict.fromkeys(_key(network) for network in networks):
-        method, budget, epochs = key
-        compressed = on_splits(method, budget, epochs)
+        method, budget, epochs, refined = key
+        compressed = on_splits(*key)
         present = [network for network in compressed if network is not None]
         qualities = [network.quality for network in present if network.quality is not None]
         complete = len(present) == len(compressed)
@@ -97,13 +106,14 @@ def summarise(networks: Sequence[ComparedNetwork]) -> list[Summary]:
                 method=method,
                 budget=budget,
                 epochs=epochs,
+                refined=refined,
                 splits=len(present),
                 flops_ratio=min(ratios, default=None),
                 parameters=max((network.parameters for network in present), default=None),
                 accuracy=_mean(qualities, "accuracy") if complete else None,
                 macro_f1=_mean(qualities, "macro_f1") if complete else None,
                 to_dense=_difference(compressed, dense),
-                to_hscc=_difference(on_splits("hscc", budget, epochs), compressed),
+                to_hscc=_difference(on_splits("hscc", budget, epochs, refined), compressed),
                 # Measured before fine-tuning, which leaves the latency as it is.
                 speedup=_speedup(on_splits(method, budget, 0)),
                 failures=_failures(network for network in networks if _key(network) == key),
@@ -112,9 +122,10 @@ def summarise(networks: Sequence[ComparedNetwork]) -> list[Summary]:
     return summaries
 
 
-def _key(network: ComparedNetwork) -> tuple[str, float, int]:
-    """The method, budget and epochs of a network, which its counterparts on other splits share."""
-    return network.asked.method, network.asked.budget, network.asked.epochs
+def _key(network: ComparedNetwork) -> tuple[str, float, int, bool]:
+    """The method, budget and stage of a network, which its counterparts on other splits share."""
+    asked = network.asked
+    return asked.method, asked.budget, asked.epochs, asked.refined
 
 
 def _mean(qualities: Sequence[Quality], metric: str) -> Estimate | None:

@@ -13,7 +13,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -64,12 +64,14 @@ class Inner:
     """The dense network's responses in one layer, behind its clipping activation where it has one.
 
     Attributes:
+        size: number of values of the output for one image.
         places: of the flattened output for one image, int64 (places,).
         bounds: of the activation; None where there is none.
         responses: bfloat16 (images, places).
         variance: of the responses at a place, mean over places.
     """
 
+    size: int
     places: torch.Tensor
     bounds: Bounds | None
     responses: torch.Tensor
@@ -137,6 +139,7 @@ def lessons(
     """
     positions, answers = torch.arange(count).split(_BATCH), []
     responses: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
+    sizes: dict[str, int] = {}
     places: dict[str, torch.Tensor] = {}
     most = max(_FEWEST_PLACES, min(_MOST_PLACES, _PLACES // max(1, len(layers))))
     generator = torch.Generator().manual_seed(0)
@@ -145,19 +148,21 @@ def lessons(
             answers.append(dense(take(batch)).float())
             for name, bounds in layers.items():
                 if name not in places:
-                    size = outputs[name].numel() // len(batch)
-                    places[name] = torch.randperm(size, generator=generator)[:most].to(outputs[name].device)
+                    sizes[name] = outputs[name].numel() // len(batch)
+                    places[name] = torch.randperm(sizes[name], generator=generator)[:most].to(outputs[name].device)
                 responses[name].append(_at(outputs[name], len(batch), places[name], bounds).bfloat16())
             report(Progress("asking the dense network", done, len(positions)))
     learnt = torch.ones(count, dtype=torch.bool)
     learnt[kept] = False
-    inner = {name: _inner(places[name], bounds, torch.cat(responses[name])) for name, bounds in layers.items()}
+    inner = {
+        name: _inner(sizes[name], places[name], bounds, torch.cat(responses[name])) for name, bounds in layers.items()
+    }
     return Lessons(take, torch.cat(answers), inner, learnt.nonzero()[:, 0], kept)
 
 
-def _inner(places: torch.Tensor, bounds: Bounds | None, responses: torch.Tensor) -> Inner:
+def _inner(size: int, places: torch.Tensor, bounds: Bounds | None, responses: torch.Tensor) -> Inner:
     variance = float(responses.float().var(dim=0, unbiased=False).mean())
-    return Inner(places, bounds, responses, variance or 1.0)
+    return Inner(size, places, bounds, responses, variance or 1.0)
 
 
 @contextmanager
@@ -189,7 +194,8 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
     """Refine a compressed network in place; it never ends farther from the dense network on images set aside.
 
     Args:
-        network: a compressed one in evaluation mode, in which it stays: nothing is dropped at random.
+        network: a compressed one, by whatever method, in evaluation mode, in which it stays: nothing is dropped at
+            random.
         taught: images and the dense network's answers.
         refinement: how long.
         report: told after each pass.
@@ -197,9 +203,11 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
     Raises:
         CompressionError: no gradient reaches the weights.
     """
+    taught = _comparable(network, taught)
     before = best = divergence(network, taught)
     best_weights, best_epoch, epoch = _weights(network), 0, 0
     rate, generator = refinement.learning_rate, torch.Generator().manual_seed(refinement.seed)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     network.requires_grad_(True)
     for length in _cycle_lengths(refinement.epochs):
         for _ in _cycle(network, taught, length, rate, generator):
@@ -214,8 +222,21 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
         if rate < refinement.learning_rate * _SLOWEST:
             break
     network.load_state_dict(best_weights)
+    network.zero_grad()
     network.requires_grad_(False)
+    for parameter in trained:  # as it came: a user may train it further
+        parameter.requires_grad_(True)
     return Refined(before, best, best_epoch)
+
+
+@torch.no_grad()
+def _comparable(network: nn.Module, taught: Lessons) -> Lessons:
+    """Leave out layers that a network lacks, or in which it has fewer responses, as where channels are pruned."""
+    modules, few = dict(network.named_modules()), taught.kept[:2]
+    with _outputs(network, [name for name in taught.inner if name in modules]) as outputs:
+        network(taught.take(few))
+    same = {name for name, output in outputs.items() if output.numel() == taught.inner[name].size * len(few)}
+    return replace(taught, inner={name: inner for name, inner in taught.inner.items() if name in same})
 
 
 def _cycle_lengths(epochs: int) -> list[int]:

@@ -24,10 +24,15 @@ def write_comparison(study: str, summaries: Sequence[Summary], folder: Path) -> 
 
 
 def draw_comparison(study: str, summaries: Sequence[Summary]) -> go.Figure:
-    """Draw accuracy over the ratio of FLOPs, a line per method, with standard errors; dashed where fine-tuned."""
+    """Draw accuracy over the ratio of FLOPs with standard errors: a line per method and stage.
+
+    Lines are dashed where networks are fine-tuned, and dotted where they are refined.
+    """
     colours = _colours([summary.method for summary in summaries])
-    lines = dict.fromkeys((summary.method, summary.epochs) for summary in summaries)
-    figure = go.Figure([_line(summaries, method, epochs, colours.get(method, FAINT)) for method, epochs in lines])
+    lines: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        lines.setdefault(summary.name, []).append(summary)
+    figure = go.Figure([_line(line, colours.get(line[0].method, FAINT)) for line in lines.values()])
     figure.update_layout(
         title=f"{study}: accuracy on the test parts, mean over splits ± standard error over images",
         xaxis_title="times fewer FLOPs (one multiply-add is two FLOPs)",
@@ -46,20 +51,20 @@ def _colours(methods: Sequence[str]) -> dict[str, str]:
     return {**dict(zip(peers, _PEERS * len(peers), strict=False)), "hscc": ACCENT, "dense": DENSE}
 
 
-def _line(summaries: Sequence[Summary], method: str, epochs: int, colour: str) -> go.Scatter:
+def _line(summaries: Sequence[Summary], colour: str) -> go.Scatter:
+    """The line of one method at one stage."""
+    first = summaries[0]
     points = [
-        (summary.flops_ratio, summary.accuracy)
-        for summary in summaries
-        if (summary.method, summary.epochs) == (method, epochs) and summary.flops_ratio and summary.accuracy
+        (summary.flops_ratio, summary.accuracy) for summary in summaries if summary.flops_ratio and summary.accuracy
     ]
     points.sort(key=lambda point: point[0])
-    name = f"{method}, {epochs} epochs" if epochs else method
+    dash = "dot" if first.refined else "dash" if first.epochs else "solid"
     return go.Scatter(
         x=[ratio for ratio, _ in points],
         y=[100 * accuracy.value for _, accuracy in points],
         error_y={"type": "data", "array": [100 * accuracy.se for _, accuracy in points], "thickness": 1},
-        name=name,
+        name=first.name,
         mode="lines+markers",
-        line={"color": colour, "dash": "dash" if epochs else "solid", "width": 3 if method == "hscc" else 1.5},
-        hovertemplate="%{x:.2f}x fewer FLOPs<br>accuracy %{y:.2f} %<extra>" + name + "</extra>",
+        line={"color": colour, "dash": dash, "width": 3 if first.method == "hscc" else 1.5},
+        hovertemplate="%{x:.2f}x fewer FLOPs<br>accuracy %{y:.2f} %<extra>" + first.name + "</extra>",
     )

@@ -161,7 +161,7 @@ def studies_table(statuses: "Sequence[StudyStatus]") -> Table:
 
 
 def comparison_table(summaries: "Sequence[Summary]") -> Table:
-    """A table with a row for each method, budget and number of epochs; FLOPs and times are dense / compressed."""
+    """A table with a row for each method, budget and stage; FLOPs and times are dense / compressed."""
     runs = list(dict.fromkeys(run for summary in summaries for run in summary.speedup))
     caption = "FLOPs: dense / compressed, whole network (2 per multiply-add)."
     if runs:
@@ -182,7 +182,7 @@ def _comparison_cells(summary: "Summary") -> list[str]:
     """The cells up to ``hscc ahead``; a dash where a network would be compared with itself."""
     dense = summary.method == "dense"
     return [
-        summary.method,
+        f"{summary.method}, refined" if summary.refined else summary.method,
         str(summary.epochs),
         f"{summary.flops_ratio:.2f}x" if summary.flops_ratio and not dense else "-",
         f"{summary.parameters / 1e6:.2f} M" if summary.parameters else "-",

@@ -197,6 +197,7 @@ def test_a_comparison_of_version_0_1_0_is_read_to_the_same_summary_and_goes_on(c
     summaries = [summary.stored() for summary in summarise(go_on())]
     for summary in summaries:
         summary["ratio"] = summary.pop("flops_ratio")
+        assert summary.pop("refined") is False
     assert summaries == json.loads((BEFORE / "summary.json").read_text())
     assert {progress.task for progress in reports} <= {"reading images"}
     assert times(out) == before
@@ -380,3 +381,28 @@ def test_weights_that_a_network_comes_with_belong_to_one_split(config, tmp_path,
     with pytest.raises(ConfigError, match=r"own_split:make comes with belong to one split: give one seed"):
         comparing.compare(own, [3.0], ["hscc"], [0, 1], 0, tmp_path / "out", "cpu")
     assert not list((tmp_path / "out" / "rows").iterdir())
+
+
+# Refining.
+
+
+def test_networks_are_measured_refined_too_whatever_method_made_them(config, tmp_path):
+    methods = ("hscc", "pruning")
+    networks = comparing.compare(config, [3.0], methods, [0], 0, tmp_path / "out", "cpu", refine=True)
+    asked = [network.asked for network in networks]
+    assert [(one.method, one.refined) for one in asked] == [
+        *(("dense", False), ("hscc", False), ("hscc", True), ("pruning", False), ("pruning", True)),
+    ]
+    by_asked = {network.asked: network for network in networks}
+    for network in networks:
+        assert network.failure is None
+        assert network.quality is not None
+        if network.asked.refined:
+            plain = by_asked[replace(network.asked, refined=False)]
+            assert (network.macs, network.parameters) == (plain.macs, plain.parameters)
+            assert not network.latency
+    names = [summary.name for summary in summarise(networks)]
+    assert names == ["dense", "hscc", "hscc, refined", "pruning", "pruning, refined"]
+    refining = config.model_copy(update={"refine": config.refine.model_copy(update={"epochs": 2})})
+    with pytest.raises(ConfigError, match="another refine section"):
+        comparing.compare(refining, [3.0], methods, [0], 0, tmp_path / "out", "cpu", refine=True)

@@ -150,6 +150,7 @@ def test_a_summary_is_stored_with_each_error_beside_its_value():
         "method": "hscc",
         "budget": 3.0,
         "epochs": 0,
+        "refined": False,
         "splits": 1,
         "flops_ratio": 1.0,
         "parameters": 7,

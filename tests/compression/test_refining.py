@@ -62,6 +62,7 @@ def compressed(calibration, **setting):
 def test_a_network_is_brought_nearer_to_the_dense_one(calibrated, setting):
     calibration, taught = calibrated
     network = compressed(calibration, **setting)
+    trained = [parameter.requires_grad for parameter in network.parameters()]
     before = divergence(network, taught)
     course = refine(network, taught, Refinement(epochs=16))
     assert course.before == pytest.approx(before)
@@ -69,7 +70,7 @@ def test_a_network_is_brought_nearer_to_the_dense_one(calibrated, setting):
     assert course.after < course.before
     assert 1 <= course.best_epoch <= 16
     assert not network.training
-    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert [parameter.requires_grad for parameter in network.parameters()] == trained
 
 
 @given(rate=st.sampled_from([1e-6, 1e-3, 0.03, 1.0]), epochs=st.integers(1, 3), seed=st.integers(0, 100))

@@ -22,6 +22,7 @@ def summary(method, budget=3.0, epochs=0, **changes):
         method=method,
         budget=budget,
         epochs=epochs,
+        refined=False,
         splits=3,
         flops_ratio=budget + 0.02 if not dense else 1.0,
         parameters=138_357_544,
