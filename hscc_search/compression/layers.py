@@ -7,6 +7,7 @@ A factored region computes ``y = P (B x) + b``: basis filters B (rank x D), then
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -130,16 +131,26 @@ class GroupedRegionConv2d(nn.Module):
     """A grouped convolution, each group a :class:`RegionConv2d`.
 
     Takes float (images, Cin, height, width) and returns float (images, Cout, height, width).
+
+    Attributes:
+        of_group: the convolution of each group. Not ``groups``: that is the number which the dense layer has by this
+            name, for a user's forward pass and for ``repr``, which torch's exporter calls.
     """
 
     def __init__(self, layer: nn.Conv2d, form: LayerForm) -> None:
         super().__init__()
-        self.groups = nn.ModuleList(RegionConv2d(layer, form, group) for group in range(layer.groups))
+        self.of_group = nn.ModuleList(RegionConv2d(layer, form, group) for group in range(layer.groups))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Run each group on its share of the channels, and join their outputs."""
-        shares = input.chunk(len(self.groups), dim=1)
-        return torch.cat([group(share) for group, share in zip(self.groups, shares, strict=True)], dim=1)
+        shares = input.chunk(len(self.of_group), dim=1)
+        return torch.cat([group(share) for group, share in zip(self.of_group, shares, strict=True)], dim=1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Read weights, also those of 0.1.0, which called the groups ``groups``."""
+        for name in [name for name in state_dict if name.startswith(f"{prefix}groups.")]:
+            state_dict[f"{prefix}of_group.{name.removeprefix(f'{prefix}groups.')}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def build(layer: nn.Module, form: LayerForm) -> nn.Module:
@@ -163,7 +174,7 @@ def _built(layer: nn.Conv2d | nn.Linear, form: LayerForm) -> nn.Module:
 
 def group_modules(module: nn.Module) -> list[nn.Module]:
     """The modules that :func:`build` made for the groups of one layer; a layer without groups is one module."""
-    return list(module.groups) if isinstance(module, GroupedRegionConv2d) else [module]
+    return list(module.of_group) if isinstance(module, GroupedRegionConv2d) else [module]
 
 
 def region_modules(module: nn.Module) -> list[nn.Module]:

@@ -185,6 +185,16 @@ def test_every_layer_is_compressed_or_left_for_a_reason(case):
     assert max(len(ranks) for ranks in ranks_of_regions) == 2
 
 
+def test_layers_pass_for_those_of_the_dense_network(case):
+    assert repr(case.divided.network)  # torch's exporter calls it
+    for record in case.calibration.records:
+        ours, dense = (network.get_submodule(record.name) for network in (case.divided.network, case.dense))
+        assert isinstance(ours, type(dense))
+        assert {name: getattr(ours, name) for name in dense.__constants__} == {
+            name: getattr(dense, name) for name in dense.__constants__
+        }
+
+
 def test_the_formula_and_both_counters_agree(case):
     check_macs(case.zoo, case.dense, case.calibration, case.divided)
 

@@ -169,15 +169,19 @@ def test_weights_keep_the_names_that_exported_folders_hold(name, expected):
     assert list(module.state_dict())[:4] == expected
 
 
-def test_weights_of_groups_keep_the_names_that_exported_folders_hold():
+def test_weights_of_groups_are_read_by_the_name_that_exported_folders_of_0_1_0_hold():
     module = build(nn.Conv2d(4, 6, 3, padding=1, groups=2), GROUPED["grouped"])
-    assert list(module.state_dict()) == [
-        "groups.0.regions.0.0.weight",
-        "groups.0.regions.0.1.weight",
-        "groups.0.regions.0.1.bias",
-        "groups.1.regions.0.weight",
-        "groups.1.regions.0.bias",
+    weights = {name: torch.randn_like(value) for name, value in module.state_dict().items()}
+    assert list(weights) == [
+        "of_group.0.regions.0.0.weight",
+        "of_group.0.regions.0.1.weight",
+        "of_group.0.regions.0.1.bias",
+        "of_group.1.regions.0.weight",
+        "of_group.1.regions.0.bias",
     ]
+    whole = nn.Sequential(module)  # names begin with its own
+    whole.load_state_dict({f"0.{name.replace('of_group', 'groups')}": value for name, value in weights.items()})
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
 
 
 @pytest.mark.parametrize(("module", "x", "form", "layer"), compressed_layers())

@@ -1,7 +1,14 @@
+import numpy as np
+import onnxruntime
 import pytest
 import torch
+from geometry import OnMaps, Residual, seeded, smooth_images
 from torch import nn
 
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.compress import compress
+from hscc_search.compression.layers import GroupedRegionConv2d
+from hscc_search.compression.setting import Setting
 from hscc_search.errors import ExportError
 from hscc_search.runtime.onnx import onnx_program, write_onnx
 
@@ -43,3 +50,19 @@ def test_a_network_that_cannot_be_exported_is_refused_in_one_line_of_the_true_re
     assert "\n" not in line
     assert "\x1b" not in line
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", [Residual, OnMaps])
+@pytest.mark.parametrize("regions", [1, 4])
+def test_compressed_layers_of_each_kind_are_exported(tmp_path, kind, regions):
+    """Grouped convolutions among them, and linear layers on maps."""
+    images = smooth_images(64)
+    setting = Setting(budget=2.0, regions=regions, region_strategy="grid", region_gain=0)
+    network = compress(calibrate(seeded(kind), images), setting).network
+    if kind is Residual:
+        assert any(isinstance(module, GroupedRegionConv2d) for module in network.modules())
+    write_onnx(network, images.shape[-1], tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    by_onnx = session.run(None, {session.get_inputs()[0].name: images[:3].numpy()})[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(by_onnx, network(images[:3]).numpy(), rtol=1e-3, atol=1e-3)
