@@ -95,7 +95,7 @@ def _check_same(folder: Path, before: ComparisonRecord, now: ComparisonRecord) -
         differences.append("other checkpoint")
     if before.epochs and now.epochs and before.epochs != now.epochs:
         differences.append(f"finetune: {before.epochs} -> {now.epochs}")
-    if now.config.refine != before.config.refine:
+    if now.config.refine != before.config.refine and any((folder / "rows").glob("*-refined.json")):
         differences.append("another refine section")
     if differences:
         raise ConfigError(f"{folder} holds another comparison ({'; '.join(differences)}): name another output folder")

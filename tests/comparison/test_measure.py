@@ -388,6 +388,8 @@ def test_weights_that_a_network_comes_with_belong_to_one_split(config, tmp_path,
 
 def test_networks_are_measured_refined_too_whatever_method_made_them(config, tmp_path):
     methods = ("hscc", "pruning")
+    short = config.refine.model_copy(update={"epochs": 2, "images": 256})
+    config = config.model_copy(update={"refine": short})
     networks = comparing.compare(config, [3.0], methods, [0], 0, tmp_path / "out", "cpu", refine=True)
     asked = [network.asked for network in networks]
     assert [(one.method, one.refined) for one in asked] == [
@@ -403,6 +405,6 @@ def test_networks_are_measured_refined_too_whatever_method_made_them(config, tmp
             assert not network.latency
     names = [summary.name for summary in summarise(networks)]
     assert names == ["dense", "hscc", "hscc, refined", "pruning", "pruning, refined"]
-    refining = config.model_copy(update={"refine": config.refine.model_copy(update={"epochs": 2})})
+    refining = config.model_copy(update={"refine": short.model_copy(update={"epochs": 1})})
     with pytest.raises(ConfigError, match="another refine section"):
         comparing.compare(refining, [3.0], methods, [0], 0, tmp_path / "out", "cpu", refine=True)

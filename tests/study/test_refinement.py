@@ -1,6 +1,7 @@
 """The second stage of a study: trials of the front, measured again, refined."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
+from hscc_search.config import StudyConfig
 from hscc_search.export.export import export
 from hscc_search.progress import Progress
 from hscc_search.storage import existing_storage
@@ -22,21 +24,31 @@ from hscc_search.study.workers import worker
 REFINE = {"trials": "front", "epochs": 2, "learning_rate": 0.02, "most": 3}
 
 
-@pytest.fixture
-def refining(digits):
-    def make(trials=5, which="front"):
-        keys = {f"refine__{key}": value for key, value in {**REFINE, "trials": which}.items()}
-        return digits(**{**SMALL, **keys, "trials": trials})
+def config_of(storage, trials=5, which="front"):
+    keys = {f"refine__{key}": value for key, value in {**REFINE, "trials": which}.items()}
+    return StudyConfig.from_file("digits", storage=storage, **{**SMALL, **keys, "trials": trials})
 
-    return make
+
+@pytest.fixture
+def refining(tmp_path):
+    return partial(config_of, f"sqlite:///{tmp_path}/studies.db")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study after its second stage, and the steps that were reported; no test changes it."""
+    steps: list[Progress] = []
+    return run_study(
+        config_of(f"sqlite:///{tmp_path_factory.mktemp('refined')}/studies.db"), "cpu", steps.append
+    ), steps
 
 
 def trials_of(config):
     return find_study(existing_storage(config.storage), config.name).get_trials(deepcopy=False)
 
 
-def test_the_front_is_measured_again_refined(refining):
-    study = run_study(refining(), "cpu")
+def test_the_front_is_measured_again_refined(finished):
+    study, _ = finished
     assert [point.trial for point in study.searched.points] == [0, 1, 2, 3, 4]
     wanted = to_refine(study)
     again = [point for point in study.points if point.refines is not None]
@@ -122,8 +134,8 @@ def test_workers_share_the_second_stage(refining):
     assert sorted(number for number in refined if number is not None) == to_refine(study)
 
 
-def test_a_refined_trial_is_exported_as_it_was_measured(refining, tmp_path):
-    study = run_study(refining(), "cpu")
+def test_a_refined_trial_is_exported_as_it_was_measured(finished, tmp_path):
+    study, _ = finished
     point = next(point for point in study.points if point.refines is not None)
     metrics = export(study, point, study.config, tmp_path / "out", "cpu")
     assert metrics.compressed.validation.metrics["accuracy"] == point["accuracy"]
@@ -133,15 +145,14 @@ def test_a_refined_trial_is_exported_as_it_was_measured(refining, tmp_path):
     assert stored["refined"] == pytest.approx(point.refined)
 
 
-def test_the_list_of_studies_counts_the_search_alone(refining):
-    study = run_study(refining(), "cpu")
+def test_the_list_of_studies_counts_the_search_alone(finished):
+    study, _ = finished
     (status,) = list_studies(study.config.storage)
     assert (status.finished, status.wanted, status.failed) == (5, 5, 0)
 
 
-def test_the_second_stage_is_reported(refining):
-    steps: list[Progress] = []
-    run_study(refining(), "cpu", steps.append)
+def test_the_second_stage_is_reported(finished):
+    _, steps = finished
     second = [step for step in steps if step.task == "refining the front"]
     assert [(step.done, step.total) for step in second] == [(1, 3), (2, 3), (3, 3)]
     assert steps[-1].task == "searching"
@@ -164,7 +175,7 @@ def test_a_tenth_is_set_aside_in_whole_groups_that_layers_were_not_fitted_to(siz
         assert not fitted[kept].any()
 
 
-def test_a_refined_trial_reads_back(refining):
-    study = run_study(refining(), "cpu")
+def test_a_refined_trial_reads_back(finished):
+    study, _ = finished
     again = read_study(study.config.storage, study.config.name)
     assert again.points == study.points
