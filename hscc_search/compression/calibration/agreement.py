@@ -127,13 +127,15 @@ class Answers:
 
     @cached_property
     def _rounding(self) -> float:
-        """The difference that rounding the weights to single precision makes, as rewriting them does.
+        """The difference that rounding the filters to single precision makes, as rewriting them does.
 
         It is tiny in most networks, and large in those that amplify each difference: deep ones with random weights.
         """
         assert self._expected_in_double is not None
         rounded, generator = copied(self._network).double(), torch.Generator().manual_seed(0)
         for weight in rounded.parameters():
+            if weight.ndim < 2:  # a large bias would hide what is small beside it
+                continue
             noise = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
             weight.mul_(1 + _ROUNDING * noise.to(weight.device))
         try:

@@ -145,6 +145,29 @@ def test_rounding_is_told_from_a_fault_in_double_precision():
     assert not answers.holds(same)
 
 
+def test_a_network_that_amplifies_each_difference_may_differ_by_what_rounding_makes():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(12) for layer in (nn.Linear(64, 64, bias=False), Amplified())]
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 64), *layers, nn.Linear(64, 4)).eval()
+    answers, other = Answers(network, IMAGES), copied(network)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1 + 2.0**-24 * torch.randn(weight.shape).sign())  # some to their neighbours, as products are
+    reason, difference = answers.problem(other)
+    assert difference > 1e-7, "the network amplifies nothing"
+    assert reason is None
+    with torch.no_grad():
+        other[1].weight.mul_(1.01)
+    assert answers.problem(other)[0] is not None
+
+
+class Amplified(nn.Module):
+    """Doubles each difference: steep, and between bounds."""
+
+    def forward(self, x):
+        return (5 * x).sin()
+
+
 def test_answers_that_do_not_vary_are_known_as_such():
     network = nn.Sequential(nn.Flatten(), nn.Linear(768, 4)).eval()
     assert Answers(network, IMAGES).vary
