@@ -37,7 +37,7 @@ STEPS = (
     "rebuild",
     "factors input_axes",
     "division",
-    "setting",
+    "setting balancing",
     "ranks",
     "fitting",
     "refining",

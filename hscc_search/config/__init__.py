@@ -15,6 +15,7 @@ from hscc_search.config.space import (
     CompressionConfig,
     EnergyRange,
     IntegerRange,
+    Precision,
     RegionStrategy,
     SpaceConfig,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "IntegerRange",
     "LatencyConfig",
     "ModelConfig",
+    "Precision",
     "RegionStrategy",
     "Resize",
     "Shape",

@@ -8,6 +8,7 @@ from hscc_search.config.section import Section
 
 RegionStrategy = Literal["grid", "bands", "kmeans", "slic", "random", "none"]
 ClusterStrategy = Literal["coactivation", "contiguous", "random", "none"]
+Precision = Literal["float32", "int8"]
 RankMultiple = Annotated[int, Field(ge=1, le=64)]
 # The largest ratio of dense to compressed FLOPs that is asked for.
 MOST_BUDGET = 10_000
@@ -110,6 +111,12 @@ class SpaceConfig(Section):
     rank_multiple: tuple[RankMultiple, ...] = Field(
         (), strict=False, description="multiples to choose from; where empty, all trials have the one of `compression`"
     )
+    precision: tuple[Precision, ...] = Field(
+        (),
+        strict=False,
+        description="number formats to choose from; where empty, all trials are float32. An int8 trial is "
+        "rounded, with calibration images, to an ONNX file of 8-bit integers, which is then measured",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -132,7 +139,7 @@ class SpaceConfig(Section):
 
     @model_validator(mode="after")
     def _each_choice_once(self) -> "SpaceConfig":
-        for name in ("region_strategy", "cluster_strategy", "rank_multiple"):
+        for name in ("region_strategy", "cluster_strategy", "rank_multiple", "precision"):
             choices = getattr(self, name)
             if len(set(choices)) < len(choices):
                 raise ValueError(f"{name}: every choice once, not {list(choices)}")

@@ -130,6 +130,14 @@ class StudyConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _integers_in_their_runtime(self) -> "StudyConfig":
+        if "int8" in self.space.precision and "latency" in self.asked_metrics and self.latency.runtime != "onnxruntime":
+            raise ValueError(
+                f"latency.runtime: {self.latency.runtime} does not run the int8 of space.precision: use onnxruntime"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_fit_into_memory(self) -> "StudyConfig":
         channels, height, width = self.data.shape
         most = _LARGEST_BATCH // (4 * channels * height * width)

@@ -28,7 +28,7 @@ scores = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels
 {answer}
 ```
 
-As a torch module that can be trained further, which takes the same pixels: `{load}`.
+As a torch module that can be trained further, which takes the same pixels: `{load}`.{int8}
 
 ## Results
 
@@ -92,6 +92,7 @@ def model_card(
         layers=_layers(plan),
         test_part=_test_part(metrics, trained_elsewhere),
         load=f'hscc_search.load("this folder"{", network" if config.model.name == IN_MEMORY else ""})',
+        int8=_int8(metrics),
         larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
         inspected=f"{inspection.share:.1%} of the multiply-adds of the dense network are in layers that can be "
         f"compressed; with all of these replaced at full rank its answers differ by {inspection.error:.0e} of what "
@@ -143,6 +144,20 @@ def _finetuned(metrics: Metrics) -> str:
             f"{refined['before']:.4g} before and {refined['after']:.4g} after)"
         )
     return words + (f", fine-tuned for {epochs} {'epoch' if epochs == 1 else 'epochs'}" if epochs else "")
+
+
+def _int8(metrics: Metrics) -> str:
+    """A paragraph on a file of 8-bit integers."""
+    if not (int8 := metrics.int8):
+        return ""
+    in_float, images = len(int8["in_float"]), metrics.test_images
+    rest = f", {in_float} of them in float, as rounding these changes answers too much" if in_float else ""
+    same = "It is, byte by byte, the file that the search measured. " if int8["as_measured"] else ""
+    return (
+        f"\n\n`model.onnx` computes with 8-bit integers: weights and what passes between operators are rounded{rest}. "
+        f"{same}The torch module is the float32 network that was rounded: on the test part both differ on "
+        f"{metrics.torch_differs_on} of {images} images, with a mean divergence of {int8['divergence']:.2g} nats."
+    )
 
 
 def _results(metrics: Metrics) -> str:

@@ -1,18 +1,19 @@
 """Export a trial: compress again, write a folder, and check it by running both models that were written."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 
 from hscc_search.compression.compress import compress
 from hscc_search.compression.inspection import Inspection
-from hscc_search.compression.refining import Refinement
+from hscc_search.compression.refining import Refinement, mean_divergence
 from hscc_search.config import IN_MEMORY, Shape, StudyConfig
 from hscc_search.data import Part
 from hscc_search.data.decode import DICOM
@@ -28,7 +29,6 @@ from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.evaluation.quality import Quality, measure_quality
 from hscc_search.evaluation.scores import kept_scores
 from hscc_search.export.card import model_card
-from hscc_search.export.deployed import Deployed
 from hscc_search.export.folder import (
     ARCHITECTURE,
     CARD,
@@ -51,11 +51,13 @@ from hscc_search.export.reading import Files
 from hscc_search.files import check_new_folder, folder_written_whole
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.progress import Progress, Report, silent
-from hscc_search.runtime.onnx import write_onnx
+from hscc_search.runtime.deployed import Deployed
+from hscc_search.runtime.onnx import onnx_scores, write_onnx
+from hscc_search.study.deployment import deployed, normalisation
 from hscc_search.study.opening import open_again
 from hscc_search.study.record import StudyRecord
 from hscc_search.study.refinement import refinement_from_stored, refinement_of
-from hscc_search.study.space import space_of
+from hscc_search.study.space import precision_of, space_of
 from hscc_search.study.stored_study import Study
 from hscc_search.study.trial import TrialResult, measure_trial, prepare, run_trial
 
@@ -108,14 +110,14 @@ def export(
     record = study.record
     opened = given or open_again(record, config, device, report)
     refinement = refinement_of(config) if refine and not point.refined else refinement_from_stored(point.refined)
-    result, inspection = _compress_again(opened, record, point, refinement, report, tuned)
-    cost = _count(result, config.data.shape)
     _make_parent(out)
     with folder_written_whole(out) as folder:
+        result, inspection = _compress_again(opened, record, point, refinement, report, tuned, folder / ONNX)
+        cost = _count(result, config.data.shape)
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
-        answers = _check(folder, opened)
+        answers = _check(folder, opened, bool(result.int8))
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
         _describe(folder, record, config, metrics, _card(record, opened, result, inspection, metrics))
@@ -150,11 +152,15 @@ def _compress_again(
     refinement: Refinement | None,
     report: Report,
     tuned: nn.Module | None,
+    int8_file: Path,
 ) -> tuple[TrialResult, Inspection]:
     prepared = prepare(opened, record.dense, report)
     setting = space_of(opened.config, prepared.calibration).setting(dict(point.sample))
+    precision = precision_of(dict(point.sample))
     if tuned is None:
-        return run_trial(prepared, setting, refinement, report), prepared.calibration.inspection
+        with _threads(point.int8.get("threads", torch.get_num_threads())):
+            result = run_trial(prepared, setting, refinement, report, precision, int8_file)
+        return result, prepared.calibration.inspection
     compressed = compress(prepared.calibration, setting)
     own, given = compressed.network.state_dict(), tuned.state_dict()
     differing = [name for name in {**own, **given} if _shape(own, name) != _shape(given, name)]
@@ -165,7 +171,18 @@ def _compress_again(
         )
     check_values(given, "the given network")
     compressed.network.load_state_dict(given)
-    return measure_trial(prepared, compressed), prepared.calibration.inspection
+    return measure_trial(prepared, compressed, precision, int8_file, report), prepared.calibration.inspection
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch use as many threads as when a trial was measured, so that it gives the same file byte by byte."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _shape(state: Mapping[str, torch.Tensor], name: str) -> torch.Size | None:
@@ -184,11 +201,7 @@ def _count(result: TrialResult, shape: Shape) -> CountedCost:
             f"fvcore counts {cost.macs} MACs in the compressed network and the formula {result.measured['macs']}: "
             "a network whose layers run a different number of times on each call cannot be exported"
         )
-    return cost
-
-
-def _deployed(network: nn.Module, opened: Opened) -> Deployed:
-    return Deployed(network, *_normalisation(opened), opened.config.data.shape).cpu().eval()
+    return replace(cost, megabytes=result.measured["megabytes"]) if result.int8 else cost
 
 
 def _files(opened: Opened) -> Files:
@@ -197,18 +210,12 @@ def _files(opened: Opened) -> Files:
     return Files(opened.dataset.images.dtype, dicom)
 
 
-def _normalisation(opened: Opened) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and std of each channel; 0 and 1 where a data set of the user's own gives what the network takes."""
-    data = opened.config.data
-    if opened.dataset.images.dtype.kind == "f":
-        return (0.0,) * data.channels, (1.0,) * data.channels
-    return data.mean, data.std
-
-
 def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
-    config, (mean, std) = opened.config, _normalisation(opened)
-    module = _deployed(result.compressed.network, opened)
-    write_onnx(module, config.data.shape, folder / ONNX)
+    """Write both models; where the trial is of 8-bit integers, its ONNX file is in the folder already."""
+    config, (mean, std) = opened.config, normalisation(opened)
+    module = deployed(result.compressed.network, opened)
+    if not result.int8:
+        write_onnx(module, config.data.shape, folder / ONNX)
     save_weights(module.state_dict(), folder / WEIGHTS)
     architecture = Architecture(
         model=config.model.name,
@@ -223,16 +230,19 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
     write_json(folder / ARCHITECTURE, architecture.stored())
 
 
-def _check(folder: Path, opened: Opened) -> _Answers:
+def _check(folder: Path, opened: Opened, of_integers: bool) -> _Answers:
     """Run both models from their files over the test part.
 
     Raises:
-        ExportError: their scores differ by more than rounding does.
+        ExportError: their scores differ by more than the order of additions does; how far 8-bit integers
+            are from float is for the card to say.
     """
     test, in_memory = opened.parts.test, opened.config.model.name == IN_MEMORY
-    by_onnx = _onnx_scores(folder / ONNX, test)
+    by_onnx = onnx_scores(folder / ONNX, test)
     by_torch = _torch_scores(build_module(folder, opened.network.cpu() if in_memory else None), test)
     opened.network.to(opened.device)
+    if of_integers:
+        return _Answers(by_onnx, by_torch)
     gap = float(np.abs(by_onnx - by_torch).max())
     scale = max(1.0, float(np.abs(by_torch).max()))
     if not gap <= _TOLERANCE * scale:
@@ -251,7 +261,7 @@ def _measure(
 ) -> Metrics:
     """Measure the dense and the compressed network on the validation and the test part."""
     test, validation = opened.parts.test, opened.parts.validation
-    dense_scores = _torch_scores(_deployed(opened.network, opened), test)
+    dense_scores = _torch_scores(deployed(opened.network, opened), test)
     dense_test, compressed_test = (_test_quality(opened, scores) for scores in (dense_scores, answers.onnx))
     by_onnx, by_torch = answers.onnx.argmax(axis=1), answers.torch.argmax(axis=1)
     return Metrics(
@@ -261,6 +271,7 @@ def _measure(
         finetuning_epochs=0 if trained_further else opened.config.finetuning.epochs,
         trained_further=trained_further,
         refined={} if trained_further else result.refined,
+        int8=_int8(point, result, answers),
         classes=record.classes,
         validation_images=len(record.labels),
         test_images=len(test),
@@ -272,6 +283,18 @@ def _measure(
         test_groups=_groups(test),
         maps=opened.dataset.maps,
     )
+
+
+def _int8(point: Point, result: TrialResult, answers: _Answers) -> Mapping[str, Any]:
+    """What the card says of a file of 8-bit integers; empty where the network is float32."""
+    if not result.int8:
+        return {}
+    exact, rounded = (torch.from_numpy(scores) for scores in (answers.torch, answers.onnx))
+    return {
+        "divergence": float(mean_divergence(rounded, exact)),
+        "in_float": list(result.int8["in_float"]),
+        "as_measured": result.int8["sha256"] == point.int8.get("sha256"),
+    }
 
 
 def _groups(part: Part) -> int | None:
@@ -317,15 +340,6 @@ def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: M
     write_yaml(folder / CONFIG, origin.stored())
     (folder / CARD).write_text(card, encoding="utf-8")
     write_json(folder / MANIFEST, Manifest.of(folder).stored())
-
-
-def _onnx_scores(path: Path, part: Part) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    scores = [
-        session.run(None, {name: pixel_values(torch.from_numpy(images)).numpy()})[0] for images in batches(part.images)
-    ]
-    return np.concatenate(scores)
 
 
 @torch.no_grad()

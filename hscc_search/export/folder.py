@@ -164,6 +164,9 @@ class Metrics:
         test_groups: groups of images in the test part, likewise.
         maps: height and width of the maps that the network answers with; empty where it scores whole images.
         refined: how the network was refined, see :class:`hscc_search.pareto.points.Point`; empty where it was not.
+        int8: of a ``model.onnx`` of 8-bit integers, the mean ``divergence`` of its answers to the test images from the
+            torch module's, which is float32, in nats; the operators that stay ``in_float``; and whether the file is,
+            byte by byte, the one of the search, ``as_measured``. Empty where it is float32.
     """
 
     study: str
@@ -182,6 +185,7 @@ class Metrics:
     test_groups: int | None = None
     maps: tuple[int, ...] = ()
     refined: Mapping[str, float] = field(default_factory=dict)
+    int8: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def flops_ratio(self) -> float:

@@ -9,8 +9,8 @@ from hscc_search.compression.stand_ins import copied
 from hscc_search.dense.networks import build_network
 from hscc_search.dense.output import picking
 from hscc_search.dense.weights import load_weights, read_checkpoint
-from hscc_search.export.deployed import Deployed
 from hscc_search.export.folder import ARCHITECTURE, WEIGHTS, read_architecture, read_manifest
+from hscc_search.runtime.deployed import Deployed
 
 
 def load(folder: str | Path, network: nn.Module | None = None) -> Deployed:

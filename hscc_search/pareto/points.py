@@ -58,6 +58,9 @@ class Point(Measured):
         violations: by constraint how far it is missed, 0 where it is kept.
         refined: how its network was refined, see :class:`hscc_search.compression.refining.Refined`; empty where it was
             not.
+        int8: of a network in 8-bit integers: ``divergence`` and ``in_float`` as in
+            :class:`hscc_search.runtime.int8.Int8`, the ``sha256`` of the file that was measured, and the number of
+            ``threads`` of torch, with which the order of additions changes; empty of others.
         refines: number of the trial with the same sample that this one measures again, refined; None where it is not of
             a study's second stage.
     """
@@ -67,6 +70,7 @@ class Point(Measured):
     violations: Mapping[str, float] = field(default_factory=dict)
     refined: Mapping[str, float] = field(default_factory=dict)
     refines: int | None = None
+    int8: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
 """Networks in the runtimes that users deploy them to.
 
-``onnx`` writes a network as a file, ``rewrites`` saves copies in it, and ``latency`` times networks in torch and in
-ONNX Runtime.
+``deployed`` puts a network and its normalisation into one module, ``onnx`` writes it as a file and ``rewrites`` saves
+copies in that; ``int8`` writes it in 8-bit integers, in the ``ranges`` that it learns from images. ``latency`` times
+networks in torch and in ONNX Runtime.
 """

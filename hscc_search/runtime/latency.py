@@ -99,6 +99,17 @@ def runner(network: nn.Module, shape: int | Shape, runtime: str) -> Runner:
     return _in_torch(network) if runtime == "torch" else _in_onnxruntime(network, shape)
 
 
+def file_runner(path: Path) -> Runner:
+    """Make a runner of an ONNX file on one thread; the file is not needed any more then."""
+    import onnxruntime  # takes a second, and few studies measure latency
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: np.asarray(images)})
+
+
 def _median_milliseconds(runners: Mapping[str, Runner], images: torch.Tensor) -> dict[str, float]:
     repeats = _REPEATS_OF_ONE if len(images) == 1 else _REPEATS
     seconds: dict[str, list[float]] = {name: [] for name in runners}
@@ -122,15 +133,10 @@ def _in_torch(network: nn.Module) -> Runner:
 
 
 def _in_onnxruntime(network: nn.Module, shape: int | Shape) -> Runner:
-    # Imported here: ONNX Runtime and the exporter take seconds to import, and few studies measure latency.
-    import onnxruntime
-
+    # Imported here: the exporter takes seconds to import, and few studies measure latency.
     from hscc_search.runtime.onnx import write_onnx
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(network, shape, path)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": np.asarray(images)})
+        return file_runner(path)

@@ -1,4 +1,4 @@
-"""Write a module as one ONNX file with a batch of any size."""
+"""Write a module as one ONNX file with a batch of any size, and run such a file."""
 
 import io
 import re
@@ -6,12 +6,17 @@ import warnings
 from contextlib import redirect_stderr
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from hscc_search.config import Shape, shape_of
+from hscc_search.data import Part
 from hscc_search.errors import ExportError, one_line
+from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.progress import errors_only
 from hscc_search.runtime.rewrites import save_copies
 
@@ -65,7 +70,23 @@ def onnx_program(module: nn.Module, shape: int | Shape) -> torch.onnx.ONNXProgra
             "torch exports this network to ONNX for one size of batch alone, as its forward pass goes through the "
             "images one by one: write it for a whole batch"
         )
+    # Source lines and paths of the machine that exports, in a file that others get.
+    ClearMetadataAndDocStringPass()(program.model)
     return program
+
+
+def onnx_scores(path: Path, part: Part) -> np.ndarray:
+    """Run an ONNX file that takes images with values 0 to 1 over a part of the data.
+
+    Returns:
+        Scores before softmax, float32, shape (images, classes), or (images, classes, height, width) for maps.
+    """
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    scores = [
+        session.run(None, {name: pixel_values(torch.from_numpy(images)).numpy()})[0] for images in batches(part.images)
+    ]
+    return np.concatenate(scores)
 
 
 def _reason(error: BaseException) -> str:

@@ -105,15 +105,32 @@ def _inspected(opened: Opened) -> Inspection:
 def _lines(opened: Opened, inspection: Inspection) -> Iterator[str]:
     yield from notices_on_images(opened.dataset, opened.parts)
     yield from inspection.notices()
+    yield from _precision_for_nothing(opened.config)
     yield from _export_fault(opened)
 
 
+def _precision_for_nothing(config: StudyConfig) -> Iterator[str]:
+    """A line where 8-bit integers change only what no trial is chosen by."""
+    by = (*config.objectives, *(bound.metric for bound in config.constraints))
+    if "int8" in config.space.precision and not {"latency", "megabytes"} & set(by):
+        yield (
+            "space.precision: int8 changes neither FLOPs nor parameters, so that such trials only lose accuracy: name "
+            "latency or megabytes in objectives or constraints"
+        )
+
+
 def _export_fault(opened: Opened) -> Iterator[str]:
-    """A line where trials could be searched and not exported: those of its layers that HSCC replaces always can be."""
+    """A line where trials could be searched and not exported: those of its layers that HSCC replaces always can be.
+
+    Raises:
+        StudyError: the study has int8 trials, which are exported to be measured.
+    """
     if opened.config.model.name == "digits_cnn":
         return
     plain, _ = make_plain(opened.network, calibration_images(opened, 1))
     try:
         onnx_program(plain.cpu(), opened.config.data.shape)
     except ExportError as error:
+        if "int8" in opened.config.space.precision:
+            raise StudyError(f"space.precision: int8 trials cannot be measured: {error}") from error
         yield f"no trial of this study can be exported: {error}"

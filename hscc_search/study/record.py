@@ -168,6 +168,7 @@ class TrialRecord:
         plan: of each layer.
         refined: see :class:`hscc_search.pareto.points.Point`.
         refines: likewise.
+        int8: likewise.
     """
 
     measured: Measured
@@ -176,6 +177,7 @@ class TrialRecord:
     plan: Sequence[LayerPlan]
     refined: Mapping[str, float] = field(default_factory=dict)
     refines: int | None = None
+    int8: Mapping[str, Any] = field(default_factory=dict)
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values of the trial's attributes, by their keys."""
@@ -185,6 +187,7 @@ class TrialRecord:
             "violations": dict(self.violations),
             **({"refined": dict(self.refined)} if self.refined else {}),
             **({} if self.refines is None else {"refines": self.refines}),
+            **({"int8": dict(self.int8)} if self.int8 else {}),
         }
         return {
             MEASURED: _shortened(measured),
@@ -210,6 +213,7 @@ def point_from_stored(trial: int, tree: Mapping[str, Any], scores: Mapping[str, 
         violations={name: max(size, 0.0) for name, size in tree["violations"].items()},
         refined=tree.get("refined", {}),
         refines=tree.get("refines"),
+        int8=tree.get("int8", {}),
     )
 
 

@@ -1,6 +1,7 @@
 """The search space of a study, and the setting that is made from a sample.
 
-A sample holds one value for each name: ``regions``, ``clusters`` and ``energy`` or ``budget``; where a study samples by
+A sample holds one value for each name: ``regions``, ``clusters`` and ``energy`` or ``budget``, and those of which the
+study has several, such as ``precision``; where a study samples by
 stage or layer, the first three are followed by ``@`` and its name, as in ``energy@stage2`` or ``regions@features.3``.
 """
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from hscc_search.config import BudgetRange, StudyConfig
+from hscc_search.config import BudgetRange, Precision, StudyConfig
 from hscc_search.errors import ConfigError, quoted
 
 if TYPE_CHECKING:  # a front is read without torch
@@ -63,7 +64,7 @@ class Space:
                 distributions |= dict.fromkeys((f"{name}@{scope}" for scope in scopes), distribution)
             else:
                 distributions[name] = distribution
-        for name in ("region_strategy", "cluster_strategy", "rank_multiple"):
+        for name in ("region_strategy", "cluster_strategy", "rank_multiple", "precision"):
             if choices := getattr(space, name):
                 distributions[name] = CategoricalDistribution(choices)
         return distributions
@@ -161,11 +162,11 @@ class Space:
             )
 
     def setting(self, sample: Sample) -> "Setting":
-        """Make the compressor's setting from a sample."""
+        """Make the compressor's setting from a sample: everything but its precision, see :func:`precision_of`."""
         from hscc_search.compression.setting import Setting
 
         compression = self.config.compression
-        of_network = {name: value for name, value in sample.items() if "@" not in name}
+        of_network = {name: value for name, value in sample.items() if "@" not in name and name != "precision"}
         by_layer = {
             layer: {name: sample[f"{name}@{scope}"] for name in _LOCAL if f"{name}@{scope}" in sample}
             for scope, layers in self.scopes.items()
@@ -180,6 +181,12 @@ class Space:
             **of_network,
         }
         return Setting(**values, by_layer=by_layer)
+
+
+def precision_of(sample: Sample) -> Precision:
+    """The number format of a sample's network."""
+    precision: Precision = sample.get("precision", "float32")
+    return precision
 
 
 def check_space(config: StudyConfig) -> None:

@@ -1,8 +1,11 @@
 """One trial: compress the dense network with one setting and measure the result."""
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,7 @@ from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.compress import Compressed, compress
 from hscc_search.compression.refining import Lessons, Refinement, refine
 from hscc_search.compression.setting import Setting
-from hscc_search.config import StudyConfig
+from hscc_search.config import Precision, StudyConfig
 from hscc_search.config.metrics import needs_scores
 from hscc_search.dense.fine_tuning import fine_tune
 from hscc_search.dense.opened import Opened, open_dense
@@ -26,10 +29,12 @@ from hscc_search.evaluation.own import check_own_metrics, own_metrics
 from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.evaluation.scores import kept_scores
+from hscc_search.files import sha256
 from hscc_search.pareto.objectives import needs_latency
 from hscc_search.pareto.points import Measured
 from hscc_search.progress import Report, silent
-from hscc_search.runtime.latency import Runner, in_turns, runner
+from hscc_search.runtime.latency import Runner, file_runner, in_turns, runner
+from hscc_search.study.deployment import write_int8_file
 from hscc_search.study.opening import calibration_images
 from hscc_search.study.record import DenseRecord
 from hscc_search.study.refinement import lessons_of, stored_refinement
@@ -78,11 +83,14 @@ class TrialResult:
         compressed: the network and the plan of its layers.
         measured: on the validation part; its MACs are those of the formula.
         refined: how it was refined; empty where it was not.
+        int8: what became of it in 8-bit integers, see :class:`hscc_search.pareto.points.Point`; empty where it is
+            float32.
     """
 
     compressed: Compressed
     measured: Measured
     refined: Mapping[str, float] = field(default_factory=dict)
+    int8: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = silent) -> Prepared:
@@ -119,7 +127,12 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
 
 
 def run_trial(
-    prepared: Prepared, setting: Setting, refinement: Refinement | None = None, report: Report = silent
+    prepared: Prepared,
+    setting: Setting,
+    refinement: Refinement | None = None,
+    report: Report = silent,
+    precision: Precision = "float32",
+    int8_file: Path | None = None,
 ) -> TrialResult:
     """Compress with one setting, refine, fine-tune where the study says so, and measure on the validation part.
 
@@ -127,12 +140,14 @@ def run_trial(
         prepared: what the study's trials share.
         setting: of this one.
         refinement: None does not refine.
-        report: told of refining and fine-tuning.
+        report: told of refining, fine-tuning and rounding.
+        precision: of the network that is measured.
+        int8_file: where the file of 8-bit integers is written; None keeps it no longer than it is measured.
 
     Raises:
         CompressionError: the setting cannot be met, the compressed network answers with values that are not finite, or
             its multiply-adds are not those that were planned.
-        ExportError: the study measures latency, and the network cannot be exported to its runtime.
+        ExportError: the network cannot be exported to the runtime that measures its latency, or rounded.
     """
     opened = prepared.opened
     compressed = compress(prepared.calibration, setting)
@@ -142,15 +157,28 @@ def run_trial(
         refined = stored_refinement(refinement, course)
     if opened.config.finetuning.epochs:
         fine_tune(compressed.network, opened.network, opened.config, opened.parts.train, opened.device, report)
-    return replace(measure_trial(prepared, compressed), refined=refined)
+    return replace(measure_trial(prepared, compressed, precision, int8_file, report), refined=refined)
 
 
-def measure_trial(prepared: Prepared, compressed: Compressed) -> TrialResult:
+def measure_trial(
+    prepared: Prepared,
+    compressed: Compressed,
+    precision: Precision = "float32",
+    int8_file: Path | None = None,
+    report: Report = silent,
+) -> TrialResult:
     """Count the multiply-adds of a compressed network while it runs, and measure it on the validation part.
+
+    Args:
+        prepared: what the study's trials share.
+        compressed: the network.
+        precision: of int8, answers, size and latency are those of the written file.
+        int8_file: as for :func:`run_trial`.
+        report: told of rounding.
 
     Raises:
         CompressionError: it answers with values that are not finite, or its multiply-adds are not those of its plan.
-        ExportError: the study measures latency, and the network cannot be exported to its runtime.
+        ExportError: the network cannot be exported to the runtime that measures its latency, or rounded.
     """
     counted = count_macs(compressed.network, prepared.calibration.images[:1])[""]
     if counted != compressed.macs:
@@ -158,8 +186,24 @@ def measure_trial(prepared: Prepared, compressed: Compressed) -> TrialResult:
             f"the compressed network takes {counted:,} multiply-adds, and by the plan of its layers {compressed.macs:,}"
         )
     cost = cost_of(compressed.network, counted)
+    if precision == "int8":
+        with tempfile.TemporaryDirectory() as folder:
+            return _measure_int8(prepared, compressed, cost, int8_file or Path(folder) / "model.onnx", report)
     measured = measure(prepared.opened, compressed.network, cost, _latency(prepared, compressed.network))
     return TrialResult(compressed, measured)
+
+
+def _measure_int8(prepared: Prepared, compressed: Compressed, cost: Cost, path: Path, report: Report) -> TrialResult:
+    """Write the file of 8-bit integers, and measure what it answers, its size and its latency."""
+    from hscc_search.runtime.onnx import onnx_scores  # takes seconds to import
+
+    opened = prepared.opened
+    course = write_int8_file(compressed.network, opened, path, report)
+    latency = _in_turns_with_dense(prepared, lambda: file_runner(path))
+    scores = onnx_scores(path, opened.parts.validation)
+    cost = replace(cost, megabytes=path.stat().st_size / 1e6)
+    int8 = {**asdict(course), "sha256": sha256(path), "threads": torch.get_num_threads()}
+    return TrialResult(compressed, _measured(opened, scores, cost, latency), int8=int8)
 
 
 def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | None) -> Measured:
@@ -174,8 +218,13 @@ def measure(opened: Opened, network: nn.Module, cost: Cost, latency: float | Non
     Raises:
         CompressionError: the network answers with values that are not finite.
     """
+    scores = predict(network, opened.parts.validation, opened.config.data, opened.device)
+    return _measured(opened, scores, cost, latency)
+
+
+def _measured(opened: Opened, scores: np.ndarray, cost: Cost, latency: float | None) -> Measured:
+    """Measure the scores of a network for the validation images, and put them beside its costs."""
     validation = opened.parts.validation
-    scores = predict(network, validation, opened.config.data, opened.device)
     if not np.isfinite(scores).all():
         raise CompressionError("the network answers with values that are not finite")
     config = opened.config
@@ -245,11 +294,15 @@ def _latency(prepared: Prepared, network: nn.Module) -> float | None:
     Returns:
         Milliseconds per batch: the stored latency of the dense network times the ratio of the two times.
     """
+    shape, runtime = prepared.config.data.shape, prepared.config.latency.runtime
+    return _in_turns_with_dense(prepared, lambda: runner(copy.deepcopy(network).cpu(), shape, runtime))
+
+
+def _in_turns_with_dense(prepared: Prepared, make_runner: Callable[[], Runner]) -> float | None:
     if prepared.dense_runner is None or prepared.dense_latency is None:
         return None
-    shape, latency = prepared.config.data.shape, prepared.config.latency
-    compressed = runner(copy.deepcopy(network).cpu(), shape, latency.runtime)
-    times = in_turns({"dense": prepared.dense_runner, "compressed": compressed}, shape, latency.batch_size)
+    runners = {"dense": prepared.dense_runner, "compressed": make_runner()}
+    times = in_turns(runners, prepared.config.data.shape, prepared.config.latency.batch_size)
     return prepared.dense_latency * times["compressed"] / times["dense"]
 
 

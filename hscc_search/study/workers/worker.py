@@ -12,6 +12,7 @@ from hscc_search.progress import Progress, Report, silent
 from hscc_search.study.propose import Proposal, Tried, propose
 from hscc_search.study.record import TrialRecord, refines
 from hscc_search.study.refinement import refinement_of, to_refine
+from hscc_search.study.space import precision_of
 from hscc_search.study.trial import Prepared, TrialResult, run_trial
 from hscc_search.study.workers.ledger import Ledger
 
@@ -126,7 +127,8 @@ def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial, r
     refinement = refinement_of(prepared.config) if refined else None
     try:
         with ledger.heartbeat(trial):
-            result = run_trial(prepared, ledger.space.setting(trial.params), refinement, report)
+            setting, precision = ledger.space.setting(trial.params), precision_of(trial.params)
+            result = run_trial(prepared, setting, refinement, report, precision)
     except KeyboardInterrupt:
         ledger.hand_back(trial)
         raise
@@ -142,6 +144,7 @@ def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial, r
         result.compressed.plan,
         result.refined,
         refines(trial),
+        result.int8,
     )
     values = [measured[objective.metric] for objective in objectives_of(config)]
     ledger.finish(trial, values, list(excesses(config, measured.metrics).values()), record.stored())

@@ -1,0 +1,49 @@
+"""The network of a trial as it is deployed: with its normalisation, and as a file of 8-bit integers."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from hscc_search.compression.balancing import balance
+from hscc_search.dense.opened import Opened
+from hscc_search.evaluation.predictions import network_input, pixel_values
+from hscc_search.progress import Report, silent
+from hscc_search.runtime.deployed import Deployed
+from hscc_search.runtime.int8 import Int8, write_int8
+
+
+def normalisation(opened: Opened) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and std of each channel; 0 and 1 where a data set of the user's own gives what the network takes."""
+    data = opened.config.data
+    if opened.dataset.images.dtype.kind == "f":
+        return (0.0,) * data.channels, (1.0,) * data.channels
+    return data.mean, data.std
+
+
+def deployed(network: nn.Module, opened: Opened) -> Deployed:
+    """The module that takes images with values 0 to 1; it holds ``network``, which is moved to the CPU."""
+    return Deployed(network, *normalisation(opened), opened.config.data.shape).cpu().eval()
+
+
+def write_int8_file(network: nn.Module, opened: Opened, path: Path, report: Report = silent) -> Int8:
+    """Write a compressed network as an ONNX file of 8-bit integers, whose ranges are learnt from calibration images.
+
+    Args:
+        network: a compressed one, in evaluation mode; it is not changed.
+        opened: images and configuration of the study.
+        path: of the file.
+        report: told where operators are tried in float.
+
+    Raises:
+        ExportError: the network cannot be exported, or ONNX Runtime cannot round or run it.
+    """
+    config = opened.config
+    images = torch.from_numpy(
+        np.asarray(opened.parts.train.subset(config.compression.calibration_images, config.seed).images)
+    )
+    network = copy.deepcopy(network).cpu()
+    balance(network, network_input(images, config.data))
+    return write_int8(deployed(network, opened), config.data.shape, pixel_values(images).numpy(), path, report)

@@ -1,0 +1,78 @@
+import copy
+
+import pytest
+import torch
+from geometry import OnMaps, Residual, seeded, smooth_images
+from torch import nn
+
+from hscc_search.compression.balancing import balance
+from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.compression.compress import compress
+from hscc_search.compression.layers import RegionConv2d
+from hscc_search.compression.setting import Setting
+
+SETTINGS = {
+    "one region": {"budget": 2.0},
+    "grid": {"budget": 1.5, "regions": 4, "region_gain": 0.0},
+    "regions in pieces": {"budget": 1.5, "regions": 3, "region_gain": 0.0, "region_strategy": "kmeans"},
+    "clusters": {"energy": 0.8, "regions": 2, "clusters": 2},
+}
+
+
+@pytest.fixture(scope="module", params=[Residual, OnMaps])
+def calibration(request):
+    return calibrate(seeded(request.param), smooth_images(64))
+
+
+def spreads(network, images):
+    """How many times the largest channel between two factors is larger than the median one, by factor."""
+    squares, hooks = {}, []
+
+    def watch(module, _, output):
+        values = output.transpose(0, -1 if isinstance(module, nn.Linear) else 1).flatten(1)
+        squares[module] = squares.get(module, 0) + values.square().sum(dim=1)  # of all pieces of a region
+
+    for module in network.modules():
+        if isinstance(module, RegionConv2d):
+            firsts = [module.encoder] if module.encoder else []
+            firsts += [stages[0] for stages in module.regions if isinstance(stages, nn.Sequential)]
+        elif isinstance(module, nn.Sequential) and isinstance(module, nn.Linear):
+            firsts = [module[0]]
+        else:
+            continue
+        hooks += [first.register_forward_hook(watch) for first in firsts]
+    network(images)
+    for hook in hooks:
+        hook.remove()
+    return [float((values.max() / values.median()).sqrt()) for values in squares.values()]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@torch.no_grad()
+def test_factors_are_nearer_in_size_and_answers_are_the_same(calibration, name):
+    network = compress(calibration, Setting(**SETTINGS[name])).network
+    images, others = smooth_images(64), smooth_images(16, seed=1)
+    balanced = copy.deepcopy(network)
+    balance(balanced, images)
+    wanted = network(others)
+    torch.testing.assert_close(balanced(others), wanted, atol=1e-4 * float(wanted.abs().max()), rtol=1e-4)
+    before, after = spreads(network, images), spreads(balanced, images)
+    assert before
+    assert max(before) > 1.5, "all channels were alike: the test shows nothing"
+    for wide, narrow in zip(before, after, strict=True):
+        assert narrow == pytest.approx(wide**0.5, rel=0.02)
+
+
+@torch.no_grad()
+def test_channels_that_are_dead_and_layers_that_answer_nothing_stay_finite(calibration):
+    network = compress(calibration, Setting(budget=1.5)).network
+    for module in network.modules():
+        if isinstance(module, RegionConv2d) and isinstance(module.regions[0], nn.Sequential):
+            module.regions[0][0].weight[0] = 0
+            break
+    images = smooth_images(16)
+    wanted = network(images)
+    balance(network, images)
+    torch.testing.assert_close(network(images), wanted, atol=1e-4, rtol=1e-4)
+    balance(network, torch.zeros_like(images))
+    assert torch.isfinite(network(images)).all()

@@ -1,0 +1,119 @@
+"""Studies that sample the number format: what a trial of 8-bit integers measures, stores and exports."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from conftest import SMALL
+
+from hscc_search.config import StudyConfig
+from hscc_search.errors import ConfigError
+from hscc_search.export.export import export
+from hscc_search.files import sha256
+from hscc_search.progress import Notice
+from hscc_search.runtime.onnx import onnx_scores
+from hscc_search.storage import existing_storage
+from hscc_search.study.opening import open_again
+from hscc_search.study.space import Space, precision_of
+from hscc_search.study.stored_study import find_study
+from hscc_search.study.study import run_study
+
+KEYS = {
+    **SMALL,
+    "data__image_size": 16,
+    "space": {**SMALL["space"], "precision": ["float32", "int8"]},
+    "objectives": ["megabytes", "accuracy"],
+}
+START = [
+    {"regions": regions, "clusters": 2, "energy": 0.95, "precision": precision}
+    for regions in (1, 4)
+    for precision in ("float32", "int8")
+]
+
+
+def config_of(storage, **keys):
+    return StudyConfig.from_file("digits", storage=storage, **{**KEYS, "start": START, "trials": 6, **keys})
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return run_study(config_of(f"sqlite:///{tmp_path_factory.mktemp('int8')}/studies.db"), "cpu")
+
+
+def pairs(study):
+    by_number = {point.trial: point for point in study.points}
+    return [(by_number[0], by_number[1]), (by_number[2], by_number[3])]
+
+
+def test_a_trial_in_integers_costs_the_same_operations_and_a_third_of_the_size(study):
+    for exact, rounded in pairs(study):
+        assert rounded["macs"] == exact["macs"]
+        assert rounded["parameters"] == exact["parameters"]
+        assert rounded["megabytes"] < exact["megabytes"] / 2
+        assert abs(rounded["accuracy"] - exact["accuracy"]) <= 0.02
+        assert not exact.int8
+        assert rounded.int8["divergence"] <= 0.005
+    assert 1 in {point.trial for point in study.front}
+
+
+def test_the_exported_file_is_the_one_that_was_measured(study, tmp_path):
+    for _, rounded in pairs(study):
+        out = tmp_path / str(rounded.trial)
+        metrics = export(study, rounded, study.config, out)
+        assert sha256(out / "model.onnx") == rounded.int8["sha256"]
+        assert metrics.int8["as_measured"]
+        assert metrics.compressed.cost.megabytes == rounded["megabytes"] == (out / "model.onnx").stat().st_size / 1e6
+        types = {tensor.data_type for tensor in onnx.load(out / "model.onnx").graph.initializer}
+        assert onnx.TensorProto.INT8 in types
+        opened = open_again(study.record, study.config, "cpu")
+        predicted = onnx_scores(out / "model.onnx", opened.parts.validation).argmax(axis=1)
+        assert predicted.astype("<u2").tobytes() == rounded.predictions
+        assert "byte by byte, the file that the search measured" in (out / "README.md").read_text()
+        assert json.loads((out / "metrics.json").read_text())["int8"]["divergence"] < 0.005
+
+
+def test_latency_is_that_of_the_file(tmp_path):
+    config = config_of(
+        f"sqlite:///{tmp_path}/studies.db", objectives=["latency", "accuracy"], trials=4, latency={"batch_size": 8}
+    )
+    for point in run_study(config, "cpu").points:
+        assert 0 < point["latency"] < 1000
+
+
+def test_a_refined_trial_in_integers_is_rounded_after_refining(tmp_path):
+    refine = {"trials": "all", "epochs": 2, "learning_rate": 0.02}
+    config = config_of(f"sqlite:///{tmp_path}/studies.db", trials=2, refine=refine)
+    exact, rounded = run_study(config, "cpu").points
+    assert exact.refined == rounded.refined
+    assert rounded.int8
+    assert not exact.int8
+
+
+def test_integers_need_their_runtime_and_something_to_gain(tmp_path):
+    with pytest.raises(ConfigError, match=r"latency\.runtime: torch does not run the int8 of space\.precision"):
+        config_of("sqlite:///x.db", objectives=["latency", "accuracy"], latency={"runtime": "torch"})
+    told = []
+    run_study(
+        config_of(f"sqlite:///{tmp_path}/studies.db", objectives=["flops", "accuracy"], trials=1), "cpu", told.append
+    )
+    lines = [step.task for step in told if isinstance(step, Notice)]
+    assert any("int8 changes neither FLOPs nor parameters" in line for line in lines)
+
+
+def test_precision_is_sampled_like_any_value_and_no_part_of_the_setting():
+    space = Space(config_of("sqlite:///x.db"), {})
+    assert space.distributions["precision"].choices == ("float32", "int8")
+    assert space.setting(START[0]) == space.setting(START[1])
+    assert space.key(START[0]) != space.key(START[1])
+    assert precision_of({"energy": 0.9}) == "float32"
+
+
+def test_a_study_without_precision_goes_on_as_it_was(study):
+    stored = find_study(existing_storage(study.config.storage), study.config.name)
+    assert set(stored.trials[0].params) == {"regions", "clusters", "energy", "precision"}
+    before = StudyConfig.from_file("digits", **SMALL)
+    tree = before.stored()
+    del tree["space"]["precision"]
+    assert StudyConfig.from_stored(tree, "stored").differences(before) == []
+    assert np.isfinite([point["accuracy"] for point in study.points]).all()
