@@ -1,110 +1,179 @@
-"""What refining gains and takes, with and without regions. Run by `make benchmark-refine MRI=DIR`.
+"""What refining and 8-bit integers gain and take, for HSCC and its peers. Run by `make benchmark-refine MRI=DIR`.
 
-Compresses AlexNet on the MRI set at several budgets on several splits, refines each network, and prints, before and
-after: the divergence from the dense network on the validation and the test part, accuracies minus the dense network's
-in points with one standard error over all images of all splits, paired, and the seconds of a refinement on all cores.
-No label is read but to measure. Dense networks are trained first where they are not in the cache::
+Compresses a network on the MRI set by several methods at several budgets on several splits, refines what came out, and
+rounds HSCC's to 8-bit integers. Prints, for each stage, the divergence from the dense network on the validation and the
+test part, and accuracies minus the dense network's in points with one standard error over all images of all splits,
+paired; of integers the size of the file against the dense network's weights. No label is read but to measure::
 
-    python tests/benchmark_refine.py DIR [--size 128] [--epochs 40] [--splits 0,1,2] [--study FILE]
+    python tests/benchmark_refine.py DIR [--model alexnet] [--size 224] [--epochs 60] [--splits 0,1,2] [--budgets 6,12]
+                                     [--methods hscc,tucker2] [--int8] [--weights FOLDER] [--results FILE]
+
+Dense networks are trained first where they are not in the cache, or read from what `train_mri.py` wrote to FOLDER. With
+FILE, which holds a line for each network, what is in it is not measured again; `--splits ""` prints it alone.
 """
 
 import argparse
+import json
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
+from hscc_search.comparison.methods import METHODS as COMPARED
 from hscc_search.compression.calibration.calibrate import calibrate
 from hscc_search.compression.compress import compress
-from hscc_search.compression.refining import Refinement, mean_divergence, refine
+from hscc_search.compression.refining import Refinement, refine
 from hscc_search.compression.setting import Setting
 from hscc_search.config import StudyConfig
 from hscc_search.dense.opened import open_dense
 from hscc_search.evaluation.predictions import predict
+from hscc_search.runtime.onnx import onnx_scores
+from hscc_search.study.deployment import write_int8_file
 from hscc_search.study.opening import calibration_images
 from hscc_search.study.refinement import lessons_of
 
-SETTINGS = {
-    "6x": {"budget": 6.0},
-    "12x": {"budget": 12.0},
-    "16x": {"budget": 16.0},
-    "6x, up to 9 regions": {"budget": 6.0, "regions": 9, "region_strategy": "grid"},
-    "6x, up to 9 random regions": {"budget": 6.0, "regions": 9, "region_strategy": "random"},
-    "12x, up to 9 regions": {"budget": 12.0, "regions": 9, "region_strategy": "grid"},
-    "12x, up to 9 random regions": {"budget": 12.0, "regions": 9, "region_strategy": "random"},
-    "6x, 2 clusters": {"budget": 6.0, "clusters": 2},
-    "6x, 2 random clusters": {"budget": 6.0, "clusters": 2, "cluster_strategy": "random"},
+# HSCC as a study would use it, where each layer is divided that gains by a tenth; other names are those of `compare`.
+DIVIDED = {
+    "9 regions": {"regions": 9, "region_strategy": "grid"},
+    "9 random regions": {"regions": 9, "region_strategy": "random"},
+    "2 clusters": {"clusters": 2},
+    "2 random clusters": {"clusters": 2, "cluster_strategy": "random"},
 }
+STAGES, PARTS = ("compressed", "refined", "int8"), ("validation", "test")
 
 
-def measured(network, opened, dense):
-    """The divergence and the difference of right answers, per image, on the validation and the test part."""
-    found = {}
-    for name in ("validation", "test"):
-        part = getattr(opened.parts, name)
-        scores = torch.from_numpy(predict(network, part, opened.config.data, opened.device))
-        right, dense_right = (values.argmax(1).numpy() == part.labels for values in (scores, dense[name]))
-        divergence = float(mean_divergence(scores, dense[name]))
-        found[name] = divergence, right.astype(int) - dense_right.astype(int)
-    return found
+def compressed(calibration, method, budget, seed):
+    if method in DIVIDED:
+        return compress(calibration, Setting(budget=budget, rank_multiple=8, seed=seed, **DIVIDED[method])).network
+    return COMPARED[method](calibration, budget, seed)
 
 
-def split_rows(config):
-    """Measure all settings on one split: by setting before, after, and the seconds of refining."""
-    opened = open_dense(config, "cpu", keep=True)
-    parts = {name: getattr(opened.parts, name) for name in ("validation", "test")}
-    dense = {
-        name: torch.from_numpy(predict(opened.network, part, config.data, opened.device))
-        for name, part in parts.items()
-    }
-    for name, part in parts.items():
-        accuracy = (dense[name].argmax(1).numpy() == part.labels).mean()
-        print(f"dense, {name} part of split {config.data.split_seed}: {accuracy:.4f}")
-    calibration = calibrate(opened.network, calibration_images(opened), keep=True)
-    request = Refinement()
-    taught = lessons_of(opened, calibration, request)
-    for name, setting in SETTINGS.items():
-        network = compress(calibration, Setting(rank_multiple=8, **setting)).network
-        before, began = measured(network, opened, dense), time.perf_counter()
-        course = refine(network, taught, request)
-        seconds = time.perf_counter() - began
-        yield name, before, measured(network, opened, dense), seconds, course
+class Split:
+    """One split with its dense network and what it answers."""
+
+    def __init__(self, config):
+        self.opened = open_dense(config, "cpu", keep=True)
+        self.parts = {name: getattr(self.opened.parts, name) for name in PARTS}
+        self.dense = {name: self.scores(self.opened.network, name) for name in PARTS}
+        for name, part in self.parts.items():
+            accuracy = (self.dense[name].argmax(1).numpy() == part.labels).mean()
+            print(f"dense, {name} part of split {config.data.split_seed}: {accuracy:.4f}", flush=True)
+        self.calibration = calibrate(self.opened.network, calibration_images(self.opened), keep=True)
+        self.lessons = lessons_of(self.opened, self.calibration, Refinement())
+
+    def scores(self, network, name):
+        return torch.from_numpy(predict(network, self.parts[name], self.opened.config.data, self.opened.device))
+
+    def against_dense(self, scores):
+        """The divergence of each image, and whether it is right, minus whether the dense network is."""
+        found = {}
+        for name, part in self.parts.items():
+            given, dense = scores[name], self.dense[name]
+            terms = functional.kl_div(given.log_softmax(1), dense.log_softmax(1), reduction="none", log_target=True)
+            right, dense_right = (values.argmax(1).numpy() == part.labels for values in (given, dense))
+            found[name] = {
+                "divergence": float(terms.sum(1).mean()),
+                "right": (right.astype(int) - dense_right.astype(int)).tolist(),
+            }
+        return found
+
+    def measured(self, method, budget, int8):
+        """Measure one method at one budget, as it comes, refined, and in integers."""
+        began = time.perf_counter()
+        network = compressed(self.calibration, method, budget, self.opened.config.data.split_seed)
+        seconds = {"compressed": time.perf_counter() - began}
+        stages = {"compressed": self.against_dense({name: self.scores(network, name) for name in PARTS})}
+        began = time.perf_counter()
+        refine(network, self.lessons, Refinement())
+        seconds["refined"] = time.perf_counter() - began
+        stages["refined"] = self.against_dense({name: self.scores(network, name) for name in PARTS})
+        row = {"stages": stages, "seconds": seconds}
+        if not int8:
+            return row
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            began = time.perf_counter()
+            row["in_float"] = len(write_int8_file(network, self.opened, path).in_float)
+            seconds["int8"] = time.perf_counter() - began
+            stages["int8"] = self.against_dense(
+                {name: torch.from_numpy(onnx_scores(path, part)) for name, part in self.parts.items()}
+            )
+            weights = sum(value.numel() for value in self.opened.network.parameters())
+            row["times_smaller"] = 4 * weights / path.stat().st_size
+        return row
 
 
-def in_words(rows, part):
+def config_of(options, seed):
+    weights = options.weights and options.weights / f"{options.model}-{options.size}-split{seed}.safetensors"
+    return StudyConfig.from_file(
+        options.study,
+        data__path=options.data.absolute(),
+        data__image_size=options.size,
+        data__split_seed=seed,
+        model__name=options.model,
+        model__checkpoint=weights,
+        training__epochs=options.epochs,
+    )
+
+
+def in_words(rows, stage, part):
     """A divergence, and the difference of accuracy in points with its standard error, over splits."""
-    divergence = np.mean([row[part][0] for row in rows])
-    points = 100 * np.concatenate([row[part][1] for row in rows])
+    found = [row["stages"][stage][part] for row in rows if stage in row["stages"]]
+    if not found:
+        return "-"
+    points = 100 * np.concatenate([each["right"] for each in found])
+    divergence = np.mean([each["divergence"] for each in found])
     return f"{divergence:.4f} {points.mean():+.2f} ± {points.std() / np.sqrt(len(points)):.2f}"
+
+
+def print_table(rows):
+    by_network = {}
+    for row in rows:
+        by_network.setdefault((row["budget"], row["method"]), []).append(row)
+    columns = [f"{stage}, {part}" for stage in STAGES for part in PARTS]
+    print(f"| | splits | {' | '.join(columns)} | seconds to refine | times smaller |")
+    print(f"|---|---|{'---|' * len(columns)}---|---|")
+    for (budget, method), found in sorted(by_network.items()):
+        cells = [in_words(found, stage, part) for stage in STAGES for part in PARTS]
+        seconds = np.median([row["seconds"]["refined"] for row in found])
+        smaller = [row["times_smaller"] for row in found if "times_smaller" in row]
+        size = f"{np.median(smaller):.0f}" if smaller else "-"
+        print(f"| {budget:g}x, {method} | {len(found)} | {' | '.join(cells)} | {seconds:.0f} | {size} |")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="alexnet")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--splits", default="0")
+    parser.add_argument("--budgets", default="6,12,16")
+    parser.add_argument("--methods", default="hscc,9 regions,9 random regions,2 clusters,2 random clusters")
+    parser.add_argument("--int8", action="store_true")
     parser.add_argument("--study", default="brain_tumor_alexnet")
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--results", type=Path)
     options = parser.parse_args()
-    columns = {}
-    for seed in map(int, options.splits.split(",")):
-        config = StudyConfig.from_file(
-            options.study,
-            data__path=options.data.absolute(),
-            data__image_size=options.size,
-            data__split_seed=seed,
-            training__epochs=options.epochs,
-        )
-        for name, before, after, seconds, course in split_rows(config):
-            columns.setdefault(name, []).append((before, after, seconds))
-            print(f"split {seed}, {name}: {course}, {seconds:.0f} s", flush=True)
-    head = "KL and points to dense, validation | test | refined, validation | test | seconds"
-    print(f"| | {head} |\n|---|---|---|---|---|---|")
-    for name, rows in columns.items():
-        before, after, seconds = zip(*rows, strict=True)
-        cells = [in_words(networks, part) for networks in (before, after) for part in ("validation", "test")]
-        print(f"| {name} | {' | '.join(cells)} | {np.median(seconds):.0f} |")
+    results = options.results
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results and results.exists() else []
+    done = {(row["split"], row["budget"], row["method"]) for row in rows}
+    networks = [(float(b), method) for b in options.budgets.split(",") for method in options.methods.split(",")]
+    for seed in [int(text) for text in options.splits.split(",") if text]:
+        missing = [network for network in networks if (seed, *network) not in done]
+        split = Split(config_of(options, seed)) if missing else None
+        for budget, method in missing:
+            row = {"split": seed, "budget": budget, "method": method}
+            row |= split.measured(method, budget, options.int8 and method in ("hscc", *DIVIDED))
+            rows.append(row)
+            if results:
+                with results.open("a") as file:
+                    file.write(f"{json.dumps(row)}\n")
+            print(f"split {seed}, {method} at {budget:g}x: {row['seconds']}", flush=True)
+    print_table(rows)
 
 
 if __name__ == "__main__":
