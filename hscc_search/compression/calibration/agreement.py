@@ -1,5 +1,6 @@
 """Whether a copy of a network that was rewritten answers as the network does."""
 
+import copy
 import math
 from functools import cached_property
 from typing import Any
@@ -42,7 +43,7 @@ class Answers:
     @torch.no_grad()
     def __init__(self, network: nn.Module, images: torch.Tensor) -> None:
         self.images = _varied(images)
-        self._network = network
+        self._network, self._rounded = network, True
         with left_alone(network):
             self._expected = _answers(network.eval(), self.images)
         self.finite = all(bool(value.isfinite().all()) for value in self._expected)
@@ -62,6 +63,17 @@ class Answers:
         difference = max(_distance(answers, self._expected), _distance(of_one, first, self._expected))
         return (None, difference) if difference <= _SINGLE else self._problem_in_double(network, difference)
 
+    def again_of(self, rewritten: nn.Module) -> "Answers":
+        """The same answers, for copies of a network that was rewritten already and answers alike but for rounding.
+
+        In double precision such copies are held against ``rewritten``, whose weights they share, so that no rounding of
+        weights is allowed for: in networks that amplify it, a fault would be lost in it.
+        """
+        answers = copy.copy(self)
+        answers.__dict__.pop("_expected_in_double", None)
+        answers._network, answers._rounded = rewritten, False
+        return answers
+
     @torch.no_grad()
     def same_in_double(self, one: nn.Module, other: nn.Module) -> bool:
         """Whether two networks in double precision answer alike."""
@@ -76,7 +88,7 @@ class Answers:
         return self.problem(network)[0] is None
 
     @torch.no_grad()
-    def check_copy(self, copy: nn.Module) -> None:
+    def check_copy(self, copied_network: nn.Module) -> None:
         """Check that a copy answers as the network does, by parts of its own.
 
         Raises:
@@ -87,7 +99,7 @@ class Answers:
         order = torch.arange(len(self.images)).view(_WAYS, -1).roll(1, 1).flatten()
         try:
             with _Foreign(self._network) as foreign:
-                answers = _answers(copy, self.images[order])
+                answers = _answers(copied_network, self.images[order])
         except Exception as error:  # whatever is missing in the copy
             raise CompressionError(
                 f"a copy of {name} does not run ({one_line(error, with_type=True)}): "
@@ -100,7 +112,7 @@ class Answers:
                 f"inside a function, a weak reference or a global does: {remedy}"
             )
         difference = _distance(answers, [_in_order(value, order) for value in self._expected])
-        if self.finite and difference > _SINGLE and self._problem_in_double(copy, difference)[0]:
+        if self.finite and difference > _SINGLE and self._problem_in_double(copied_network, difference)[0]:
             raise CompressionError(
                 f"a copy of {name} answers otherwise, as where a hook writes into the network that was copied: {remedy}"
             )
@@ -122,7 +134,7 @@ class Answers:
             difference = _distance(_answers(copied(network).double(), self.images.double()), expected)
         except Exception as error:
             return one_line(error, with_type=True), math.inf
-        allowed = max(_DOUBLE, self._rounding)
+        allowed = max(_DOUBLE, self._rounding) if self._rounded else _DOUBLE
         return (None if difference <= allowed else _words(difference)), difference
 
     @cached_property

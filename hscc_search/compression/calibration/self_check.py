@@ -32,7 +32,8 @@ class SelfCheck:
 
     Attributes:
         misfits: the layers that cannot be replaced without changing what the network computes, with the reason.
-        error: largest difference of the answers with all other layers replaced, relative to how much answers vary.
+        error: largest difference of the answers with all other layers replaced, relative to how much answers vary; in
+            double precision, and to the folded network, where it is too large in single precision.
     """
 
     misfits: Mapping[str, str]
@@ -46,11 +47,12 @@ def check_replacing(network: nn.Module, sizes: Mapping[str, Size], answers: Answ
     Args:
         network: in evaluation mode, with batch norms folded.
         sizes: height and width of the output map of each layer that is to be compressed.
-        answers: of the network before it was made plain and folded.
+        answers: of the network before it was made plain and folded, which was checked.
 
     Raises:
         CompressionError: the network answers otherwise although each layer alone can be replaced.
     """
+    answers = answers.again_of(network)
     maps = {name: size for name, size in sizes.items() if isinstance(network.get_submodule(name), nn.Conv2d)}
     checks = [_Check(network, chosen, answers, chosen is maps) for chosen in (sizes, maps)]
     misfits: dict[str, str] = {}

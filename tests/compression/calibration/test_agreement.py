@@ -145,10 +145,14 @@ def test_rounding_is_told_from_a_fault_in_double_precision():
     assert not answers.holds(same)
 
 
-def test_a_network_that_amplifies_each_difference_may_differ_by_what_rounding_makes():
+def amplifying(depth=12):
     torch.manual_seed(0)
-    layers = [layer for _ in range(12) for layer in (nn.Linear(64, 64, bias=False), Amplified())]
-    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 64), *layers, nn.Linear(64, 4)).eval()
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(64, 64, bias=False), Amplified())]
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 64), *layers, nn.Linear(64, 4)).eval()
+
+
+def test_a_network_that_amplifies_each_difference_may_differ_by_what_rounding_makes():
+    network = amplifying()
     answers, other = Answers(network, IMAGES), copied(network)
     with torch.no_grad():
         for weight in other.parameters():
@@ -159,6 +163,21 @@ def test_a_network_that_amplifies_each_difference_may_differ_by_what_rounding_ma
     with torch.no_grad():
         other[1].weight.mul_(1.01)
     assert answers.problem(other)[0] is not None
+
+
+@torch.no_grad()
+def test_copies_of_a_rewritten_network_are_held_against_its_own_weights():
+    network = amplifying()
+    rewritten, faulty = copied(network), copied(network)
+    for weight in rewritten.parameters():
+        weight.mul_(1 + 2.0**-24 * torch.randn(weight.shape).sign())
+    faulty.load_state_dict(rewritten.state_dict())
+    faulty[1].weight[0, 0] += 2e-8
+    answers = Answers(network, IMAGES)
+    assert answers.problem(faulty)[0] is None, "the fault is larger than rounding: the test shows nothing"
+    assert answers.again_of(rewritten).problem(copied(rewritten)) == (None, 0.0)
+    assert answers.again_of(rewritten).problem(faulty)[0] is not None
+    assert answers.problem(faulty)[0] is None, "the answers themselves have changed"
 
 
 class Amplified(nn.Module):
