@@ -18,9 +18,10 @@ from hscc_search.export.export import export
 from hscc_search.pareto.confidence import Truth, confidence
 from hscc_search.pareto.front import front
 from hscc_search.pareto.selection import select
+from hscc_search.report.explorer import study_data, trials_data
 from hscc_search.report.figures import front_info
 from hscc_search.report.formats import front_csv, front_json
-from hscc_search.report.page import front_page
+from hscc_search.report.page import frozen_page
 from hscc_search.report.table import columns, rows
 from hscc_search.study.record import StudyRecord, TrialRecord, point_from_stored
 from hscc_search.study.stored_study import read_study
@@ -132,9 +133,12 @@ def test_table_page_and_files_show_them(study, tmp_path):
     shown = next(row for row in rows(study) if row.cells[0] == str(point.trial)).cells
     value = f"{point['auroc']:.4f} ± {point.errors['auroc']:.4f}"
     assert shown[heads.index("AUROC")] == value
-    page = front_page(study, None)
-    assert value in page.replace("\\u00b1", "±")
+    page = frozen_page(study)
     assert "maximise AUROC" in page
+    names = {metric["name"]: metric["title"] for metric in study_data(study, "sqlite:///x.db")["metrics"]}
+    assert names["auroc"] == "AUROC"
+    assert names["among_two"] == "among_two"
+    assert trials_data(study)["new"]["metrics"]["auroc"][point.trial] == pytest.approx(point["auroc"], rel=1e-5)
     tree = json.loads(front_json(study))
     assert tree["objectives"] == {"flops": "minimise", "auroc": "maximise", "among_two": "maximise"}
     assert tree["front"][-1]["metrics"]["auroc"] == point["auroc"]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
@@ -67,7 +68,7 @@ def copy(study_name: str, new_name: str, to: str | None, storage: str) -> None:
     metavar="H",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen at; the pages have no password.",
+    help="Address to listen at. Beyond this machine a token is needed, which is printed.",
 )
 @click.option(
     "--port",
@@ -77,9 +78,24 @@ def copy(study_name: str, new_name: str, to: str | None, storage: str) -> None:
     show_default=True,
     help="Port to listen at; 0 takes a free one.",
 )
-def dashboard(storage: str, host: str, port: int) -> None:
-    """Serve optuna-dashboard and the Plotly front on one address, read-only."""
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File that holds the token, in place of a new one each time.",
+)
+@click.option("--allow-edit", is_flag=True, help="Let optuna-dashboard change and remove studies.")
+def dashboard(storage: str, host: str, port: int, token_file: Path | None, allow_edit: bool) -> None:
+    """Serve pages to explore each study, and optuna-dashboard, on one address."""
+    from hscc_search.report.guard import Guard, is_local, new_token, read_token
     from hscc_search.report.live import serve
 
     quiet_optuna()
-    serve(storage, host, port, lambda address: click.echo(f"dashboard: {address} (Ctrl-C ends it)"))
+    token = read_token(token_file) if token_file else None if is_local(host) else new_token()
+    guard = Guard(token, edit=allow_edit)
+
+    def started(address: str) -> None:
+        shown = f"/?token={token}" if token and not token_file else ""
+        click.echo(f"dashboard: {address}{shown} (Ctrl-C ends it)")
+
+    serve(storage, host, port, guard, started)

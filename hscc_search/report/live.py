@@ -1,72 +1,99 @@
-"""Serve optuna-dashboard and the Plotly front on one local address, read-only."""
+"""Serve optuna-dashboard and the pages of studies on one address, read-only.
+
+=================================  ================================================
+``/``                              the list of studies
+``/front/NAME``                    the page of a study
+``/data/NAME?known=0-11``          what is new in it, as JSON
+``/data/NAME/trial/7``             the layers and answers of a trial, as JSON
+``/pages/FILE``                    scripts and the style sheet of the pages
+anything else                      optuna-dashboard
+=================================  ================================================
+"""
 
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import parse_qs
 
 import optuna_dashboard
 import waitress
+from optuna.storages import BaseStorage
 from plotly.offline import get_plotlyjs
 
 from hscc_search.errors import HsccError, StorageError
-from hscc_search.report.page import front_page, studies_page
-from hscc_search.storage import existing_storage
+from hscc_search.report.explorer import known_trials, trial_data, trials_data
+from hscc_search.report.guard import Guard, guarded
+from hscc_search.report.page import json_in_page, live_page, resource, studies_page
+from hscc_search.storage import existing_storage, without_password
 from hscc_search.study.catalogue import list_studies
 from hscc_search.study.stored_study import read_study
 
-_Environment = dict[str, Any]
-_Application = Callable[[_Environment, Callable[..., Any]], Iterable[bytes]]
+Environment = dict[str, Any]
+Application = Callable[[Environment, Callable[..., Any]], Iterable[bytes]]
+
+# Nothing runs but the scripts of this server; Plotly sets styles from its script.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_ON_PAGES = [("Content-Security-Policy", _POLICY), ("Referrer-Policy", "no-referrer"), ("Cache-Control", "no-store")]
 
 
-def application(storage: str) -> _Application:
-    """Make a WSGI application: ``/`` lists the studies, ``/front/NAME`` draws one, optuna-dashboard answers the rest.
+def application(storage: str, guard: Guard | None = None) -> Application:
+    """Make the WSGI application of a storage.
 
-    optuna-dashboard has no authentication, and a plain DELETE request removes a study, so all methods but GET and HEAD
-    are refused.
+    Args:
+        storage: database URL.
+        guard: who may ask for what; by default everybody who reaches the address by a name of this machine may read.
 
     Raises:
         StorageError: the storage cannot be reached.
     """
     opened = existing_storage(storage)
-    dashboard: _Application = optuna_dashboard.wsgi(opened)
-    script = get_plotlyjs().encode()
+    dashboard: Application = optuna_dashboard.wsgi(opened)
+    files = {
+        "plotly.js": ("text/javascript", get_plotlyjs().encode()),
+        "explorer.js": ("text/javascript", resource("explorer.js").encode()),
+        "explorer.css": ("text/css", resource("explorer.css").encode()),
+    }
 
-    def answer(environment: _Environment, start: Callable[..., Any]) -> Iterable[bytes]:
+    def answer(environment: Environment, start: Callable[..., Any]) -> Iterable[bytes]:
         path = environment.get("PATH_INFO", "/")
-        if environment["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _respond(start, HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", b"this dashboard only shows studies")
         try:
             if path == "/":
-                return _respond(start, HTTPStatus.OK, "text/html", studies_page(list_studies(opened)).encode())
-            if path == "/plotly.js":
-                return _respond(start, HTTPStatus.OK, "text/javascript", script, ("Cache-Control", "max-age=86400"))
+                return respond(start, HTTPStatus.OK, "text/html", studies_page(list_studies(opened)), *_ON_PAGES)
+            if path.startswith("/pages/"):
+                return _file(start, files, path.removeprefix("/pages/"))
             if path.startswith("/front/"):
-                study = read_study(opened, unquote(path.removeprefix("/front/")))
-                return _respond(start, HTTPStatus.OK, "text/html", front_page(study, script_url="/plotly.js").encode())
+                page = live_page(read_study(opened, path.removeprefix("/front/")), without_password(storage))
+                return respond(start, HTTPStatus.OK, "text/html", page, *_ON_PAGES)
+            if path.startswith("/data/"):
+                asked = parse_qs(environment.get("QUERY_STRING", ""))
+                return _data(start, opened, path.removeprefix("/data/"), asked.get("known", [""])[0])
         except StorageError as error:
-            return _respond(start, HTTPStatus.NOT_FOUND, "text/plain", str(error).encode())
+            return respond(start, HTTPStatus.NOT_FOUND, "text/plain", str(error))
         except HsccError as error:
-            return _respond(start, HTTPStatus.INTERNAL_SERVER_ERROR, "text/plain", str(error).encode())
+            return respond(start, HTTPStatus.CONFLICT, "text/plain", str(error))
         return dashboard(environment, start)
 
-    return answer
+    return guarded(answer, guard or Guard())
 
 
-def serve(storage: str, host: str, port: int, started: Callable[[str], None]) -> None:
+def serve(storage: str, host: str, port: int, guard: Guard, started: Callable[[str], None]) -> None:
     """Serve the pages of a storage until interrupted.
 
     Args:
         storage: database URL.
         host: address to listen at.
         port: number of the port to listen at; 0 takes a free one.
+        guard: who may ask for what.
         started: called with the address once the server listens.
 
     Raises:
         StorageError: the storage cannot be reached, or the address is taken.
     """
     try:
-        server = waitress.create_server(application(storage), host=host, port=port)
+        server = waitress.create_server(application(storage, guard), host=host, port=port)
     except (OSError, ValueError) as error:  # waitress raises ValueError for a host that does not resolve
         raise StorageError(
             f"cannot listen at {host}:{port} ({getattr(error, 'strerror', None) or error}): "
@@ -79,9 +106,36 @@ def serve(storage: str, host: str, port: int, started: Callable[[str], None]) ->
         server.close()
 
 
-def _respond(
-    start: Callable[..., Any], status: HTTPStatus, media_type: str, body: bytes, *headers: tuple[str, str]
+def respond(
+    start: Callable[..., Any], status: HTTPStatus, media_type: str, body: str | bytes, *headers: tuple[str, str]
 ) -> Iterable[bytes]:
-    usual = [("Content-Type", f"{media_type}; charset=utf-8"), ("Content-Length", str(len(body)))]
+    """Answer a request with a whole body."""
+    content = body if isinstance(body, bytes) else body.encode()
+    usual = [
+        ("Content-Type", f"{media_type}; charset=utf-8"),
+        ("Content-Length", str(len(content))),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
     start(f"{status.value} {status.phrase}", [*usual, *headers])
-    return [body]
+    return [content]
+
+
+def _file(start: Callable[..., Any], files: dict[str, tuple[str, bytes]], name: str) -> Iterable[bytes]:
+    if name not in files:
+        return respond(start, HTTPStatus.NOT_FOUND, "text/plain", "there is no such file")
+    media_type, content = files[name]
+    return respond(start, HTTPStatus.OK, media_type, content, ("Cache-Control", "max-age=3600"))
+
+
+def _data(start: Callable[..., Any], storage: BaseStorage, path: str, known: str) -> Iterable[bytes]:
+    """Answer with what is new in a study, or with one of its trials."""
+    name, _, number = path.partition("/trial/")
+    study = read_study(storage, name)
+    if not number:
+        tree = trials_data(study, known_trials(known))
+    else:
+        point = next((point for point in study.points if str(point.trial) == number), None)
+        if point is None:
+            return respond(start, HTTPStatus.NOT_FOUND, "text/plain", "there is no such trial")
+        tree = trial_data(study, point)
+    return respond(start, HTTPStatus.OK, "application/json", json_in_page(tree), ("Cache-Control", "no-store"))

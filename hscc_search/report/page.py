@@ -1,75 +1,53 @@
-"""HTML pages: the front of a study, as a self-contained file or served live, and the list of studies."""
+"""HTML pages: a study to explore, as one file that needs no network or served live, and the list of studies."""
 
+import json
+import re
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-import plotly.graph_objects as go
-import plotly.io
 from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
 from hscc_search.files import written_whole
-from hscc_search.pareto.objectives import title, violations
-from hscc_search.report.figures import (
-    draw_front,
-    draw_hypervolume,
-    draw_layers,
-    front_info,
-    hypervolume_info,
-    layers_info,
-)
-from hscc_search.report.table import columns, front_line, rows
+from hscc_search.pareto.objectives import title
+from hscc_search.report.explorer import study_data, trial_data, trials_data
+from hscc_search.report.table import reference_text
 from hscc_search.resources import resource_folder
+from hscc_search.storage import without_password
 from hscc_search.study.catalogue import StudyStatus
 from hscc_search.study.stored_study import Study
 
 _TEMPLATES = Environment(loader=FileSystemLoader(resource_folder("dashboards")), autoescape=True)
-# Seconds after which the live page of an unfinished study reloads.
-_REFRESH_SECONDS = 15
-# Largest number of rows for trials that cannot be told apart from the front; the figure shows all of them.
-_MOST_CLOSE = 25
+# Trials whose layers and answers a file holds: the front, and the most probable of those close to it.
+_MOST_DETAILS = 60
 
 
 def write_page(study: Study, path: Path) -> None:
-    """Write the front as one HTML file that needs no internet connection."""
+    """Write the page of a study as one HTML file that needs no internet connection."""
     with written_whole(path) as temporary:
-        temporary.write_text(front_page(study, script_url=None), encoding="utf-8")
+        temporary.write_text(frozen_page(study), encoding="utf-8")
 
 
-def front_page(study: Study, script_url: str | None) -> str:
-    """Render the page of a study's front.
+def frozen_page(study: Study) -> str:
+    """Render the page of a study with everything that it needs inside."""
+    probability = study.confidence.probability
+    close = sorted(study.close, key=lambda point: -probability[point.trial])
+    shown = [*study.front, *close][:_MOST_DETAILS]
+    details = {point.trial: trial_data(study, point) for point in shown}
+    storage = without_password(study.config.storage)
+    return _page(study, {**_content(study, storage), "details": details}, live=False)
+
+
+def live_page(study: Study, storage: str) -> str:
+    """Render the page of a study that fetches what is new.
 
     Args:
-        study: from :func:`hscc_search.study.stored_study.read_study`.
-        script_url: address of plotly.js for a live page; None puts plotly.js into the page.
+        study: as it stands.
+        storage: URL that an export command names, without a password.
     """
-    info = front_info(study)
-    figures = [draw_front(info)]
-    if info.knee is not None:
-        figures += [draw_layers(layers_info(study, info.knee.trial)), draw_hypervolume(hypervolume_info(study))]
-    unfinished = script_url is not None and len(study.searched.points) < study.config.trials
-    return _TEMPLATES.get_template("front.html.j2").render(
-        title=f"hscc-search: {study.config.name}",
-        live=script_url is not None,
-        refresh=_REFRESH_SECONDS if unfinished else None,
-        script=True,
-        script_url=script_url,
-        script_text="" if script_url else get_plotlyjs(),
-        config=study.config,
-        objectives=[f"{objective.direction} {title(objective.metric)}" for objective in study.objectives],
-        constraints=list(violations(study.config, study.dense.metrics)),
-        classes=study.record.classes,
-        finished=len(study.searched.points),
-        refined=len(study.points) - len(study.searched.points),
-        wanted=study.config.trials,
-        failed=len(study.failures),
-        failures=study.failures,
-        figures=[_html(figure) for figure in figures],
-        columns=columns(study),
-        rows=rows(study, most_close=_MOST_CLOSE),
-        line=front_line(study),
-        notices=study.record.notices,
-        inspection=study.record.inspection,
-    )
+    content = {**_content(study, storage), "live": f"/data/{quote(study.config.name)}", "dashboard": "/dashboard"}
+    return _page(study, content, live=True)
 
 
 def studies_page(studies: list[StudyStatus]) -> str:
@@ -77,7 +55,37 @@ def studies_page(studies: list[StudyStatus]) -> str:
     return _TEMPLATES.get_template("studies.html.j2").render(title="hscc-search: studies", studies=studies)
 
 
-def _html(figure: go.Figure) -> str:
-    config = {"displaylogo": False, "responsive": True}
-    html: str = plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, config=config)
-    return html
+def resource(name: str) -> str:
+    """The text of a script or a style sheet of the pages."""
+    return (resource_folder("dashboards") / name).read_text(encoding="utf-8")
+
+
+def _content(study: Study, storage: str) -> dict[str, Any]:
+    # A folder name that needs no quotes in a shell.
+    folder = re.sub(r"[^\w.-]", "-", study.config.name)
+    bounded = [bound.metric for bound in study.config.constraints]
+    return {
+        "study": {**study_data(study, storage), "folder": folder},
+        "trials": trials_data(study),
+        "bounded": [*bounded, *(name for name in ("megabytes", "parameters") if name in study.dense.metrics)],
+    }
+
+
+def _page(study: Study, content: dict[str, Any], live: bool) -> str:
+    inside = {"style": resource("explorer.css"), "plotly": get_plotlyjs(), "script": resource("explorer.js")}
+    return _TEMPLATES.get_template("front.html.j2").render(
+        title=f"hscc-search: {study.config.name}",
+        live=live,
+        study=content["study"],
+        objectives=[f"{objective.direction} {title(objective.metric)}" for objective in study.objectives],
+        reference=reference_text(study),
+        inspection=study.record.inspection,
+        data=json_in_page(content),
+        **({} if live else inside),
+    )
+
+
+def json_in_page(tree: Any) -> str:
+    """Write values as JSON that can stand in a script element: nothing in it ends the element."""
+    text = json.dumps(tree, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -1,0 +1,556 @@
+"use strict";
+// The page that explores a study: points, bounds, a table, and trials side by side. All text that comes from a study is
+// set as text, never as markup, but for Plotly's labels, which `escaped` makes safe.
+(() => {
+  const element = (id) => document.getElementById(id);
+  const page = JSON.parse(element("study-data").textContent);
+  const study = page.study;
+  const metrics = new Map(study.metrics.map((metric) => [metric.name, metric]));
+  const KINDS = {
+    f: ["front", "circle"],
+    c: ["cannot be told apart from the front", "circle-open"],
+    d: ["dominated", "square"],
+    i: ["violates a constraint", "x-thin-open"],
+  };
+  const MOST_COMPARED = 4;
+  const MOST_ROWS = 200;
+  const REFRESH_MILLISECONDS = 5000;
+
+  // Trials by number; what is chosen on the page stays when trials come in.
+  const trials = new Map();
+  let standing = null;
+  const costs = study.objectives.filter((name) => metrics.get(name)?.cost);
+  const qualities = study.objectives.filter((name) => !metrics.get(name)?.cost);
+  const firstX = [...costs, ...qualities][0];
+  const chosen = {
+    x: firstX,
+    y: [...qualities, ...costs].find((name) => name !== firstX),
+    xlog: Boolean(metrics.get(firstX)?.cost),
+    ylog: false,
+    colour: "",
+    bounds: new Map(),
+    selected: null,
+    compared: [],
+    order: "",
+    descending: false,
+  };
+  chosen.ylog = Boolean(metrics.get(chosen.y)?.cost);
+
+  // ---- text
+
+  function make(tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+      else if (value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+    }
+    made.append(...children.filter((child) => child !== null));
+    return made;
+  }
+
+  // Plotly takes some markup in labels.
+  const escaped = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+  function written(name, value) {
+    if (value === null || value === undefined) return "-";
+    if (name === "flops" || name === "macs") return `${(value / 1e9).toFixed(4)} G`;
+    if (name === "parameters") return Math.round(value).toLocaleString("en-GB");
+    return value.toFixed(name === "latency" || name === "megabytes" ? 3 : 4);
+  }
+
+  function withError(name, network) {
+    const error = network.errors[name];
+    return written(name, network.metrics[name]) + (error === undefined || error === null ? "" : ` ± ${error.toFixed(4)}`);
+  }
+
+  const sampledText = (value) => (typeof value === "number" && !Number.isInteger(value) ? value.toPrecision(4) : String(value));
+
+  function sampleNames() {
+    const names = new Set();
+    for (const trial of trials.values()) for (const name of Object.keys(trial.sample)) names.add(name);
+    return [...names];
+  }
+
+  // ---- data
+
+  function take(news) {
+    const columns = news.new;
+    columns.trial.forEach((number, row) => {
+      const at = (table) => Object.fromEntries(Object.entries(table).map(([name, values]) => [name, values[row]]));
+      trials.set(number, {
+        trial: number,
+        sample: at(columns.sample),
+        metrics: at(columns.metrics),
+        errors: at(columns.errors),
+        refines: columns.refines[row],
+        refined: columns.refined[row],
+        violations: columns.violations[row],
+      });
+    });
+    standing = news;
+    numbersIn(news.numbers).forEach((number, position) => {
+      const trial = trials.get(number);
+      if (!trial) return;
+      trial.kind = news.kinds[position];
+      trial.probability = news.probability[number] ?? 0;
+    });
+  }
+
+  function numbersIn(ranges) {
+    const numbers = [];
+    for (const part of ranges.split(",").filter(Boolean)) {
+      const [first, last] = part.split("-").map(Number);
+      for (let number = first; number <= (last ?? first); number++) numbers.push(number);
+    }
+    return numbers;
+  }
+
+  const all = () => [...trials.values()].sort((one, other) => one.trial - other.trial);
+
+  function inBounds(trial) {
+    for (const [name, { least, most }] of chosen.bounds) {
+      const value = trial.metrics[name] / metrics.get(name).scale;
+      // Values on the page have six digits.
+      const rounding = 1e-5 * Math.abs(value);
+      if ((least !== null && !(value >= least - rounding)) || (most !== null && !(value <= most + rounding))) return false;
+    }
+    return true;
+  }
+
+  const nameOf = (trial) => `trial ${trial.trial}` + (trial.refines === null ? (trial.refined ? ", refined" : "") : `: trial ${trial.refines} refined`);
+
+  // ---- the figure
+
+  const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+  function facts(trial) {
+    const lines = [nameOf(trial)];
+    for (const [name, value] of Object.entries(trial.sample).slice(0, 12)) lines.push(`${name} ${sampledText(value)}`);
+    for (const metric of study.metrics) lines.push(`${metric.title} ${withError(metric.name, trial)}`);
+    lines.push(`${(study.dense.metrics.flops / trial.metrics.flops).toFixed(2)}x fewer FLOPs`);
+    for (const [name, size] of Object.entries(trial.violations)) lines.push(`violates ${name} by ${size}`);
+    lines.push(`on the front with probability ${trial.probability.toFixed(2)}`);
+    return lines.map(escaped).join("<br>");
+  }
+
+  const scaled = (name, network) => network.metrics[name] / metrics.get(name).scale;
+
+  function errorBars(networks, colour) {
+    const metric = metrics.get(chosen.y);
+    const values = networks.map((network) => network.errors[chosen.y]);
+    if (values.some((error) => error === undefined || error === null)) return {};
+    const above = networks.map((network, row) => (metric.share ? Math.min(values[row], 1 - network.metrics[chosen.y]) : values[row]));
+    const below = networks.map((network, row) => (metric.share ? Math.min(values[row], network.metrics[chosen.y]) : values[row]));
+    return { error_y: { type: "data", symmetric: false, array: above, arrayminus: below, thickness: 1, width: 3, color: colour } };
+  }
+
+  function colouring(points) {
+    if (!chosen.colour) return null;
+    const values = points.map((trial) => (metrics.has(chosen.colour) ? scaled(chosen.colour, trial) : trial.sample[chosen.colour]));
+    if (values.every((value) => typeof value === "number")) return values;
+    const names = [...new Set(all().map((trial) => String(trial.sample[chosen.colour])))].sort();
+    return values.map((value) => names.indexOf(String(value)));
+  }
+
+  function trace(points, name, symbol, style = {}) {
+    const colours = colouring(points);
+    return {
+      type: "scatter",
+      mode: "markers",
+      name,
+      x: points.map((trial) => scaled(chosen.x, trial)),
+      y: points.map((trial) => scaled(chosen.y, trial)),
+      customdata: points.map((trial) => trial.trial),
+      text: points.map(facts),
+      hovertemplate: "%{text}<extra></extra>",
+      ...style,
+      marker: {
+        symbol,
+        size: 9,
+        color: colourOf("faint"),
+        line: { width: String(symbol).endsWith("open") ? 1.6 : 0.6, color: colours ? undefined : colourOf("faint") },
+        opacity: points.map((trial) => (inBounds(trial) ? 1 : 0.15)),
+        ...style.marker,
+        ...(colours ? { color: colours, colorscale: "Cividis", coloraxis: "coloraxis" } : {}),
+      },
+    };
+  }
+
+  function traces() {
+    const points = all();
+    const accent = colourOf("accent");
+    const of = (kind) => points.filter((trial) => trial.kind === kind);
+    const made = [];
+    for (const [kind, style] of [["i", {}], ["d", { marker: { size: 6 } }], ["c", { marker: { color: accent } }]]) {
+      if (of(kind).length) made.push(trace(of(kind), KINDS[kind][0], KINDS[kind][1], style));
+    }
+    const front = of("f").sort((one, other) => scaled(chosen.x, one) - scaled(chosen.x, other));
+    const plane = study.objectives.length === 2 && study.objectives.includes(chosen.x) && study.objectives.includes(chosen.y);
+    if (front.length) {
+      made.push(
+        trace(front, "front (± 1 standard error)", front.map((trial) => (trial.refined ? "star" : "circle")), {
+          mode: plane ? "lines+markers" : "markers",
+          line: { color: accent, shape: metrics.get(chosen.x).cost ? "hv" : "vh", width: 1.5 },
+          marker: { color: accent, size: 11, line: { width: 0 } },
+          ...errorBars(front, accent),
+        }),
+      );
+    }
+    const knee = points.filter((trial) => trial.trial === standing.knee);
+    if (knee.length) made.push(trace(knee, "knee", "circle-open", { marker: { size: 20, color: accent, line: { width: 2.5 } }, hoverinfo: "skip", hovertemplate: null }));
+    if (chosen.compared.length) {
+      const compared = chosen.compared.map((number) => trials.get(number)).filter(Boolean);
+      made.push(trace(compared, "side by side", "diamond-tall-open", { marker: { size: 22, color: colourOf("ink"), line: { width: 2 } }, hovertemplate: null, hoverinfo: "skip" }));
+    }
+    made.push({
+      type: "scatter",
+      mode: "markers",
+      name: "dense network",
+      x: [scaled(chosen.x, study.dense)],
+      y: [scaled(chosen.y, study.dense)],
+      text: [["dense network", ...study.metrics.map((metric) => `${metric.title} ${withError(metric.name, study.dense)}`)].map(escaped).join("<br>")],
+      hovertemplate: "%{text}<extra></extra>",
+      marker: { symbol: "diamond", size: 13, color: colourOf("dense") },
+      ...errorBars([study.dense], colourOf("dense")),
+    });
+    return made;
+  }
+
+  function axis(name, logarithmic) {
+    const metric = metrics.get(name);
+    return {
+      title: { text: escaped(metric.axis) + (logarithmic ? ", logarithmic" : "") },
+      type: logarithmic ? "log" : "linear",
+      ...(metric.share && !logarithmic ? { tickformat: ".4~p" } : {}),
+      ...(logarithmic ? ticks(name) : {}),
+      ...plain(),
+    };
+  }
+
+  // At 1, 2 and 5 times each power of ten: Plotly labels powers alone where there is room for few.
+  function ticks(name) {
+    const values = [...all(), study.dense].map((network) => scaled(name, network)).filter((value) => value > 0);
+    const steps = [];
+    for (let power = Math.floor(Math.log10(Math.min(...values))); power <= Math.ceil(Math.log10(Math.max(...values))); power++) {
+      for (const step of values.some((value) => value > 3 * Math.min(...values)) ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 7]) steps.push(Number(`${step}e${power}`));
+    }
+    return { tickvals: steps, ticktext: steps.map(String) };
+  }
+
+  const plain = () => ({ gridcolor: colourOf("line"), linecolor: colourOf("line"), zeroline: false, automargin: true });
+
+  function layout(height) {
+    return {
+      height,
+      uirevision: [chosen.x, chosen.y, chosen.xlog, chosen.ylog].join(),
+      font: { family: "system-ui, sans-serif", size: 13, color: colourOf("ink") },
+      paper_bgcolor: "rgba(0,0,0,0)",
+      plot_bgcolor: "rgba(0,0,0,0)",
+      margin: { l: 60, r: 20, t: 10, b: 50 },
+      legend: { orientation: "h", y: -0.22 },
+      hoverlabel: { align: "left" },
+    };
+  }
+
+  const PLOTLY = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["autoScale2d"] };
+
+  function drawFront() {
+    const figure = { ...layout(520), xaxis: axis(chosen.x, chosen.xlog), yaxis: axis(chosen.y, chosen.ylog), dragmode: "zoom" };
+    if (chosen.colour) {
+      const title = escaped(metrics.get(chosen.colour)?.axis ?? chosen.colour);
+      figure.coloraxis = { colorscale: "Cividis", colorbar: { title: { text: title, side: "right" }, thickness: 12 } };
+      const names = [...new Set(all().map((trial) => trial.sample[chosen.colour]))];
+      if (!metrics.has(chosen.colour) && names.some((value) => typeof value !== "number")) {
+        const sorted = names.map(String).sort();
+        Object.assign(figure.coloraxis.colorbar, { tickvals: sorted.map((_, row) => row), ticktext: sorted.map(escaped) });
+      }
+    }
+    Plotly.react("front", traces(), figure, PLOTLY);
+  }
+
+  function drawHypervolume() {
+    const values = standing.hypervolumes;
+    const line = { type: "scatter", mode: "lines", x: numbersIn(standing.numbers), y: values, line: { color: colourOf("accent"), shape: "hv", width: 2 }, hovertemplate: "trial %{x}: %{y:.4f}<extra></extra>" };
+    const figure = { ...layout(240), showlegend: false, xaxis: { title: { text: "trial" }, ...plain() }, yaxis: { title: { text: "normalised hypervolume" }, ...plain() } };
+    Plotly.react("hypervolume", [line], figure, PLOTLY);
+  }
+
+  // ---- asking
+
+  function winner() {
+    const allowed = all().filter((trial) => trial.kind !== "i" && inBounds(trial));
+    const knee = allowed.find((trial) => trial.trial === standing.knee);
+    if (knee) return knee;
+    return allowed.sort((one, other) => other.probability - one.probability || one.trial - other.trial)[0] ?? null;
+  }
+
+  function nearest() {
+    const missed = (trial) => {
+      let total = 0;
+      for (const [name, { least, most }] of chosen.bounds) {
+        const value = scaled(name, trial);
+        if (least !== null && value < least) total += (least - value) / (Math.abs(least) || 1);
+        if (most !== null && value > most) total += (value - most) / (Math.abs(most) || 1);
+      }
+      return total;
+    };
+    return all().filter((trial) => trial.kind !== "i").sort((one, other) => missed(one) - missed(other))[0] ?? null;
+  }
+
+  function answer() {
+    const found = winner();
+    const count = all().filter((trial) => trial.kind !== "i" && inBounds(trial)).length;
+    const sentence = element("winner");
+    const command = element("command");
+    if (!trials.size) {
+      sentence.textContent = "No trial is finished yet.";
+    } else if (found) {
+      const fewer = (study.dense.metrics.flops / found.metrics.flops).toFixed(2);
+      sentence.textContent = `${count} of ${trials.size} trials keep these bounds. Of them ${nameOf(found)}: ${fewer}x fewer FLOPs, ` +
+        qualities.map((name) => `${metrics.get(name).title} ${withError(name, found)}`).join(", ") +
+        (found.trial === standing.knee ? "; it is the knee" : "") + `; on the front with probability ${found.probability.toFixed(2)}.`;
+    } else {
+      const near = nearest();
+      sentence.textContent = "No trial keeps these bounds." + (near ? ` The nearest is ${nameOf(near)}: ` + [...chosen.bounds.keys()].map((name) => `${metrics.get(name).title} ${withError(name, near)}`).join(", ") + "." : "");
+    }
+    command.textContent = found ? `${study.export} --select trial:${found.trial} --out ${study.folder}-trial${found.trial}` : "";
+    element("copy").hidden = !found;
+  }
+
+  function boundFields() {
+    const body = element("bounds");
+    const names = [...new Set([...study.objectives, ...page.bounded])].filter((name) => metrics.has(name));
+    for (const metric of names.map((name) => metrics.get(name))) {
+      const field = (side, label) => make("input", {
+        type: "number", step: "any", "aria-label": `${metric.title}, ${label}`, "data-metric": metric.name, "data-side": side,
+        oninput: (event) => {
+          const bound = chosen.bounds.get(metric.name) ?? { least: null, most: null };
+          bound[side] = event.target.value === "" ? null : Number(event.target.value);
+          if (bound.least === null && bound.most === null) chosen.bounds.delete(metric.name);
+          else chosen.bounds.set(metric.name, bound);
+          draw();
+        },
+      });
+      const unit = metric.cost ? metric.axis : metric.title;
+      body.append(make("tr", {}, make("th", { scope: "row" }, unit), make("td", {}, field("least", "at least")), make("td", {}, field("most", "at most"))));
+    }
+  }
+
+  // ---- the table
+
+  const shownMetrics = () => [...new Set([...study.objectives, "flops", "parameters", "accuracy", ...(metrics.has("megabytes") ? ["megabytes"] : [])])].filter((name) => metrics.has(name));
+
+  function columns() {
+    const sampled = sampleNames().slice(0, 7);
+    return [
+      { key: "trial", head: "trial", value: (trial) => trial.trial, text: (trial) => nameOf(trial).replace("trial ", "") + (trial.trial === standing.knee ? " (knee)" : "") },
+      ...sampled.map((name) => ({ key: `sample ${name}`, head: name.replaceAll("_", " "), value: (trial) => trial.sample[name], text: (trial) => (trial.sample[name] === undefined || trial.sample[name] === null ? "-" : sampledText(trial.sample[name])) })),
+      { key: "fewer", head: "fewer FLOPs", value: (trial) => -trial.metrics.flops, text: (trial) => `${(study.dense.metrics.flops / trial.metrics.flops).toFixed(2)}x` },
+      ...shownMetrics().map((name) => ({ key: name, head: metrics.get(name).title, value: (trial) => trial.metrics[name], text: (trial) => withError(name, trial) })),
+      { key: "probability", head: "on front", value: (trial) => trial.probability, text: (trial) => trial.probability.toFixed(2) },
+    ];
+  }
+
+  function rowsShown() {
+    if (chosen.selected) return all().filter((trial) => chosen.selected.has(trial.trial));
+    if (chosen.bounds.size) return all().filter((trial) => trial.kind !== "i" && inBounds(trial));
+    return all().filter((trial) => trial.kind === "f" || trial.kind === "c");
+  }
+
+  function drawTable() {
+    const shown = columns();
+    const by = shown.find((column) => column.key === chosen.order);
+    const rank = { f: 0, c: 1, d: 2, i: 3 };
+    let rows = rowsShown();
+    if (by) {
+      rows.sort((one, other) => (by.value(one) > by.value(other) ? 1 : by.value(one) < by.value(other) ? -1 : one.trial - other.trial) * (chosen.descending ? -1 : 1));
+    } else {
+      rows.sort((one, other) => rank[one.kind] - rank[other.kind] || (one.kind === "f" ? scaled(study.objectives[0], one) - scaled(study.objectives[0], other) : other.probability - one.probability));
+    }
+    const total = rows.length;
+    rows = rows.slice(0, MOST_ROWS);
+    const head = make("tr", {}, make("th", { scope: "col" }, "show"), ...shown.map((column) => make("th", { scope: "col", "aria-sort": column.key === chosen.order ? (chosen.descending ? "descending" : "ascending") : "none" },
+      make("button", { type: "button", "data-key": column.key, onclick: () => { chosen.descending = chosen.order === column.key && !chosen.descending; chosen.order = column.key; drawTable(); } }, column.head))));
+    const dense = make("tr", { class: "dense" }, make("td", {}), ...shown.map((column) => make("td", {}, column.key === "trial" ? "dense" : column.key === "fewer" ? "1.00x" : metrics.has(column.key) ? withError(column.key, study.dense) : "-")));
+    const body = rows.map((trial) => make("tr", { class: trial.trial === standing.knee ? "knee" : KINDS[trial.kind] ? { f: "front", c: "close", d: "rest", i: "rest" }[trial.kind] : "", "data-trial": trial.trial },
+      make("td", {}, make("input", { type: "checkbox", value: trial.trial, "data-key": `show ${trial.trial}`, "aria-label": `show ${nameOf(trial)} side by side`, ...(chosen.compared.includes(trial.trial) ? { checked: true } : {}), onchange: () => compare(trial.trial) })),
+      ...shown.map((column) => make("td", {}, column.text(trial)))));
+    const focused = document.activeElement?.dataset?.key;
+    element("trials").replaceChildren(make("thead", {}, head), make("tbody", {}, dense, ...body));
+    if (focused) [...element("trials").querySelectorAll("[data-key]")].find((each) => each.dataset.key === focused)?.focus();
+    const which = chosen.selected ? "selected in the figure" : chosen.bounds.size ? "that keep the bounds" : "on the front, and those that cannot be told apart from it";
+    element("shown").textContent = `${total} trials ${which}` + (total > MOST_ROWS ? `; the first ${MOST_ROWS} are shown` : "") + `. ${standing.line}.`;
+    element("everything").hidden = !chosen.selected;
+  }
+
+  // ---- trials side by side
+
+  function compare(number) {
+    const at = chosen.compared.indexOf(number);
+    if (at >= 0) chosen.compared.splice(at, 1);
+    else chosen.compared = [...chosen.compared, number].slice(-MOST_COMPARED);
+    drawFront();
+    for (const box of element("trials").querySelectorAll("input")) box.checked = chosen.compared.includes(Number(box.value));
+    drawCompared();
+  }
+
+  const details = new Map(Object.entries(page.details ?? {}).map(([number, detail]) => [Number(number), detail]));
+
+  async function detailOf(number) {
+    if (!details.has(number) && page.live) {
+      const response = await fetch(`${page.live}/trial/${number}`);
+      if (response.ok) details.set(number, await response.json());
+    }
+    return details.get(number) ?? null;
+  }
+
+  async function drawCompared() {
+    const wanted = [...chosen.compared];
+    const cards = await Promise.all(wanted.map(async (number) => card(trials.get(number), await detailOf(number))));
+    if (wanted.join() !== chosen.compared.join()) return; // chosen anew while this was fetched
+    element("compared").replaceChildren(...cards);
+    for (const number of wanted) {
+      const detail = details.get(number);
+      if (detail) drawLayers(number, detail);
+    }
+  }
+
+  function card(trial, detail) {
+    const list = make("dl", {});
+    for (const [name, value] of Object.entries(trial.sample)) list.append(make("dt", {}, name), make("dd", {}, sampledText(value)));
+    // Recalls stand in a table of their own, beside those of the dense network.
+    for (const metric of study.metrics.filter((each) => !(detail?.answers && each.name.startsWith("recall:")))) {
+      list.append(make("dt", {}, metric.title), make("dd", {}, withError(metric.name, trial)));
+    }
+    for (const [name, size] of Object.entries(trial.violations)) list.append(make("dt", {}, `violates ${name}`), make("dd", {}, `by ${size}`));
+    list.append(make("dt", {}, "on the front"), make("dd", {}, `probability ${trial.probability.toFixed(2)}`));
+    const made = make("article", { "aria-label": nameOf(trial) }, make("h3", {}, nameOf(trial)), list);
+    if (page.live) made.append(make("p", {}, make("a", { href: page.dashboard }, "in optuna-dashboard")));
+    if (!detail) {
+      made.append(make("p", { class: "muted" }, "Its layers are not in this file, which holds those of the front."));
+      return made;
+    }
+    if (detail.int8?.in_float) made.append(make("p", { class: "muted" }, `8-bit integers; ${detail.int8.in_float.length} operators stay in float; divergence from float ${detail.int8.divergence.toPrecision(2)} nats.`));
+    if (detail.refined?.after !== undefined) made.append(make("p", { class: "muted" }, `Refined: divergence from the dense network on train images set aside ${detail.refined.before.toPrecision(3)} before, ${detail.refined.after.toPrecision(3)} after.`));
+    made.append(make("div", { id: `layers-${trial.trial}` }));
+    if (detail.answers) made.append(...answersOf(detail.answers));
+    return made;
+  }
+
+  function answersOf(answers) {
+    const head = make("tr", {}, make("th", { scope: "col" }, "class"), make("th", { scope: "col" }, "recall"), make("th", { scope: "col" }, "dense"));
+    const rows = answers.classes.map((name, row) => make("tr", {}, make("th", { scope: "row" }, name),
+      make("td", {}, `${answers.compressed.recall[row].toFixed(3)} ± ${answers.compressed.error[row].toFixed(3)}`), make("td", {}, answers.dense.recall[row].toFixed(3))));
+    return [
+      make("p", {}, `${answers.only_compressed} validation images only this network gets right, ${answers.only_dense} only the dense one.`),
+      make("table", {}, make("caption", {}, "recall by class"), make("thead", {}, head), make("tbody", {}, ...rows)),
+      make("details", {}, make("summary", {}, "confusion matrices"), confusion("this network", answers.classes, answers.compressed.confusion), confusion("dense network", answers.classes, answers.dense.confusion)),
+    ];
+  }
+
+  function confusion(name, classes, cells) {
+    const head = make("tr", {}, make("th", { scope: "col" }, "true \\ predicted"), ...classes.map((each) => make("th", { scope: "col" }, each)));
+    return make("div", { class: "scroll", tabindex: "0" }, make("table", {}, make("caption", {}, name), make("thead", {}, head),
+      make("tbody", {}, ...cells.map((row, at) => make("tr", {}, make("th", { scope: "row" }, classes[at]), ...row.map((count, column) => make("td", { class: at === column ? "right" : "" }, String(count))))))));
+  }
+
+  function drawLayers(number, detail) {
+    const names = detail.layers.map((layer) => layer.name);
+    const bars = (name, key, colour) => ({ type: "bar", orientation: "h", name, y: names, x: detail.layers.map((layer) => layer[key] / 1e9), text: detail.layers.map((layer) => escaped(layer.note)), textposition: "none", marker: { color: colour }, hovertemplate: "%{y}: %{x:.4f} GMACs<br>%{text}<extra></extra>" });
+    const figure = { ...layout(Math.min(900, 110 + 26 * names.length)), margin: { l: 10, r: 10, t: 5, b: 40 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+      xaxis: { title: { text: "GMACs per image" }, ...plain() }, yaxis: { autorange: "reversed", type: "category", ...plain() } };
+    Plotly.react(`layers-${number}`, [bars("compressed", "macs", colourOf("accent")), bars("dense", "dense", colourOf("faint"))], figure, { ...PLOTLY, displayModeBar: false });
+  }
+
+  // ---- the whole page
+
+  function state() {
+    const refined = standing.refined ? `, ${standing.refined} of them refined as well` : "";
+    const failed = Object.keys(standing.failures).length;
+    element("state").textContent = `${standing.finished} of ${standing.wanted} trials finished${refined}${failed ? `, ${failed} failed` : ""}.`;
+    element("failed").hidden = !failed;
+    element("failures").replaceChildren(...Object.entries(standing.failures).map(([number, reason]) => make("li", {}, `trial ${number}: ${reason}`)));
+  }
+
+  function draw() {
+    state();
+    drawFront();
+    answer();
+    drawTable();
+  }
+
+  function options(select, names, current, change) {
+    select.replaceChildren(...names.map(([value, text]) => make("option", { value, ...(value === current ? { selected: true } : {}) }, text)));
+    select.addEventListener("change", () => change(select.value));
+  }
+
+  function controls() {
+    const names = study.metrics.map((metric) => [metric.name, metric.title]);
+    for (const side of ["x", "y"]) {
+      const logarithmic = element(`${side}log`);
+      logarithmic.checked = chosen[`${side}log`];
+      logarithmic.addEventListener("change", () => { chosen[`${side}log`] = logarithmic.checked; draw(); });
+      options(element(side), names, chosen[side], (value) => {
+        chosen[side] = value;
+        chosen[`${side}log`] = logarithmic.checked = metrics.get(value).cost;
+        draw();
+      });
+    }
+    options(element("colour"), [["", "the kind of trial"], ...sampleNames().map((name) => [name, name]), ...names], "", (value) => { chosen.colour = value; draw(); });
+    element("everything").addEventListener("click", () => {
+      chosen.selected = null;
+      Plotly.restyle("front", { selectedpoints: [null] });
+      drawTable();
+    });
+    element("copy").addEventListener("click", async () => {
+      await navigator.clipboard.writeText(element("command").textContent);
+      element("copy").textContent = "copied";
+      setTimeout(() => { element("copy").textContent = "copy"; }, 1500);
+    });
+    boundFields();
+  }
+
+  function figureEvents() {
+    const figure = element("front");
+    figure.on("plotly_selected", (event) => {
+      if (!event) return;
+      chosen.selected = new Set(event.points.map((point) => point.customdata).filter((number) => number !== undefined));
+      drawTable();
+    });
+    figure.on("plotly_deselect", () => { chosen.selected = null; drawTable(); });
+    figure.on("plotly_click", (event) => {
+      const number = event.points[0]?.customdata;
+      if (number !== undefined) compare(number);
+    });
+  }
+
+  async function refresh() {
+    try {
+      const response = await fetch(`${page.live}?known=${standing.numbers}`);
+      if (!response.ok) throw new Error(await response.text());
+      const before = trials.size;
+      const sampled = sampleNames().length;
+      take(await response.json());
+      element("lost").hidden = true;
+      if (trials.size !== before) {
+        draw();
+        drawHypervolume();
+        if (sampleNames().length !== sampled) element("colour").append(...sampleNames().map((name) => make("option", { value: name }, name)));
+      } else {
+        state();
+      }
+    } catch (error) {
+      element("lost").hidden = false;
+      element("lost").textContent = `The study cannot be read at the moment: ${error.message}`;
+    }
+    setTimeout(refresh, REFRESH_MILLISECONDS);
+  }
+
+  take(page.trials);
+  controls();
+  draw();
+  drawHypervolume();
+  figureEvents();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { draw(); drawHypervolume(); drawCompared(); });
+  if (page.live) setTimeout(refresh, REFRESH_MILLISECONDS);
+})();

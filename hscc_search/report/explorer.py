@@ -1,0 +1,187 @@
+"""The data of the page that explores a study, as JSON-compatible values; the page itself is in ``dashboards/``.
+
+Trials are sent by column, and only those that a page does not know yet, so that a refresh of a long study is short.
+What changes with each trial, such as who is on the front, is sent for all of them, a letter each.
+"""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hscc_search.config.metrics import COSTS, is_share
+from hscc_search.evaluation.quality import measure_quality
+from hscc_search.pareto.objectives import objective_of, title, violations
+from hscc_search.pareto.points import Measured, Point
+from hscc_search.report.table import front_line
+from hscc_search.study.stored_study import Study
+
+# Significant digits of values on the page.
+_DIGITS = 6
+# The unit of a metric's axis, in words, and how many of the metric's own it is.
+_UNITS = {
+    "flops": ("GFLOPs per image (1 multiply-add = 2 FLOPs)", 1e9),
+    "macs": ("GMACs per image (1 multiply-add = 1 MAC)", 1e9),
+    "parameters": ("million parameters", 1e6),
+    "megabytes": ("size in MB (10^6 bytes)", 1.0),
+    "latency": ("latency in ms per batch", 1.0),
+}
+
+
+def study_data(study: Study, storage: str) -> dict[str, Any]:
+    """What a page needs of a study as long as it is open, without its trials.
+
+    Args:
+        study: from :func:`hscc_search.study.stored_study.read_study`.
+        storage: URL that an export command names, without a password.
+    """
+    config, record = study.config, study.record
+    channels, height, width = config.data.shape
+    return {
+        "name": config.name,
+        "model": config.model.name,
+        "classes": list(record.classes),
+        "images": f"{height} x {width} pixels" + ("" if channels == 3 else f", {channels} channels"),
+        "validation_images": len(record.labels),
+        "objectives": [objective.metric for objective in study.objectives],
+        "constraints": list(violations(config, study.dense.metrics)),
+        "metrics": [_metric(study, name) for name in study.dense.metrics],
+        "dense": _network(study.dense),
+        "notices": list(record.notices),
+        "export": f"hscc-search export {shlex.quote(config.name)} --storage {shlex.quote(storage)}",
+    }
+
+
+def trials_data(study: Study, known: Sequence[int] = ()) -> dict[str, Any]:
+    """What changes while a study runs.
+
+    Args:
+        study: as it stands.
+        known: numbers of the trials that a page has already.
+
+    Returns:
+        ``new``, the columns of the other trials; ``numbers``, ``kinds`` and ``probability`` of all; and how the study
+        stands. Kinds are a letter for each trial: f on the front, c close to it, d dominated, i infeasible.
+    """
+    has, front = set(known), {point.trial for point in study.front}
+    close, probability = study.confidence.close - front, study.confidence.probability
+    new = [point for point in study.points if point.trial not in has]
+
+    def kind(point: Point) -> str:
+        if point.trial in front:
+            return "f"
+        if point.trial in close:
+            return "c"
+        return "d" if point.feasible else "i"
+
+    searched = study.searched
+    return {
+        "new": _columns(study, new),
+        "numbers": _ranges([point.trial for point in study.points]),
+        "kinds": "".join(map(kind, study.points)),
+        "probability": {trial: round(share, 3) for trial, share in probability.items() if share},
+        "knee": study.confidence.knee,
+        "finished": len(searched.points),
+        "refined": len(study.points) - len(searched.points),
+        "wanted": study.config.trials,
+        "failures": {str(trial): reason for trial, reason in study.failures.items()},
+        "line": front_line(study),
+        "hypervolumes": [_short(value) for value in study.hypervolumes()],
+    }
+
+
+def trial_data(study: Study, point: Point) -> dict[str, Any]:
+    """What a page shows of one trial beside its columns: its layers, and its answers against the dense network's."""
+    return {
+        "trial": point.trial,
+        "layers": [
+            {"name": layer.name, "dense": layer.macs_dense, "macs": layer.macs, "note": layer.summary}
+            for layer in study.plan_of(point.trial)
+        ],
+        "answers": _answers(study, point),
+        "refined": dict(point.refined),
+        "int8": {name: value for name, value in point.int8.items() if name in ("divergence", "in_float")},
+    }
+
+
+def known_trials(text: str) -> list[int]:
+    """Read the numbers of trials that :func:`trials_data` wrote: ``0-11,13``; what is no such text names none."""
+    numbers: list[int] = []
+    for part in text.split(",")[:10_000]:
+        first, _, last = part.partition("-")
+        if first.isdecimal() and len(first) < 8 and (not last or (last.isdecimal() and len(last) < 8)):
+            numbers += range(int(first), min(int(last or first), int(first) + 1_000_000) + 1)
+    return numbers
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers as ranges."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _metric(study: Study, name: str) -> dict[str, Any]:
+    unit, scale = _UNITS.get(name, (title(name), 1.0))
+    return {
+        "name": name,
+        "title": title(name),
+        "axis": unit if name in COSTS else f"{title(name)}, validation part",
+        "scale": scale,
+        "cost": name in COSTS,
+        "share": is_share(name),
+        "maximise": objective_of(study.config, name).maximise,
+    }
+
+
+def _network(network: Measured) -> dict[str, Any]:
+    return {
+        "metrics": {name: _short(value) for name, value in network.metrics.items()},
+        "errors": {name: _short(value) for name, value in network.errors.items()},
+    }
+
+
+def _columns(study: Study, points: Sequence[Point]) -> dict[str, Any]:
+    sampled = list(dict.fromkeys(name for point in points for name in point.sample))
+    return {
+        "trial": [point.trial for point in points],
+        "sample": {name: [_short(point.sample.get(name)) for point in points] for name in sampled},
+        "metrics": {name: [_short(point.metrics.get(name)) for point in points] for name in study.dense.metrics},
+        "errors": {name: [_short(point.errors.get(name)) for point in points] for name in study.dense.errors},
+        "refines": [point.refines for point in points],
+        "refined": [bool(point.refined) for point in points],
+        "violations": [{name: _short(size) for name, size in point.violations.items() if size} for point in points],
+    }
+
+
+def _answers(study: Study, point: Point) -> dict[str, Any] | None:
+    """Confusion matrices, true classes in rows, and how many images only one network gets right; None of maps."""
+    labels, classes = study.record.labels, study.record.classes
+    if labels.ndim > 1:
+        return None
+    found: dict[str, Any] = {"classes": list(classes)}
+    right = {}
+    for name, network in (("dense", study.dense), ("compressed", point)):
+        predicted = np.frombuffer(network.predictions, "<u2").astype(np.int64)
+        cells = np.bincount(labels.astype(np.int64) * len(classes) + predicted, minlength=len(classes) ** 2)
+        quality = measure_quality(predicted, labels, classes, study.config.seed, groups=study.record.groups)
+        recalls = [f"recall:{each}" for each in classes]
+        found[name] = {
+            "confusion": cells.reshape(len(classes), -1).tolist(),
+            "recall": [_short(quality.metrics[each]) for each in recalls],
+            "error": [_short(quality.errors[each]) for each in recalls],
+        }
+        right[name] = predicted == labels
+    found["only_dense"] = int((right["dense"] & ~right["compressed"]).sum())
+    found["only_compressed"] = int((right["compressed"] & ~right["dense"]).sum())
+    return found
+
+
+def _short(value: Any) -> Any:
+    """A number with the digits that a page needs; other values as they are."""
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value

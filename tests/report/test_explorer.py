@@ -1,0 +1,77 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hscc_search.report.explorer import _ranges, known_trials, study_data, trial_data, trials_data
+
+
+def test_every_trial_is_there_with_its_values(study):
+    data = trials_data(study)
+    new = data["new"]
+    assert new["trial"] == [point.trial for point in study.points]
+    for row, point in enumerate(study.points):
+        assert {name: values[row] for name, values in new["sample"].items()} == pytest.approx(dict(point.sample))
+        for name, values in new["metrics"].items():
+            assert values[row] == pytest.approx(point[name], rel=1e-5)
+        for name, values in new["errors"].items():
+            assert values[row] == pytest.approx(point.errors[name], rel=1e-5)
+    assert data["hypervolumes"] == pytest.approx(study.hypervolumes(), rel=1e-5)
+    json.dumps(data, allow_nan=False)
+
+
+def test_kinds_say_who_is_on_the_front(constrained):
+    data = trials_data(constrained)
+    kinds = dict(zip([point.trial for point in constrained.points], data["kinds"], strict=True))
+    front = {point.trial for point in constrained.front}
+    assert {trial for trial, kind in kinds.items() if kind == "f"} == front
+    assert {trial for trial, kind in kinds.items() if kind == "i"} == {
+        point.trial for point in constrained.points if not point.feasible
+    }
+    assert {trial for trial, kind in kinds.items() if kind == "c"} == {point.trial for point in constrained.close}
+
+
+@pytest.mark.parametrize("count", [0, 3, 8])
+def test_a_refresh_carries_what_is_new(study, count):
+    known = [point.trial for point in study.points[:count]]
+    data = trials_data(study, known)
+    assert data["new"]["trial"] == [point.trial for point in study.points[count:]]
+    assert {key: value for key, value in data.items() if key != "new"} == {
+        key: value for key, value in trials_data(study).items() if key != "new"
+    }
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_numbers_are_read_as_they_were_written(numbers):
+    assert known_trials(_ranges(sorted(numbers))) == sorted(numbers)
+
+
+@given(st.text(max_size=50))
+def test_what_is_no_list_of_numbers_names_few_trials(text):
+    assert all(isinstance(number, int) for number in known_trials(text)[:10])
+
+
+def test_a_trial_shows_its_layers_and_its_answers_beside_the_dense_network(study):
+    point = study.front[0]
+    data = trial_data(study, point)
+    assert sum(layer["macs"] for layer in data["layers"]) <= point["macs"]
+    answers = data["answers"]
+    labels = study.record.labels
+    for name, network in (("dense", study.dense), ("compressed", point)):
+        confusion = np.array(answers[name]["confusion"])
+        assert confusion.sum() == len(labels)
+        assert confusion.trace() / len(labels) == pytest.approx(network["accuracy"])
+        assert answers[name]["recall"] == pytest.approx(
+            [network[f"recall:{each}"] for each in study.record.classes], rel=1e-4
+        )
+    difference = answers["only_compressed"] - answers["only_dense"]
+    assert difference / len(labels) == pytest.approx(point["accuracy"] - study.dense["accuracy"])
+
+
+def test_the_export_command_is_quoted_for_a_shell(study):
+    config = study.config.model_copy(update={"name": "my study; rm -rf"})
+    data = study_data(replace(study, record=replace(study.record, config=config)), "sqlite:///a b.db")
+    assert data["export"] == "hscc-search export 'my study; rm -rf' --storage 'sqlite:///a b.db'"

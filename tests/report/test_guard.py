@@ -1,0 +1,120 @@
+import string
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hscc_search.errors import StorageError
+from hscc_search.report.guard import Guard, guarded, is_local, new_token, read_token
+
+TOKEN = "a-token-of-some-length"
+
+
+def inner(environment, start):
+    start("200 OK", [("Content-Type", "text/plain")])
+    return [b"let through"]
+
+
+def ask(guard, path="/", method="GET", query="", **headers):
+    """Status, headers and body of the answer to a request."""
+    environment = {"PATH_INFO": path, "REQUEST_METHOD": method, "QUERY_STRING": query, "HTTP_HOST": "localhost:8080"}
+    environment |= {f"HTTP_{name.upper()}": value for name, value in headers.items() if value is not None}
+    answered = []
+    body = b"".join(guarded(inner, guard)(environment, lambda *given: answered.append(given)))
+    status, fields = answered[0]
+    return int(status.split()[0]), dict(fields), body
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:8080", "127.9.9.9"])
+def test_this_machine_may_read(host):
+    assert ask(Guard(), host=host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "", "[", "localhost:x", "a@b"],
+)
+def test_a_name_that_is_none_of_this_machine_is_refused(host):
+    assert ask(Guard(), host=host)[0] == 421
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:9999"},
+        {"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors"},
+        {"sec_fetch_site": "same-site", "sec_fetch_mode": "cors"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("guard", [Guard(), Guard(edit=True), Guard(TOKEN)], ids=["reading", "editing", "token"])
+def test_requests_of_other_pages_are_refused(guard, headers):
+    assert ask(guard, method="POST", cookie=f"hscc_token={TOKEN}", **headers)[0] == 403
+    assert ask(guard, cookie=f"hscc_token={TOKEN}", **headers)[0] == 403
+
+
+def test_a_link_from_another_page_may_be_followed():
+    assert ask(Guard(), sec_fetch_site="cross-site", sec_fetch_mode="navigate")[0] == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "ANYTHING"])
+def test_only_reading_is_allowed_unless_editing_is(method):
+    assert ask(Guard(), method=method)[0] == 405
+    assert ask(Guard(edit=True), method=method)[0] == 200
+    assert ask(Guard(TOKEN, edit=True), method=method)[0] == 401
+
+
+def test_a_token_is_needed_and_kept_in_a_cookie():
+    guard = Guard(TOKEN)
+    assert ask(guard)[0] == 401
+    assert ask(guard, host="a-server.example", cookie=f"hscc_token={TOKEN}")[0] == 200
+    assert ask(guard, authorization=f"Bearer {TOKEN}")[0] == 200
+    status, headers, _ = ask(guard, path="/front/my study", query=f"token={TOKEN}&known=0-3")
+    assert status == 303
+    assert headers["Location"] == "/front/my%20study?known=0-3"
+    assert headers["Set-Cookie"].startswith(f"hscc_token={TOKEN}; HttpOnly; SameSite=Strict")
+
+
+@pytest.mark.parametrize("path", ["//evil.example/", "/\\evil.example", "/a\r\nSet-Cookie: x=y", "http://evil.example"])
+def test_the_way_after_the_token_leads_nowhere_else(path):
+    _, headers, _ = ask(Guard(TOKEN), path=path, query=f"token={TOKEN}")
+    assert headers["Location"].startswith("/")
+    assert not headers["Location"].startswith(("//", "/\\"))
+    assert "\r" not in headers["Location"]
+
+
+@settings(max_examples=200)
+@given(
+    st.dictionaries(
+        st.sampled_from(["host", "origin", "cookie", "authorization", "sec_fetch_site"]), st.text(max_size=40)
+    ),
+    st.text(max_size=30),
+    st.text(max_size=40),
+    st.text(alphabet=string.printable, max_size=10),
+)
+def test_whatever_is_sent_nobody_gets_in_without_the_token(headers, path, query, method):
+    status, _, body = ask(Guard(TOKEN), path=path, query=query, method=method, **headers)
+    assert status in (401, 403, 405, 421)
+    assert b"let through" not in body
+
+
+def test_local_names():
+    assert all(map(is_local, ["localhost", "127.0.0.1", "::1", "LOCALHOST"]))
+    assert not any(map(is_local, ["0.0.0.0", "::", "192.168.0.1", "example.org", ""]))
+
+
+def test_tokens_are_long_and_new_and_files_of_them_are_checked(tmp_path):
+    assert new_token() != new_token()
+    assert len(new_token()) >= 32
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    assert read_token(path) == TOKEN
+    for text in ("short", "", "two words of a token", "a-token;with-others-in-it", "ä" * 20):
+        path.write_text(text)
+        with pytest.raises(StorageError, match="holds no token"):
+            read_token(path)
+    path.write_bytes(b"\xff\xfe" * 20)
+    with pytest.raises(StorageError, match="cannot read"):
+        read_token(path)
