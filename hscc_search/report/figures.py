@@ -1,4 +1,4 @@
-"""Plotly figures of a study, each in two steps: gather plain data, then draw it."""
+"""The Plotly figure of a front, in two steps: gather plain data, then draw it. Pages draw theirs in the browser."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ import plotly.graph_objects as go
 from hscc_search.config.metrics import COSTS, is_share
 from hscc_search.pareto.objectives import title
 from hscc_search.pareto.points import Measured, Point
-from hscc_search.report.table import reference_text
 from hscc_search.study.stored_study import Study
 
 INK, FAINT, ACCENT, DENSE = "#1f2933", "#9aa5b1", "#0b7285", "#c92a2a"
@@ -50,40 +49,6 @@ class FrontInfo:
     knee: Point | None
 
 
-@dataclass(frozen=True)
-class HypervolumeInfo:
-    """The data of the hypervolume's figure.
-
-    Attributes:
-        trials: numbers of the finished trials.
-        hypervolumes: after each of them.
-        reference: the reference point in words.
-    """
-
-    trials: tuple[int, ...]
-    hypervolumes: tuple[float, ...]
-    reference: str
-
-
-@dataclass(frozen=True)
-class LayersInfo:
-    """The data of the layers' figure: MACs per image and layer.
-
-    Attributes:
-        trial: the trial that is shown.
-        names: layers in execution order.
-        dense: MACs before compression.
-        compressed: MACs after it.
-        notes: total rank of each region, or why a layer was left dense.
-    """
-
-    trial: int
-    names: tuple[str, ...]
-    dense: tuple[int, ...]
-    compressed: tuple[int, ...]
-    notes: tuple[str, ...]
-
-
 def front_info(study: Study) -> FrontInfo:
     """Divide the finished trials into the front, those close to it, dominated and infeasible ones."""
     near = {point.trial for point in (*study.front, *study.close)}
@@ -107,27 +72,6 @@ def front_info(study: Study) -> FrontInfo:
     )
 
 
-def hypervolume_info(study: Study) -> HypervolumeInfo:
-    """Gather the hypervolume after each trial."""
-    return HypervolumeInfo(
-        trials=tuple(point.trial for point in study.points),
-        hypervolumes=tuple(study.hypervolumes()),
-        reference=reference_text(study),
-    )
-
-
-def layers_info(study: Study, trial: int) -> LayersInfo:
-    """Gather the MACs and the ranks of each layer in one trial."""
-    layers = study.plan_of(trial)
-    return LayersInfo(
-        trial=trial,
-        names=tuple(layer.name for layer in layers),
-        dense=tuple(layer.macs_dense for layer in layers),
-        compressed=tuple(layer.macs for layer in layers),
-        notes=tuple(layer.summary for layer in layers),
-    )
-
-
 def draw_front(info: FrontInfo) -> go.Figure:
     """Draw two metrics of all trials and the dense network, with bootstrap standard errors of the vertical one."""
     figure = go.Figure([*_trial_traces(info), *_front_traces(info), _dense_trace(info)])
@@ -138,46 +82,6 @@ def draw_front(info: FrontInfo) -> go.Figure:
     networks = (*info.members, *info.close, *info.dominated, *info.infeasible, info.dense)
     figure.update_xaxes(**_metric_axis(info.x, [_scaled(info.x, network) for network in networks]), **_axis())
     figure.update_yaxes(**_metric_axis(info.y, [_scaled(info.y, network) for network in networks]), **_axis())
-    return figure
-
-
-def draw_hypervolume(info: HypervolumeInfo) -> go.Figure:
-    """Draw the normalised hypervolume over trials."""
-    figure = go.Figure(
-        go.Scatter(
-            x=list(info.trials),
-            y=list(info.hypervolumes),
-            mode="lines",
-            line={"color": ACCENT, "shape": "hv", "width": 2},
-            hovertemplate="trial %{x}: %{y:.4f}<extra></extra>",
-        )
-    )
-    figure.update_layout(**{**_layout(f"hypervolume, reference {info.reference}"), "height": 300})
-    figure.update_xaxes(title="trial", **_axis())
-    figure.update_yaxes(title="normalised hypervolume", **_axis())
-    return figure
-
-
-def draw_layers(info: LayersInfo) -> go.Figure:
-    """Draw the MACs of each layer before and after compression."""
-    figure = go.Figure()
-    for name, values, colour in (("dense", info.dense, FAINT), ("compressed", info.compressed, ACCENT)):
-        figure.add_trace(
-            go.Bar(
-                x=list(info.names),
-                y=[value / 1e9 for value in values],
-                name=name,
-                marker={"color": colour},
-                text=list(info.notes),
-                textposition="none",
-                hovertemplate="%{x}: %{y:.4f} GMACs<br>%{text}<extra></extra>",
-            )
-        )
-    figure.update_layout(
-        **_layout(f"trial {info.trial}: multiply-adds per layer"), legend={"orientation": "h", "y": -0.2}
-    )
-    figure.update_xaxes(title="layer, in execution order", type="category", **_axis())
-    figure.update_yaxes(title="GMACs per image", **_axis())
     return figure
 
 

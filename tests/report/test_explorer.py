@@ -57,7 +57,8 @@ def test_what_is_no_list_of_numbers_names_few_trials(text):
 def test_a_trial_shows_its_layers_and_its_answers_beside_the_dense_network(study):
     point = study.front[0]
     data = trial_data(study, point)
-    assert sum(layer["macs"] for layer in data["layers"]) <= point["macs"]
+    assert sum(layer["macs"] for layer in data["layers"]) == point["macs"]
+    assert sum(layer["dense"] for layer in data["layers"]) == study.dense["macs"]
     answers = data["answers"]
     labels = study.record.labels
     for name, network in (("dense", study.dense), ("compressed", point)):

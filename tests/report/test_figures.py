@@ -2,14 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from hscc_search.report.figures import (
-    draw_front,
-    draw_hypervolume,
-    draw_layers,
-    front_info,
-    hypervolume_info,
-    layers_info,
-)
+from hscc_search.report.figures import draw_front, front_info
 
 
 def test_the_figure_shows_every_trial_once(study):
@@ -21,13 +14,6 @@ def test_the_figure_shows_every_trial_once(study):
     drawn = {trace.name: list(zip(trace.x, trace.y, strict=True)) for trace in figure.data}
     assert drawn["front (± 1 standard error)"] == [(point["flops"] / 1e9, point["accuracy"]) for point in study.front]
     assert drawn["dense network"] == [(study.dense["flops"] / 1e9, study.dense["accuracy"])]
-
-
-def test_the_layers_add_up_to_the_trial(study):
-    point = study.front[0]
-    info = layers_info(study, point.trial)
-    assert sum(info.compressed) == point["macs"]
-    assert sum(info.dense) == study.dense["macs"]
 
 
 def test_trials_that_violate_a_constraint_are_crosses_apart_from_the_front(constrained):
@@ -78,12 +64,3 @@ def test_the_name_of_a_class_is_no_markup(study):
     assert "<b>" not in drawn
     assert drawn.count("recall of &lt;b>x") > len(points)
     assert "violates recall:&lt;b>x" in drawn
-
-
-def test_the_figures_name_what_they_show(study):
-    layers = draw_layers(layers_info(study, study.front[0].trial))
-    assert layers.layout.title.text == f"trial {study.front[0].trial}: multiply-adds per layer"
-    assert layers.layout.yaxis.title.text == "GMACs per image"
-    growth = draw_hypervolume(hypervolume_info(study))
-    assert growth.layout.yaxis.title.text == "normalised hypervolume"
-    assert (growth.data[0].x, growth.data[0].y) == (tuple(range(8)), tuple(study.hypervolumes()))
