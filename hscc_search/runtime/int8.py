@@ -20,6 +20,7 @@ from torch import nn
 from hscc_search.config import Shape
 from hscc_search.errors import ExportError
 from hscc_search.progress import Progress, Report, silent
+from hscc_search.runtime.input_rounding import Normalisation, find_normalisation, normalise_while_rounding
 from hscc_search.runtime.onnx import onnx_program
 from hscc_search.runtime.ranges import learn_ranges
 from hscc_search.runtime.rewrites import save_copies
@@ -75,7 +76,7 @@ def write_int8(module: nn.Module, shape: int | Shape, images: np.ndarray, path: 
     try:
         ranges = learn_ranges(model, _spread(images, _RANGE_IMAGES))
         judged = _spread(images, _JUDGED_IMAGES)
-        rounding = _Rounding(model, ranges, judged, _answers(model, judged))
+        rounding = _Rounding(model, ranges, judged, _answers(model, judged), find_normalisation(model, ranges))
         in_float = rounding.kept_in_float(report)
         written = rounding.rounded(in_float)
         divergence = rounding.divergence(written)
@@ -95,17 +96,20 @@ class _Rounding:
         ranges: of its tensors.
         images: to compare answers on.
         answers: of the graph to these images.
+        normalisation: in front of the graph; None where it has none.
     """
 
     model: onnx.ModelProto
     ranges: Mapping[str, tuple[float, float]]
     images: np.ndarray
     answers: np.ndarray
+    normalisation: Normalisation | None
 
     def rounded(self, in_float: Collection[str] = (), alone: Collection[str] = ()) -> onnx.ModelProto:
         """Round a copy of the graph but for some nodes, or some nodes alone."""
         model = onnx.shape_inference.infer_shapes(self.model)  # a copy
         data = {name: tuple(map(np.float32, each)) for name, each in self.ranges.items()}
+        overrides = {} if self.normalisation is None else self.normalisation.overrides()
         quantizer = QDQQuantizer(
             model,
             per_channel=True,
@@ -116,12 +120,14 @@ class _Rounding:
             nodes_to_quantize=list(alone),
             nodes_to_exclude=list(in_float),
             op_types_to_quantize=list(_ROUNDED),
-            extra_options={"MatMulConstBOnly": True},
+            extra_options={"MatMulConstBOnly": True, "TensorQuantOverrides": overrides},
         )
         quantizer.quantize_model()
         rounded = _with_float_answers(quantizer.model.model)
+        if self.normalisation is not None:
+            normalise_while_rounding(rounded, self.normalisation)
         quantizer.model.topological_sort()
-        return rounded
+        return _without_unused(rounded)
 
     def divergence(self, rounded: onnx.ModelProto) -> float:
         """The mean divergence of a rounded graph's answers; infinite where they are not finite."""
@@ -184,6 +190,12 @@ def _with_float_answers(model: onnx.ModelProto) -> onnx.ModelProto:
         maker.output[list(maker.output).index(source)] = output.name
         graph.node.remove(back)
         graph.node.remove(rounding)
+    return model
+
+
+def _without_unused(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove constants that nothing reads."""
+    graph = model.graph
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)

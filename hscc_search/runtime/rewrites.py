@@ -12,7 +12,8 @@ def save_copies(model: ir.Model) -> None:
     """Rewrite a graph in place; its answers stay the same bit by bit.
 
     A piece of a map is cut out at once, where the exporter cuts its rows first and then its columns: each cut is a
-    copy. A ReLU behind a join moves to the joined pieces: runtimes fuse it into a convolution but not into a join.
+    copy. A ReLU behind a join moves to the joined pieces: runtimes fuse it into a convolution but not into a join. A
+    pool of single positions, as adaptive pooling to the size of the map is, is left out.
     """
     graph = model.graph
     for node in tuple(graph):
@@ -20,6 +21,8 @@ def save_copies(model: ir.Model) -> None:
             _merge_with_cut_before(graph, node)
         elif node.op_type == "Relu" and _is_join(node.inputs[0]):
             _move_before_join(graph, node)
+        elif node.op_type in ("AveragePool", "MaxPool") and _pools_nothing(node):
+            _leave_out(graph, node)
     RemoveUnusedNodesPass()(model)
 
 
@@ -41,6 +44,21 @@ def _merge_with_cut_before(graph: ir.Graph, cut: ir.Node) -> None:
         value = ir.val(name, const_value=ir.tensor(np.concatenate(bounds), name=name))
         graph.register_initializer(value)
         cut.replace_input_with(position, value)
+
+
+def _pools_nothing(pool: ir.Node) -> bool:
+    """Whether a pool takes single positions, each once, and adds nothing around them."""
+    only = {"kernel_shape": 1, "strides": 1, "pads": 0}
+    values = [(name, pool.attributes.get(name)) for name in only]
+    given = all(found is None or set(found.as_ints()) == {only[name]} for name, found in values)
+    return given and len(pool.outputs) == 1 and pool.inputs[0] is not None and not pool.outputs[0].is_graph_output()
+
+
+def _leave_out(graph: ir.Graph, node: ir.Node) -> None:
+    """Let what reads a node read its input."""
+    assert node.inputs[0] is not None
+    node.outputs[0].replace_all_uses_with(node.inputs[0])
+    graph.remove(node, safe=True)
 
 
 def _constant_bounds(cut: ir.Node) -> list[np.ndarray] | None:
