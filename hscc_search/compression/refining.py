@@ -186,6 +186,12 @@ def _outputs(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, to
 
 def _at(output: torch.Tensor, images: int, places: torch.Tensor, bounds: Bounds | None) -> torch.Tensor:
     """The values of a layer's output at some places of each image, behind its activation, float32 (images, places)."""
+    if len(output) == images and output.ndim == 4 and not output.is_contiguous():
+        # Taken in the order that channels-last maps have in memory, so that gradients come back in it: in another order
+        # each operation on them is several times slower.
+        channels, positions = output.shape[1], output.shape[2] * output.shape[3]
+        places = places % positions * channels + places // positions
+        output = output.permute(0, 2, 3, 1)
     values = output.reshape(images, -1)[:, places].float()
     return values if bounds is None else values.clamp(*bounds)
 
