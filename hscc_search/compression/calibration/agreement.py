@@ -18,6 +18,9 @@ from hscc_search.errors import CompressionError, one_line
 _SINGLE, _DOUBLE = 1e-4, 1e-7
 # The same where a network runs in single precision alone, and rounding cannot be told from a small fault.
 _SINGLE_ALONE = 1e-2
+# The same in double precision where the rounding of single precision alone makes answers others: a fault that shows so
+# much in single precision is no smaller in double precision, and rounding is, by a factor of 2^29 at the least.
+_DOUBLE_AMPLIFIED = 1e-5
 # Relative rounding of a weight in single precision.
 _ROUNDING = 2.0**-23
 # How much answers vary at the least, relative to their size.
@@ -134,7 +137,9 @@ class Answers:
             difference = _distance(_answers(copied(network).double(), self.images.double()), expected)
         except Exception as error:
             return one_line(error, with_type=True), math.inf
-        allowed = max(_DOUBLE, self._rounding) if self._rounded else _DOUBLE
+        allowed = _DOUBLE if in_single <= _SINGLE_ALONE else _DOUBLE_AMPLIFIED
+        if self._rounded:
+            allowed = max(allowed, self._rounding)
         return (None if difference <= allowed else _words(difference)), difference
 
     @cached_property
