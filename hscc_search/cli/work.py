@@ -143,9 +143,15 @@ def worker(
 )
 def proxy(storage: str, host: str, port: int) -> None:
     """Share one database among very many workers, which use grpc://HOST:PORT as their storage."""
+    from hscc_search.report.guard import is_local
     from hscc_search.storage import serve_proxy
 
     quiet_optuna()
+    if not is_local(host):
+        say(
+            f"warning: whoever reaches {host}:{port} can read, change and remove all studies of this storage, since the "
+            "proxy knows no password: put it behind a tunnel or TLS, as README says"
+        )
     serve_proxy(storage, host, port, lambda address: click.echo(f"proxy: {address} (Ctrl-C ends it)"))
 
 

@@ -1,7 +1,11 @@
 import re
+import signal
+import socket
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import command_line
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -79,3 +83,17 @@ def test_train_keeps_the_weights_that_a_network_comes_with_and_says_so(study_fil
     accuracy_line, next_line = done.stdout.splitlines()
     assert accuracy_line.startswith("dense own_given:make: accuracy 0.")
     assert next_line.startswith("next: ")
+
+
+def test_a_proxy_for_other_machines_says_what_it_opens(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    started = command_line.start("proxy", "--storage", storage, "--host", "0.0.0.0", "--port", port, cwd=tmp_path)
+    while "proxy: grpc://" not in started.printed()[0]:
+        assert started.returncode is None, started.printed()
+        time.sleep(0.1)
+    started.send_signal(signal.SIGTERM)
+    started.communicate()
+    assert "can read, change and remove all studies" in "".join(started.printed())
