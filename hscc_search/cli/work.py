@@ -149,8 +149,8 @@ def proxy(storage: str, host: str, port: int) -> None:
     quiet_optuna()
     if not is_local(host):
         say(
-            f"warning: whoever reaches {host}:{port} can read, change and remove all studies of this storage, since the "
-            "proxy knows no password: put it behind a tunnel or TLS, as README says"
+            f"warning: whoever reaches {host}:{port} can read, change and remove all studies in this storage: the "
+            "proxy knows no password, so put it behind a tunnel or TLS, as README says"
         )
     serve_proxy(storage, host, port, lambda address: click.echo(f"proxy: {address} (Ctrl-C ends it)"))
 
