@@ -269,8 +269,15 @@
   }
 
   function drawHypervolume() {
-    const values = standing.hypervolumes;
-    const line = { type: "scatter", mode: "lines", x: numbersIn(standing.numbers), y: values, line: { color: colourOf("accent"), shape: "hv", width: 2 }, hovertemplate: "trial %{x}: %{y:.4f}<extra></extra>" };
+    const changes = standing.hypervolumes;
+    const last = numbersIn(standing.numbers).at(-1);
+    const x = changes.map(([trial]) => trial);
+    const y = changes.map(([, value]) => value);
+    if (changes.length && last > x.at(-1)) {
+      x.push(last);
+      y.push(y.at(-1));
+    }
+    const line = { type: "scatter", mode: "lines", x, y, line: { color: colourOf("accent"), shape: "hv", width: 2 }, hovertemplate: "trial %{x}: %{y:.4f}<extra></extra>" };
     const figure = { ...layout(240), showlegend: false, xaxis: { title: { text: "trial" }, ...plain() }, yaxis: { title: { text: "normalised hypervolume" }, ...plain() } };
     Plotly.react("hypervolume", [line], figure, PLOTLY);
   }

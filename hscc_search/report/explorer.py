@@ -63,6 +63,7 @@ def trials_data(study: Study, known: Sequence[int] = ()) -> dict[str, Any]:
     Returns:
         ``new``, the columns of the other trials; ``numbers``, ``kinds`` and ``probability`` of all; and how the study
         stands. Kinds are a letter for each trial: f on the front, c close to it, d dominated, i infeasible.
+        ``hypervolumes`` holds the trials with which the hypervolume changed, each with its value from there.
     """
     has, front = set(known), {point.trial for point in study.front}
     close, probability = study.confidence.close - front, study.confidence.probability
@@ -87,7 +88,7 @@ def trials_data(study: Study, known: Sequence[int] = ()) -> dict[str, Any]:
         "wanted": study.config.trials,
         "failures": {str(trial): reason for trial, reason in study.failures.items()},
         "line": front_line(study),
-        "hypervolumes": [_short(value) for value in study.hypervolumes()],
+        "hypervolumes": _changes([point.trial for point in study.points], study.hypervolumes()),
     }
 
 
@@ -124,6 +125,15 @@ def _ranges(numbers: Sequence[int]) -> str:
         else:
             parts.append([number, number])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def _changes(trials: Sequence[int], values: Sequence[float]) -> list[list[float]]:
+    """The trials with which a value changed, each with the new value."""
+    changes: list[list[float]] = []
+    for trial, value in zip(trials, values, strict=True):
+        if not changes or _short(value) != changes[-1][1]:
+            changes.append([trial, _short(value)])
+    return changes
 
 
 def _metric(study: Study, name: str) -> dict[str, Any]:
