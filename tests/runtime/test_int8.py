@@ -35,14 +35,13 @@ def integer_weights(path):
     return sum(tensor.data_type == onnx.TensorProto.INT8 for tensor in onnx.load(path).graph.initializer)
 
 
-@pytest.mark.parametrize("build", [Residual, OnMaps])
 @pytest.mark.parametrize(
-    "setting",
+    ("build", "setting"),
     [
-        {"budget": 2.0},
-        {"budget": 1.5, "regions": 4, "region_gain": 0.0},
-        {"budget": 1.5, "regions": 3, "region_gain": 0.0, "region_strategy": "kmeans"},
-        {"energy": 0.8, "clusters": 2},
+        (Residual, {"budget": 1.5, "regions": 4, "region_gain": 0.0}),
+        (Residual, {"budget": 1.5, "regions": 3, "region_gain": 0.0, "region_strategy": "kmeans"}),
+        (Residual, {"energy": 0.8, "clusters": 2}),
+        (OnMaps, {"budget": 2.0}),
     ],
     ids=str,
 )

@@ -33,7 +33,7 @@ START = [
 
 
 def config_of(storage, **keys):
-    return StudyConfig.from_file("digits", storage=storage, **{**KEYS, "start": START, "trials": 6, **keys})
+    return StudyConfig.from_file("digits", storage=storage, **{**KEYS, "start": START, "trials": 4, **keys})
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_exported_file_is_the_one_that_was_measured(study, tmp_path):
 
 def test_latency_is_that_of_the_file(tmp_path):
     config = config_of(
-        f"sqlite:///{tmp_path}/studies.db", objectives=["latency", "accuracy"], trials=4, latency={"batch_size": 8}
+        f"sqlite:///{tmp_path}/studies.db", objectives=["latency", "accuracy"], trials=2, latency={"batch_size": 8}
     )
     for point in run_study(config, "cpu").points:
         assert 0 < point["latency"] < 1000
