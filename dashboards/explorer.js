@@ -144,12 +144,18 @@
     return { error_y: { type: "data", symmetric: false, array: above, arrayminus: below, thickness: 1, width: 3, color: colour } };
   }
 
+  // The value by which a trial is coloured, and the names that its values stand for where they are no numbers.
+  const coloured = (trial) => (metrics.has(chosen.colour) ? scaled(chosen.colour, trial) : trial.sample[chosen.colour] ?? null);
+
+  function colourNames() {
+    const values = all().map(coloured).filter((value) => value !== null);
+    return values.every((value) => typeof value === "number") ? null : [...new Set(values.map(String))].sort();
+  }
+
   function colouring(points) {
     if (!chosen.colour) return null;
-    const values = points.map((trial) => (metrics.has(chosen.colour) ? scaled(chosen.colour, trial) : trial.sample[chosen.colour]));
-    if (values.every((value) => typeof value === "number")) return values;
-    const names = [...new Set(all().map((trial) => String(trial.sample[chosen.colour])))].sort();
-    return values.map((value) => names.indexOf(String(value)));
+    const names = colourNames();
+    return points.map(coloured).map((value) => (value === null || names === null ? value : names.indexOf(String(value))));
   }
 
   function trace(points, name, symbol, style = {}) {
@@ -259,11 +265,8 @@
     if (chosen.colour) {
       const title = escaped(metrics.get(chosen.colour)?.axis ?? chosen.colour);
       figure.coloraxis = { colorscale: "Cividis", colorbar: { title: { text: title, side: "right" }, thickness: 12 } };
-      const names = [...new Set(all().map((trial) => trial.sample[chosen.colour]))];
-      if (!metrics.has(chosen.colour) && names.some((value) => typeof value !== "number")) {
-        const sorted = names.map(String).sort();
-        Object.assign(figure.coloraxis.colorbar, { tickvals: sorted.map((_, row) => row), ticktext: sorted.map(escaped) });
-      }
+      const names = colourNames();
+      if (names) Object.assign(figure.coloraxis.colorbar, { tickvals: names.map((_, row) => row), ticktext: names.map(escaped) });
     }
     Plotly.react("front", traces(), figure, PLOTLY);
   }
@@ -316,6 +319,8 @@
       sentence.textContent = `${count} of ${trials.size} trials keep these bounds. Of them ${nameOf(found)}: ${fewer}x fewer FLOPs, ` +
         qualities.map((name) => `${metrics.get(name).title} ${withError(name, found)}`).join(", ") +
         (found.trial === standing.knee ? "; it is the knee" : "") + `; on the front with probability ${found.probability.toFixed(2)}.`;
+    } else if (!chosen.bounds.size) {
+      sentence.textContent = `${standing.line.split("; ")[0]}.`;
     } else {
       const near = nearest();
       sentence.textContent = "No trial keeps these bounds." + (near ? ` The nearest is ${nameOf(near)}: ` + [...chosen.bounds.keys()].map((name) => `${metrics.get(name).title} ${withError(name, near)}`).join(", ") + "." : "");
@@ -405,8 +410,12 @@
 
   async function detailOf(number) {
     if (!details.has(number) && page.live) {
-      const response = await fetch(`${page.live}/trial/${number}`);
-      if (response.ok) details.set(number, await response.json());
+      try {
+        const response = await fetch(`${page.live}/trial/${number}`);
+        if (response.ok) details.set(number, await response.json());
+      } catch {
+        return null; // the server is away: the card says so, and the next click asks again
+      }
     }
     return details.get(number) ?? null;
   }
@@ -434,11 +443,11 @@
     const made = make("article", { "aria-label": nameOf(trial) }, make("h3", {}, nameOf(trial)), list);
     if (page.live) made.append(make("p", {}, make("a", { href: page.dashboard }, "in optuna-dashboard")));
     if (!detail) {
-      made.append(make("p", { class: "muted" }, "Its layers are not in this file, which holds those of the front."));
+      made.append(make("p", { class: "muted" }, page.live ? "Its layers cannot be read at the moment." : "Its layers are not in this file, which holds those of the front."));
       return made;
     }
-    if (detail.int8?.in_float) made.append(make("p", { class: "muted" }, `8-bit integers; ${detail.int8.in_float.length} operators stay in float; divergence from float ${detail.int8.divergence.toPrecision(2)} nats.`));
-    if (detail.refined?.after !== undefined) made.append(make("p", { class: "muted" }, `Refined: divergence from the dense network on train images set aside ${detail.refined.before.toPrecision(3)} before, ${detail.refined.after.toPrecision(3)} after.`));
+    if (detail.int8?.in_float) made.append(make("p", { class: "muted" }, `8-bit integers; ${detail.int8.in_float.length} operators stay in float; divergence from float ${Number(detail.int8.divergence).toPrecision(2)} nats.`));
+    if (Number.isFinite(detail.refined?.after)) made.append(make("p", { class: "muted" }, `Refined: divergence from the dense network on train images set aside ${Number(detail.refined.before).toPrecision(3)} before, ${detail.refined.after.toPrecision(3)} after.`));
     made.append(make("div", { id: `layers-${trial.trial}` }));
     if (detail.answers) made.append(...answersOf(detail.answers));
     return made;
@@ -462,7 +471,7 @@
   }
 
   function drawLayers(number, detail) {
-    const names = detail.layers.map((layer) => layer.name);
+    const names = detail.layers.map((layer) => escaped(layer.name));
     const bars = (name, key, colour) => ({ type: "bar", orientation: "h", name, y: names, x: detail.layers.map((layer) => layer[key] / 1e9), text: detail.layers.map((layer) => escaped(layer.note)), textposition: "none", marker: { color: colour }, hovertemplate: "%{y}: %{x:.4f} GMACs<br>%{text}<extra></extra>" });
     const figure = { ...layout(Math.min(900, 110 + 26 * names.length)), margin: { l: 10, r: 10, t: 5, b: 40 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
       xaxis: { title: { text: "GMACs per image" }, ...plain() }, yaxis: { autorange: "reversed", type: "category", ...plain() } };
@@ -536,13 +545,19 @@
       const response = await fetch(`${page.live}?known=${standing.numbers}`);
       if (!response.ok) throw new Error(await response.text());
       const before = trials.size;
-      const sampled = sampleNames().length;
-      take(await response.json());
+      const news = await response.json();
+      if (news.identity !== standing.identity) {
+        location.reload(); // another study of the same name
+        return;
+      }
+      take(news);
       element("lost").hidden = true;
       if (trials.size !== before) {
         draw();
         drawHypervolume();
-        if (sampleNames().length !== sampled) element("colour").append(...sampleNames().map((name) => make("option", { value: name }, name)));
+        drawCompared();
+        const offered = new Set([...element("colour").options].map((option) => option.value));
+        element("colour").append(...sampleNames().filter((name) => !offered.has(name)).map((name) => make("option", { value: name }, name)));
       } else {
         state();
       }

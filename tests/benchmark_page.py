@@ -42,7 +42,7 @@ def main():
         run_study(config, "cpu")
         fill(config, FROZEN)
         page = Path(folder) / "front.html"
-        write_page(read_study(config.storage, "digits"), page)
+        write_page(read_study(config.storage, "digits"), page, "sqlite:///studies.db")
         print(f"frozen page of {FROZEN} trials: {page.stat().st_size / 1e6:.2f} MB", flush=True)
         fill(config, MANY)
         server = application(config.storage)
@@ -58,7 +58,7 @@ def main():
         with sync_playwright() as playwright:
             started = playwright.chromium.launch(executable_path=browser.find(), args=["--no-sandbox"])
             tab = started.new_page()
-            write_page(read_study(config.storage, "digits"), page)
+            write_page(read_study(config.storage, "digits"), page, "sqlite:///studies.db")
             drawing, _ = seconds_of(
                 lambda: (tab.goto(page.as_uri()), tab.wait_for_selector("#front .scatterlayer .trace"))
             )

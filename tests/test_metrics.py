@@ -133,7 +133,7 @@ def test_table_page_and_files_show_them(study, tmp_path):
     shown = next(row for row in rows(study) if row.cells[0] == str(point.trial)).cells
     value = f"{point['auroc']:.4f} ± {point.errors['auroc']:.4f}"
     assert shown[heads.index("AUROC")] == value
-    page = frozen_page(study)
+    page = frozen_page(study, "sqlite:///studies.db")
     assert "maximise AUROC" in page
     names = {metric["name"]: metric["title"] for metric in study_data(study, "sqlite:///x.db")["metrics"]}
     assert names["auroc"] == "AUROC"

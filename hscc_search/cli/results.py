@@ -63,11 +63,12 @@ def front(study_name: str, storage: str, output_format: str, html: Path | None) 
     if html is not None:
         from hscc_search.report.page import write_page
 
-        write_page(study, html)
+        write_page(study, html, storage)
         beside_data = output_format != "table"  # other programs read JSON or CSV, so nothing else is printed there
         click.echo(f"page: {printable(html)}", err=beside_data)
-        options = (*naming_storage(storage), "--select", "knee", "--out", f"{study_name}-knee")
-        click.echo(f"next: {command_line('hscc-search', 'export', study_name, *options)}", err=beside_data)
+        if study.front:
+            options = (*naming_storage(storage), "--select", "knee", "--out", f"{study_name}-knee")
+            click.echo(f"next: {command_line('hscc-search', 'export', study_name, *options)}", err=beside_data)
 
 
 @click.command()

@@ -20,7 +20,7 @@ _SMALLEST = 1e-3
 _BATCH = 64
 
 # A factor, and those that read what it answers.
-Link = tuple[nn.Module, Sequence[nn.Module]]
+_Link = tuple[nn.Module, Sequence[nn.Module]]
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def balance(network: nn.Module, images: torch.Tensor) -> None:
             _rescale(first, readers, sizes[first].sqrt())
 
 
-def _links(network: nn.Module) -> Iterator[Link]:
+def _links(network: nn.Module) -> Iterator[_Link]:
     """List all factors whose answers nothing but other factors read, without an activation between."""
     for module in network.modules():
         if isinstance(module, RegionConv2d):
@@ -59,7 +59,7 @@ def _links(network: nn.Module) -> Iterator[Link]:
             if module.encoder is not None:
                 yield module.encoder, [stages[0] for stages in regions]
             yield from ((stages[0], [stages[1]]) for stages in regions if len(stages) > 1)
-        elif isinstance(module, nn.Sequential) and isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Sequential) and isinstance(module, nn.Linear):  # a stand-in is both
             yield module[0], [module[1]]
 
 

@@ -4,8 +4,11 @@ Trials are sent by column, and only those that a page does not know yet, so that
 What changes with each trial, such as who is on the front, is sent for all of them, a letter each.
 """
 
+import hashlib
+import math
 import shlex
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ from hscc_search.pareto.points import Measured, Point
 from hscc_search.report.table import front_line
 from hscc_search.study.stored_study import Study
 
+# Ranges of trials that a request may name.
+_MOST_RANGES = 1000
 # Significant digits of values on the page.
 _DIGITS = 6
 # The unit of a metric's axis, in words, and how many of the metric's own it is.
@@ -30,7 +35,7 @@ _UNITS = {
 
 
 def study_data(study: Study, storage: str) -> dict[str, Any]:
-    """What a page needs of a study as long as it is open, without its trials.
+    """Gather what a page needs of a study as long as it is open, without its trials.
 
     Args:
         study: from :func:`hscc_search.study.stored_study.read_study`.
@@ -53,8 +58,8 @@ def study_data(study: Study, storage: str) -> dict[str, Any]:
     }
 
 
-def trials_data(study: Study, known: Sequence[int] = ()) -> dict[str, Any]:
-    """What changes while a study runs.
+def trials_data(study: Study, known: Collection[int] = ()) -> dict[str, Any]:
+    """Gather what changes while a study runs.
 
     Args:
         study: as it stands.
@@ -78,6 +83,7 @@ def trials_data(study: Study, known: Sequence[int] = ()) -> dict[str, Any]:
 
     searched = study.searched
     return {
+        "identity": _identity(study),
         "new": _columns(study, new),
         "numbers": _ranges([point.trial for point in study.points]),
         "kinds": "".join(map(kind, study.points)),
@@ -93,7 +99,7 @@ def trials_data(study: Study, known: Sequence[int] = ()) -> dict[str, Any]:
 
 
 def trial_data(study: Study, point: Point) -> dict[str, Any]:
-    """What a page shows of one trial beside its columns: its layers, and its answers against the dense network's."""
+    """Gather what a page shows of one trial beside its columns: its layers, and its answers beside the dense ones."""
     return {
         "trial": point.trial,
         "layers": [
@@ -101,19 +107,34 @@ def trial_data(study: Study, point: Point) -> dict[str, Any]:
             for layer in study.plan_of(point.trial)
         ],
         "answers": _answers(study, point),
-        "refined": dict(point.refined),
-        "int8": {name: value for name, value in point.int8.items() if name in ("divergence", "in_float")},
+        "refined": {name: _short(value) for name, value in point.refined.items()},
+        "int8": {name: _short(value) for name, value in point.int8.items() if name in ("divergence", "in_float")},
     }
 
 
-def known_trials(text: str) -> list[int]:
-    """Read the numbers of trials that :func:`trials_data` wrote: ``0-11,13``; what is no such text names none."""
-    numbers: list[int] = []
-    for part in text.split(",")[:10_000]:
+def known_trials(text: str, trials: Sequence[int]) -> set[int]:
+    """Tell which trials a text names, ascending as :func:`trials_data` writes them: ``0-11,13``.
+
+    Args:
+        text: of a request; what is no such text names none.
+        trials: numbers that there are, ascending.
+    """
+    named: set[int] = set()
+    end = -1
+    for part in text.split(",")[:_MOST_RANGES]:
         first, _, last = part.partition("-")
-        if first.isdecimal() and len(first) < 8 and (not last or (last.isdecimal() and len(last) < 8)):
-            numbers += range(int(first), min(int(last or first), int(first) + 1_000_000) + 1)
-    return numbers
+        if not (first.isdecimal() and (last or first).isdecimal() and len(part) < 30) or int(first) <= end:
+            break
+        end = int(last or first)
+        named.update(trials[bisect_left(trials, int(first)) : bisect_right(trials, end)])
+    return named
+
+
+def _identity(study: Study) -> str:
+    """A text that tells a study from another one of its name: a page that is open starts anew then."""
+    config = study.config
+    of = (study.record.fingerprint, study.record.dense.weights, config.seed, config.space, config.compression)
+    return hashlib.sha256(repr(of).encode()).hexdigest()[:16]
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -193,5 +214,7 @@ def _answers(study: Study, point: Point) -> dict[str, Any] | None:
 
 
 def _short(value: Any) -> Any:
-    """A number with the digits that a page needs; other values as they are."""
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+    """A number with the digits that a page needs, None where it is not finite; other values as they are."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

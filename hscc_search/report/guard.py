@@ -1,4 +1,4 @@
-"""Who may ask a served page for what.
+"""The guard of served pages: who may ask for what.
 
 A page on this machine's own address is reached by every web page that the user has open elsewhere, and a name that
 somebody else owns may be made to mean this machine. So without a token only names of this machine are answered to
@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from hscc_search.errors import StorageError, one_line
 
-_Environment = dict[str, Any]
-_Application = Callable[[_Environment, Callable[..., Any]], Iterable[bytes]]
+Environment = dict[str, Any]
+Application = Callable[[Environment, Callable[..., Any]], Iterable[bytes]]
 
 _COOKIE, _PARAMETER = "hscc_token", "token"
 # Characters of a token at least.
@@ -74,21 +73,39 @@ def is_local(host: str) -> bool:
         return False
 
 
-def guarded(application: _Application, guard: Guard) -> _Application:
+def guarded(application: Application, guard: Guard) -> Application:
     """Let through the requests that a guard allows; the others are answered with one line."""
 
-    def answer(environment: _Environment, start: Callable[..., Any]) -> Iterable[bytes]:
+    def answer(environment: Environment, start: Callable[..., Any]) -> Iterable[bytes]:
+        def unframed(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            return start(status, [*headers, ("X-Frame-Options", "DENY")], *rest)
+
         status, reason = _refusal(environment, guard)
         if status is not None:
-            return _line(start, status, reason)
-        if guard.token is not None and _in_address(environment) is not None:
-            return _into_cookie(environment, start)
-        return application(environment, start)
+            return respond(unframed, status, "text/plain", reason)
+        reading = environment["REQUEST_METHOD"] in _READING
+        if guard.token is not None and reading and _same(_in_address(environment), guard.token):
+            return _into_cookie(environment, guard.token, unframed)
+        return application(environment, unframed)
 
     return answer
 
 
-def _refusal(environment: _Environment, guard: Guard) -> tuple[HTTPStatus | None, str]:
+def respond(
+    start: Callable[..., Any], status: HTTPStatus, media_type: str, body: str | bytes, *headers: tuple[str, str]
+) -> Iterable[bytes]:
+    """Answer a request with a whole body."""
+    content = body if isinstance(body, bytes) else body.encode()
+    usual = [
+        ("Content-Type", f"{media_type}; charset=utf-8"),
+        ("Content-Length", str(len(content))),
+        ("X-Content-Type-Options", "nosniff"),
+    ]
+    start(f"{status.value} {status.phrase}", [*usual, *headers])
+    return [content]
+
+
+def _refusal(environment: Environment, guard: Guard) -> tuple[HTTPStatus | None, str]:
     host = _host_name(environment.get("HTTP_HOST", ""))
     if host is None or not (is_local(host) or guard.token is not None):
         return (
@@ -97,14 +114,18 @@ def _refusal(environment: _Environment, guard: Guard) -> tuple[HTTPStatus | None
         )
     origin = environment.get("HTTP_ORIGIN")
     elsewhere = environment.get("HTTP_SEC_FETCH_SITE") in ("cross-site", "same-site")
-    if (origin is not None and urlsplit(origin).netloc != environment.get("HTTP_HOST")) or (
-        elsewhere and environment.get("HTTP_SEC_FETCH_MODE") != "navigate"
-    ):
+    # A link may be followed from elsewhere; a frame or a script may not.
+    fetch = (environment.get("HTTP_SEC_FETCH_MODE"), environment.get("HTTP_SEC_FETCH_DEST"))
+    foreign = origin is not None and origin.partition("://")[2] != environment.get("HTTP_HOST")
+    if foreign or (elsewhere and fetch != ("navigate", "document")):
         return HTTPStatus.FORBIDDEN, "requests of other pages are not answered"
     if environment["REQUEST_METHOD"] not in _READING and not guard.edit:
         return HTTPStatus.METHOD_NOT_ALLOWED, "this dashboard only shows studies"
     if guard.token is not None and not _has_token(environment, guard.token):
-        return HTTPStatus.UNAUTHORIZED, "a token is needed: open the address that the server printed"
+        return (
+            HTTPStatus.UNAUTHORIZED,
+            "a token is needed, which the server printed or its token file holds: add ?token=TOKEN to the address",
+        )
     return None, ""
 
 
@@ -118,45 +139,46 @@ def _host_name(header: str) -> str | None:
         return None
 
 
-def _has_token(environment: _Environment, token: str) -> bool:
+def _has_token(environment: Environment, token: str) -> bool:
     bearer = environment.get("HTTP_AUTHORIZATION", "")
-    given = [_in_address(environment), _in_cookie(environment), bearer.removeprefix("Bearer ") if bearer else None]
-    wanted = token.encode()
-    return any(hmac.compare_digest(each.encode("utf-8", "replace"), wanted) for each in given if each is not None)
+    return any(
+        [
+            _same(_in_address(environment), token),
+            _same(_in_cookie(environment), token),
+            bearer.startswith("Bearer ") and _same(bearer.removeprefix("Bearer "), token),
+        ]
+    )
 
 
-def _in_address(environment: _Environment) -> str | None:
+def _same(given: str | None, token: str) -> bool:
+    """Whether a token is the right one, in a time that does not tell how much of it is."""
+    return given is not None and hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
+
+
+def _in_address(environment: Environment) -> str | None:
     values = parse_qs(environment.get("QUERY_STRING", "")).get(_PARAMETER)
     return values[0] if values else None
 
 
-def _in_cookie(environment: _Environment) -> str | None:
-    try:
-        cookies = SimpleCookie(environment.get("HTTP_COOKIE", ""))
-    except CookieError:
-        return None
-    return cookies[_COOKIE].value if _COOKIE in cookies else None
+def _in_cookie(environment: Environment) -> str | None:
+    """The token in the cookies, which may be those of any server of this machine, in whatever form."""
+    for cookie in environment.get("HTTP_COOKIE", "").split(";"):
+        name, _, value = cookie.strip().partition("=")
+        if name == _COOKIE:
+            return str(value)
+    return None
 
 
-def _into_cookie(environment: _Environment, start: Callable[..., Any]) -> Iterable[bytes]:
-    """Keep the token of the address in a cookie, and go to the same address without it."""
+def _into_cookie(environment: Environment, token: str, start: Callable[..., Any]) -> Iterable[bytes]:
+    """Keep the token in a cookie, and go to the same address without it."""
     rest = parse_qs(environment.get("QUERY_STRING", ""))
-    token = rest.pop(_PARAMETER)[0]
+    del rest[_PARAMETER]
     path = "/" + environment.get("PATH_INFO", "/").lstrip("/")  # two slashes would lead to another server
     query = f"?{urlencode(rest, doseq=True)}" if rest else ""
     headers = [
-        ("Location", quote(path) + query),
+        ("Location", quote(path.encode("latin-1", "replace")) + query),
         ("Set-Cookie", f"{_COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"),
         ("Content-Length", "0"),
     ]
     start(f"{HTTPStatus.SEE_OTHER.value} {HTTPStatus.SEE_OTHER.phrase}", headers)
     return [b""]
-
-
-def _line(start: Callable[..., Any], status: HTTPStatus, line: str) -> Iterable[bytes]:
-    body = line.encode()
-    start(
-        f"{status.value} {status.phrase}",
-        [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))],
-    )
-    return [body]

@@ -1,4 +1,4 @@
-"""Serve optuna-dashboard and the pages of studies on one address, read-only.
+"""Serve optuna-dashboard and the pages of studies on one address.
 
 =================================  ================================================
 ``/``                              the list of studies
@@ -10,6 +10,7 @@ anything else                      optuna-dashboard
 =================================  ================================================
 """
 
+import socket
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
@@ -22,14 +23,11 @@ from plotly.offline import get_plotlyjs
 
 from hscc_search.errors import HsccError, StorageError
 from hscc_search.report.explorer import known_trials, trial_data, trials_data
-from hscc_search.report.guard import Guard, guarded
+from hscc_search.report.guard import Application, Environment, Guard, guarded, respond
 from hscc_search.report.page import json_in_page, live_page, resource, studies_page
 from hscc_search.storage import existing_storage, without_password
 from hscc_search.study.catalogue import list_studies
 from hscc_search.study.stored_study import read_study
-
-Environment = dict[str, Any]
-Application = Callable[[Environment, Callable[..., Any]], Iterable[bytes]]
 
 # Nothing runs but the scripts of this server; Plotly sets styles from its script.
 _POLICY = (
@@ -49,7 +47,7 @@ def application(storage: str, guard: Guard | None = None) -> Application:
     Raises:
         StorageError: the storage cannot be reached.
     """
-    opened = existing_storage(storage)
+    opened, guard = existing_storage(storage), guard or Guard()
     dashboard: Application = optuna_dashboard.wsgi(opened)
     files = {
         "plotly.js": ("text/javascript", get_plotlyjs().encode()),
@@ -61,7 +59,8 @@ def application(storage: str, guard: Guard | None = None) -> Application:
         path = environment.get("PATH_INFO", "/")
         try:
             if path == "/":
-                return respond(start, HTTPStatus.OK, "text/html", studies_page(list_studies(opened)), *_ON_PAGES)
+                page = studies_page(list_studies(opened), guard.edit)
+                return respond(start, HTTPStatus.OK, "text/html", page, *_ON_PAGES)
             if path.startswith("/pages/"):
                 return _file(start, files, path.removeprefix("/pages/"))
             if path.startswith("/front/"):
@@ -76,7 +75,7 @@ def application(storage: str, guard: Guard | None = None) -> Application:
             return respond(start, HTTPStatus.CONFLICT, "text/plain", str(error))
         return dashboard(environment, start)
 
-    return guarded(answer, guard or Guard())
+    return guarded(answer, guard)
 
 
 def serve(storage: str, host: str, port: int, guard: Guard, started: Callable[[str], None]) -> None:
@@ -93,31 +92,19 @@ def serve(storage: str, host: str, port: int, guard: Guard, started: Callable[[s
         StorageError: the storage cannot be reached, or the address is taken.
     """
     try:
-        server = waitress.create_server(application(storage, guard), host=host, port=port)
+        # One address of the name: a server at several has no port of its own.
+        *_, (address, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        server = waitress.create_server(application(storage, guard), host=str(address), port=port)
     except (OSError, ValueError) as error:  # waitress raises ValueError for a host that does not resolve
         raise StorageError(
             f"cannot listen at {host}:{port} ({getattr(error, 'strerror', None) or error}): "
             "choose others with --host and --port"
         ) from error
-    started(f"http://{host}:{server.effective_port}")
+    started(f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}")
     try:
         server.run()
     finally:
         server.close()
-
-
-def respond(
-    start: Callable[..., Any], status: HTTPStatus, media_type: str, body: str | bytes, *headers: tuple[str, str]
-) -> Iterable[bytes]:
-    """Answer a request with a whole body."""
-    content = body if isinstance(body, bytes) else body.encode()
-    usual = [
-        ("Content-Type", f"{media_type}; charset=utf-8"),
-        ("Content-Length", str(len(content))),
-        ("X-Content-Type-Options", "nosniff"),
-    ]
-    start(f"{status.value} {status.phrase}", [*usual, *headers])
-    return [content]
 
 
 def _file(start: Callable[..., Any], files: dict[str, tuple[str, bytes]], name: str) -> Iterable[bytes]:
@@ -132,7 +119,7 @@ def _data(start: Callable[..., Any], storage: BaseStorage, path: str, known: str
     name, _, number = path.partition("/trial/")
     study = read_study(storage, name)
     if not number:
-        tree = trials_data(study, known_trials(known))
+        tree = trials_data(study, known_trials(known, [point.trial for point in study.points]))
     else:
         point = next((point for point in study.points if str(point.trial) == number), None)
         if point is None:

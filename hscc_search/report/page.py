@@ -23,20 +23,24 @@ _TEMPLATES = Environment(loader=FileSystemLoader(resource_folder("dashboards")),
 _MOST_DETAILS = 60
 
 
-def write_page(study: Study, path: Path) -> None:
-    """Write the page of a study as one HTML file that needs no internet connection."""
+def write_page(study: Study, path: Path, storage: str) -> None:
+    """Write the page of a study, read from a storage, as one HTML file that needs no internet connection."""
     with written_whole(path) as temporary:
-        temporary.write_text(frozen_page(study), encoding="utf-8")
+        temporary.write_text(frozen_page(study, storage), encoding="utf-8")
 
 
-def frozen_page(study: Study) -> str:
-    """Render the page of a study with everything that it needs inside."""
+def frozen_page(study: Study, storage: str) -> str:
+    """Render the page of a study with everything that it needs inside.
+
+    Args:
+        study: as it stands.
+        storage: URL that it was read from, which an export command names.
+    """
     probability = study.confidence.probability
     close = sorted(study.close, key=lambda point: -probability[point.trial])
     shown = [*study.front, *close][:_MOST_DETAILS]
     details = {point.trial: trial_data(study, point) for point in shown}
-    storage = without_password(study.config.storage)
-    return _page(study, {**_content(study, storage), "details": details}, live=False)
+    return _page(study, {**_content(study, without_password(storage)), "details": details}, live=False)
 
 
 def live_page(study: Study, storage: str) -> str:
@@ -50,9 +54,9 @@ def live_page(study: Study, storage: str) -> str:
     return _page(study, content, live=True)
 
 
-def studies_page(studies: list[StudyStatus]) -> str:
-    """Render the page that lists the studies of a storage."""
-    return _TEMPLATES.get_template("studies.html.j2").render(title="hscc-search: studies", studies=studies)
+def studies_page(studies: list[StudyStatus], edit: bool) -> str:
+    """Render the page that lists the studies of a storage; ``edit`` says whether optuna-dashboard may change them."""
+    return _TEMPLATES.get_template("studies.html.j2").render(title="hscc-search: studies", studies=studies, edit=edit)
 
 
 def resource(name: str) -> str:
@@ -87,5 +91,5 @@ def _page(study: Study, content: dict[str, Any], live: bool) -> str:
 
 def json_in_page(tree: Any) -> str:
     """Write values as JSON that can stand in a script element: nothing in it ends the element."""
-    text = json.dumps(tree, separators=(",", ":"))
+    text = json.dumps(tree, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -39,7 +39,7 @@ class Normalisation:
     zeros: np.ndarray
 
     def overrides(self) -> dict[str, list[dict[str, Any]]]:
-        """How ONNX Runtime's quantizer is told of scale and zero point."""
+        """Tell ONNX Runtime's quantizer of scale and zero point."""
         values = {"scale": np.array(self.scale, np.float32), "zero_point": np.array(self.zero, np.uint8)}
         return {self.normalised: [values]}
 

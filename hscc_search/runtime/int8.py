@@ -1,7 +1,7 @@
 """Write a module as an ONNX file that computes with 8-bit integers, as most processors do fastest.
 
-ONNX Runtime's quantizer writes the file: weights are int8 with a scale for each output channel, what passes between
-operators is uint8 with one range for each tensor. What is chosen here: the ranges
+ONNX Runtime's quantizer writes the file: weights are integers of 7 bits with a scale for each output channel, what
+passes between operators is uint8 with one range for each tensor. What is chosen here: the ranges
 (:mod:`hscc_search.runtime.ranges`), and the operators that stay in float, where rounding them changes answers too much.
 """
 
@@ -18,7 +18,7 @@ from scipy.special import log_softmax
 from torch import nn
 
 from hscc_search.config import Shape
-from hscc_search.errors import ExportError
+from hscc_search.errors import ExportError, one_line
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.input_rounding import Normalisation, find_normalisation, normalise_while_rounding
 from hscc_search.runtime.onnx import onnx_program
@@ -43,7 +43,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Int8:
-    """What became of a network in 8-bit integers.
+    """The outcome of rounding a network to 8-bit integers.
 
     Attributes:
         divergence: mean divergence of its answers from those of the float network, in nats, on images that its ranges
@@ -74,16 +74,26 @@ def write_int8(module: nn.Module, shape: int | Shape, images: np.ndarray, path: 
     save_copies(program.model)
     model = _named(program.model_proto)
     try:
-        ranges = learn_ranges(model, _spread(images, _RANGE_IMAGES))
         judged = _spread(images, _JUDGED_IMAGES)
-        rounding = _Rounding(model, ranges, judged, _answers(model, judged), find_normalisation(model, ranges))
+        answers = _answers(model, judged)
+        if not np.isfinite(answers).all():
+            raise ExportError("this network answers with values that are not finite")
+        ranges = learn_ranges(model, _spread(images, _RANGE_IMAGES))
+        rounding = _Rounding(model, ranges, judged, answers, find_normalisation(model, ranges))
         in_float = rounding.kept_in_float(report)
         written = rounding.rounded(in_float)
         divergence = rounding.divergence(written)
+        onnx.checker.check_model(written)
+    except ExportError:
+        raise
     except Exception as error:  # ONNX Runtime raises whatever it meets in a user's graph
-        raise ExportError(f"ONNX Runtime cannot write this network in 8-bit integers: {error}") from error
+        reason = one_line(error, with_type=True)
+        raise ExportError(f"ONNX Runtime cannot write this network in 8-bit integers: {reason}") from error
+    if not np.isfinite(divergence):
+        raise ExportError("in 8-bit integers this network answers with values that are not finite")
+    if not any(tensor.data_type == onnx.TensorProto.INT8 for tensor in written.graph.initializer):
+        raise ExportError("rounding any layer of this network to 8-bit integers changes its answers too much")
     onnx.save(written, path)
-    onnx.checker.check_model(path)
     return Int8(divergence, tuple(in_float))
 
 
@@ -113,7 +123,7 @@ class _Rounding:
         quantizer = QDQQuantizer(
             model,
             per_channel=True,
-            reduce_range=False,
+            reduce_range=True,  # 7 bits: of 8, sums of two products overflow on processors without VNNI
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, data),

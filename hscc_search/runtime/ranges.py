@@ -9,7 +9,7 @@ import onnxruntime
 
 # Images per batch: all tensors of a graph are held at once.
 _BATCH = 8
-# Values of a tensor that are kept for each image; positions are drawn once.
+# Values of a tensor that are kept for each image of a batch; positions are drawn once.
 _KEPT = 512
 # Shares of a tensor's whole range that are tried.
 _SHARES = np.geomspace(1, 0.2, 17)
@@ -18,7 +18,7 @@ _STEPS = 255
 
 @dataclass
 class _Seen:
-    """The values that a tensor took: the smallest, the largest, and some of each image."""
+    """The finite values that a tensor took: the smallest, the largest, and some of each batch."""
 
     positions: np.ndarray
     low: float = 0.0
@@ -26,8 +26,11 @@ class _Seen:
     kept: list[np.ndarray] = field(default_factory=list)
 
     def add(self, values: np.ndarray) -> None:
-        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-        self.kept.append(values[:, self.positions].ravel())
+        # A mask may hold infinite ones, and the first axis need not be of images.
+        finite = values[np.isfinite(values)]
+        if len(finite):
+            self.low, self.high = min(self.low, float(finite.min())), max(self.high, float(finite.max()))
+            self.kept.append(finite[self.positions % len(finite)])
 
 
 def learn_ranges(model: onnx.ModelProto, images: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -49,10 +52,11 @@ def _watch(model: onnx.ModelProto, images: np.ndarray) -> Mapping[str, _Seen]:
     generator = np.random.default_rng(0)
     for values in _tensors(model, images):
         for name, tensor in values.items():
-            flat = tensor.reshape(len(tensor), -1) if tensor.ndim else tensor.reshape(1, 1)
             if name not in seen:
-                seen[name] = _Seen(np.sort(generator.permutation(flat.shape[1])[:_KEPT]))
-            seen[name].add(flat)
+                most = _KEPT * len(images[:_BATCH])
+                few = tensor.size <= most
+                seen[name] = _Seen(np.arange(tensor.size) if few else generator.integers(1 << 40, size=most))
+            seen[name].add(tensor.ravel())
     return seen
 
 
@@ -85,9 +89,9 @@ def _tensors(model: onnx.ModelProto, images: np.ndarray) -> Iterator[dict[str, n
 
 def _best_range(seen: _Seen) -> tuple[float, float]:
     """The range, of several shares of the whole, in which the kept values change least in the mean square."""
-    values = np.concatenate(seen.kept)
     if seen.low == seen.high:
         return seen.low, seen.high
+    values = np.concatenate(seen.kept)
     ranges = [(share * seen.low, share * seen.high) for share in _SHARES]
     costs = [np.square(_rounded(values, *each) - values).mean() for each in ranges]
     return ranges[int(np.argmin(costs))]

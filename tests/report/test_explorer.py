@@ -48,14 +48,28 @@ def test_a_refresh_carries_what_is_new(study, count):
     }
 
 
-@given(st.sets(st.integers(0, 300)))
-def test_numbers_are_read_as_they_were_written(numbers):
-    assert known_trials(_ranges(sorted(numbers))) == sorted(numbers)
+@given(st.sets(st.integers(0, 300)), st.sets(st.integers(0, 300)))
+def test_numbers_are_read_as_they_were_written(numbers, others):
+    trials = sorted(numbers | others)
+    assert known_trials(_ranges(sorted(numbers)), trials) == numbers
 
 
-@given(st.text(max_size=50))
-def test_what_is_no_list_of_numbers_names_few_trials(text):
-    assert all(isinstance(number, int) for number in known_trials(text)[:10])
+@given(st.text(alphabet="0123456789-, x", max_size=60))
+def test_what_is_no_list_of_numbers_names_none_that_there_are_not(text):
+    assert known_trials(text, range(20)) <= set(range(20))
+
+
+def test_a_list_of_numbers_costs_no_more_than_the_trials_that_there_are():
+    many = ",".join(["0-99999999999999"] * 10_000)
+    assert known_trials(many, range(10)) == set(range(10))
+    assert known_trials("9" * 10_000, range(10)) == set()
+
+
+def test_values_that_are_not_finite_do_not_stop_a_page(study):
+    point = replace(study.points[0], metrics={**study.points[0].metrics, "accuracy": float("nan")})
+    data = trials_data(replace(study, points=(point, *study.points[1:])))
+    assert data["new"]["metrics"]["accuracy"][0] is None
+    json.dumps(data, allow_nan=False)
 
 
 def test_a_trial_shows_its_layers_and_its_answers_beside_the_dense_network(study):

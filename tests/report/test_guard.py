@@ -46,6 +46,9 @@ def test_a_name_that_is_none_of_this_machine_is_refused(host):
         {"origin": "http://localhost:9999"},
         {"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors"},
         {"sec_fetch_site": "same-site", "sec_fetch_mode": "cors"},
+        {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate", "sec_fetch_dest": "iframe"},
+        {"origin": "http://["},
+        {"origin": "localhost:8080"},
     ],
     ids=str,
 )
@@ -56,7 +59,8 @@ def test_requests_of_other_pages_are_refused(guard, headers):
 
 
 def test_a_link_from_another_page_may_be_followed():
-    assert ask(Guard(), sec_fetch_site="cross-site", sec_fetch_mode="navigate")[0] == 200
+    followed = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
+    assert ask(Guard(), **followed)[0] == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get", "ANYTHING"])
@@ -75,6 +79,19 @@ def test_a_token_is_needed_and_kept_in_a_cookie():
     assert status == 303
     assert headers["Location"] == "/front/my%20study?known=0-3"
     assert headers["Set-Cookie"].startswith(f"hscc_token={TOKEN}; HttpOnly; SameSite=Strict")
+    for other in ("a/b=x", 'p={"a": 1}', "n=\xfc"):
+        assert ask(guard, cookie=f"{other}; hscc_token={TOKEN}")[0] == 200
+    assert ask(guard, authorization=TOKEN)[0] == 401
+    bogus = "token=bogus%3B%20Domain%3Dx%0d%0aX:%20y"
+    status, headers, _ = ask(guard, query=bogus, cookie=f"hscc_token={TOKEN}")
+    assert status == 200
+    assert "Set-Cookie" not in headers
+
+
+def test_no_page_of_this_server_is_framed():
+    for guard in (Guard(), Guard(TOKEN)):
+        for headers in ({}, {"host": "evil.example"}, {"authorization": f"Bearer {TOKEN}"}):
+            assert ask(guard, **headers)[1]["X-Frame-Options"] == "DENY"
 
 
 @pytest.mark.parametrize("path", ["//evil.example/", "/\\evil.example", "/a\r\nSet-Cookie: x=y", "http://evil.example"])

@@ -7,7 +7,7 @@ from hscc_search.report.page import write_page
 
 def test_the_page_renders_with_the_network_off(study, chromium, tmp_path):
     path = tmp_path / "front.html"
-    write_page(study, path)
+    write_page(study, path, "sqlite:///studies.db")
     errors, requests = [], []
     chromium.on("pageerror", lambda error: errors.append(str(error)))
     chromium.on("request", lambda request: requests.append(request.url))
@@ -25,7 +25,7 @@ def test_the_page_renders_with_the_network_off(study, chromium, tmp_path):
 
 def test_names_are_escaped(study, tmp_path):
     record = replace(study.record, classes=("<script>alert(1)</script>", *study.record.classes[1:]))
-    write_page(replace(study, record=record), tmp_path / "page.html")
+    write_page(replace(study, record=record), tmp_path / "page.html", "sqlite:///studies.db")
     assert "<script>alert(1)</script>" not in (tmp_path / "page.html").read_text()
 
 
@@ -35,7 +35,7 @@ def test_a_page_names_objectives_and_constraints_and_says_whether_there_is_a_fro
 ):
     infeasible = tuple(replace(point, violations={"accuracy >= 0.75": 0.5}) for point in constrained.points)
     points = {"some feasible": constrained.points, "none feasible": infeasible, "none finished": ()}[trials]
-    write_page(replace(constrained, points=points), tmp_path / "front.html")
+    write_page(replace(constrained, points=points), tmp_path / "front.html", "sqlite:///studies.db")
     errors = []
     chromium.on("pageerror", lambda error: errors.append(str(error)))
     chromium.goto((tmp_path / "front.html").as_uri())

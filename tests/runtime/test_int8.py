@@ -123,3 +123,40 @@ def test_a_network_that_cannot_be_exported_is_refused_in_one_line(tmp_path):
         write_int8(ByImage().eval(), SHAPE, IMAGES.numpy(), tmp_path / "model.onnx")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "model.onnx").exists()
+
+
+class Attending(nn.Module):
+    """Attention whose tensors hold tokens before images inside."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cut = nn.Conv2d(3, 16, 4, stride=4)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.cut(x).flatten(2).transpose(1, 2)
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(dim=1))
+
+
+@pytest.mark.parametrize("count", [9, 100])
+def test_any_number_of_images_will_do(tmp_path, count):
+    network = Attending().eval()
+    result = write_int8(network, SHAPE, IMAGES[:count].numpy(), tmp_path / "model.onnx")
+    assert result.divergence <= MOST_DIVERGENCE
+
+
+def test_a_network_whose_answers_are_not_finite_is_refused(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 4)).eval()
+    nn.init.constant_(network[2].bias, torch.nan)
+    with pytest.raises(ExportError, match="not finite"):
+        write_int8(network, SHAPE, IMAGES.numpy(), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_weights_leave_room_for_processors_whose_sums_overflow(tmp_path):
+    write_int8(seeded(Residual), SHAPE, IMAGES.numpy(), tmp_path / "model.onnx")
+    for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8:
+            assert np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max(initial=0) <= 64

@@ -18,8 +18,8 @@ from hscc_search.errors import CompressionError, one_line
 _SINGLE, _DOUBLE = 1e-4, 1e-7
 # The same where a network runs in single precision alone, and rounding cannot be told from a small fault.
 _SINGLE_ALONE = 1e-2
-# The same in double precision where the rounding of single precision alone makes answers others: a fault that shows so
-# much in single precision is no smaller in double precision, and rounding is, by a factor of 2^29 at the least.
+# The same in double precision where the rounding of single precision alone changes answers by more than that bound: a
+# fault that showed so much there would be no smaller in double precision.
 _DOUBLE_AMPLIFIED = 1e-5
 # Relative rounding of a weight in single precision.
 _ROUNDING = 2.0**-23
@@ -46,7 +46,7 @@ class Answers:
     @torch.no_grad()
     def __init__(self, network: nn.Module, images: torch.Tensor) -> None:
         self.images = _varied(images)
-        self._network, self._rounded = network, True
+        self._network, self._weights_were_rounded = network, True
         with left_alone(network):
             self._expected = _answers(network.eval(), self.images)
         self.finite = all(bool(value.isfinite().all()) for value in self._expected)
@@ -74,7 +74,7 @@ class Answers:
         """
         answers = copy.copy(self)
         answers.__dict__.pop("_expected_in_double", None)
-        answers._network, answers._rounded = rewritten, False
+        answers._network, answers._weights_were_rounded = rewritten, False
         return answers
 
     @torch.no_grad()
@@ -137,10 +137,19 @@ class Answers:
             difference = _distance(_answers(copied(network).double(), self.images.double()), expected)
         except Exception as error:
             return one_line(error, with_type=True), math.inf
-        allowed = _DOUBLE if in_single <= _SINGLE_ALONE else _DOUBLE_AMPLIFIED
-        if self._rounded:
-            allowed = max(allowed, self._rounding)
+        if self._weights_were_rounded:
+            allowed = max(_DOUBLE, self._rounding)
+        else:
+            allowed = _DOUBLE_AMPLIFIED if self._amplifies(network) else _DOUBLE
         return (None if difference <= allowed else _words(difference)), difference
+
+    def _amplifies(self, network: nn.Module) -> bool:
+        """Whether a copy with the weights of the network answers otherwise in single precision, by rounding alone."""
+        try:
+            difference = _distance(_answers(network, self.images), _answers(self._network, self.images))
+        except Exception:  # whatever a forward pass raises when a module is not what it expects
+            return False
+        return difference > _SINGLE_ALONE
 
     @cached_property
     def _rounding(self) -> float:
