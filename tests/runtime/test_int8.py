@@ -58,24 +58,23 @@ def test_compressed_networks_answer_as_in_float(build, setting, tmp_path):
         assert answers(tmp_path / "model.onnx", others[:count]).shape == (count, 5)
 
 
-def test_the_same_network_gives_the_same_file(tmp_path):
-    network = seeded(Residual)
-    for name in ("first", "second"):
-        write_int8(network, SHAPE, IMAGES.numpy(), tmp_path / name)
-    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A network in 8-bit integers that no test changes."""
+    path = tmp_path_factory.mktemp("int8") / "model.onnx"
+    write_int8(seeded(Residual), SHAPE, IMAGES.numpy(), path)
+    return path
 
 
-def test_the_file_holds_neither_paths_nor_lines_of_source(tmp_path):
-    write_int8(seeded(Residual), SHAPE, IMAGES.numpy(), tmp_path / "model.onnx")
-    content = (tmp_path / "model.onnx").read_bytes()
+def test_the_file_holds_neither_paths_nor_lines_of_source(file):
+    content = file.read_bytes()
     assert b".py" not in content
     assert b"/home" not in content
-    assert str(tmp_path).encode() not in content
+    assert str(file.parent).encode() not in content
 
 
-def test_scores_are_not_rounded(tmp_path):
-    write_int8(seeded(Residual), SHAPE, IMAGES.numpy(), tmp_path / "model.onnx")
-    assert len(np.unique(answers(tmp_path / "model.onnx", IMAGES))) > 600  # of 1,000
+def test_scores_are_not_rounded(file):
+    assert len(np.unique(answers(file, IMAGES))) > 600  # of 1,000
 
 
 class Uneven(nn.Module):
@@ -155,8 +154,7 @@ def test_a_network_whose_answers_are_not_finite_is_refused(tmp_path):
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_weights_leave_room_for_processors_whose_sums_overflow(tmp_path):
-    write_int8(seeded(Residual), SHAPE, IMAGES.numpy(), tmp_path / "model.onnx")
-    for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer:
+def test_weights_leave_room_for_processors_whose_sums_overflow(file):
+    for tensor in onnx.load(file).graph.initializer:
         if tensor.data_type == onnx.TensorProto.INT8:
             assert np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max(initial=0) <= 64
