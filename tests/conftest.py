@@ -36,6 +36,7 @@ LONG = (
     "study/test_refinement.py",
     "study/test_deployment.py",
     "study/test_study.py",
+    "report/test_live.py",
     "test_install.py",
     "compression/test_compress.py",
     "runtime/test_rewrites.py",
