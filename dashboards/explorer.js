@@ -15,6 +15,7 @@
   const MOST_COMPARED = 4;
   const MOST_ROWS = 200;
   const REFRESH_MILLISECONDS = 5000;
+  const FINISHED_MILLISECONDS = 15000;
 
   // Trials by number; what is chosen on the page stays when trials come in.
   const trials = new Map();
@@ -565,8 +566,11 @@
       element("lost").hidden = false;
       element("lost").textContent = `The study cannot be read at the moment: ${error.message}`;
     }
-    setTimeout(refresh, REFRESH_MILLISECONDS);
+    later();
   }
+
+  // A study that has all its trials may still be refined, or be continued.
+  const later = () => setTimeout(refresh, standing.finished < standing.wanted ? REFRESH_MILLISECONDS : FINISHED_MILLISECONDS);
 
   take(page.trials);
   controls();
@@ -574,5 +578,5 @@
   drawHypervolume();
   figureEvents();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { draw(); drawHypervolume(); drawCompared(); });
-  if (page.live) setTimeout(refresh, REFRESH_MILLISECONDS);
+  if (page.live) later();
 })();

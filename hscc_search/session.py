@@ -109,7 +109,8 @@ class Study(stored_study.Study):
     def compressed(self, trial: Point | int | str = "knee", report: Report = silent) -> nn.Module:
         """Build the network of a trial again: compressed, fine-tuned where the study says so, in evaluation mode.
 
-        It takes normalised images as the dense network does, and can be trained further.
+        It takes normalised images as the dense network does, and can be trained further. Of an int8 trial it is the
+        float32 network that was rounded: :meth:`export` writes the file that was measured.
 
         Args:
             trial: a finished one, its number, or a rule as for :meth:`select`.

@@ -54,7 +54,6 @@ def main():
         seconds, news = seconds_of(lambda: ask(server, "/data/digits", f"known={known}"))
         small = len(gzip.compress(news))
         print(f"refresh with ten new ones: {seconds:.2f} s, {len(news) / 1e3:.0f} kB, {small / 1e3:.0f} kB compressed")
-        page.write_bytes(content)
         with sync_playwright() as playwright:
             started = playwright.chromium.launch(executable_path=browser.find(), args=["--no-sandbox"])
             tab = started.new_page()

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from hscc_search.config.metrics import COSTS, is_share
-from hscc_search.evaluation.quality import measure_quality
-from hscc_search.pareto.objectives import objective_of, title, violations
+from hscc_search.pareto.objectives import title, violations
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.report.table import front_line
 from hscc_search.study.stored_study import Study
@@ -51,7 +50,7 @@ def study_data(study: Study, storage: str) -> dict[str, Any]:
         "validation_images": len(record.labels),
         "objectives": [objective.metric for objective in study.objectives],
         "constraints": list(violations(config, study.dense.metrics)),
-        "metrics": [_metric(study, name) for name in study.dense.metrics],
+        "metrics": [_metric(name) for name in study.dense.metrics],
         "dense": _network(study.dense),
         "notices": list(record.notices),
         "export": f"hscc-search export {shlex.quote(config.name)} --storage {shlex.quote(storage)}",
@@ -132,8 +131,9 @@ def known_trials(text: str, trials: Sequence[int]) -> set[int]:
 
 def _identity(study: Study) -> str:
     """A text that tells a study from another one of its name: a page that is open starts anew then."""
-    config = study.config
-    of = (study.record.fingerprint, study.record.dense.weights, config.seed, config.space, config.compression)
+    config, record = study.config, study.record
+    sections = (config.space, config.compression, config.finetuning, config.objectives, config.constraints)
+    of = (record.fingerprint, record.dense.weights, config.seed, *sections)
     return hashlib.sha256(repr(of).encode()).hexdigest()[:16]
 
 
@@ -157,7 +157,7 @@ def _changes(trials: Sequence[int], values: Sequence[float]) -> list[list[float]
     return changes
 
 
-def _metric(study: Study, name: str) -> dict[str, Any]:
+def _metric(name: str) -> dict[str, Any]:
     unit, scale = _UNITS.get(name, (title(name), 1.0))
     return {
         "name": name,
@@ -166,7 +166,6 @@ def _metric(study: Study, name: str) -> dict[str, Any]:
         "scale": scale,
         "cost": name in COSTS,
         "share": is_share(name),
-        "maximise": objective_of(study.config, name).maximise,
     }
 
 
@@ -200,12 +199,11 @@ def _answers(study: Study, point: Point) -> dict[str, Any] | None:
     for name, network in (("dense", study.dense), ("compressed", point)):
         predicted = np.frombuffer(network.predictions, "<u2").astype(np.int64)
         cells = np.bincount(labels.astype(np.int64) * len(classes) + predicted, minlength=len(classes) ** 2)
-        quality = measure_quality(predicted, labels, classes, study.config.seed, groups=study.record.groups)
         recalls = [f"recall:{each}" for each in classes]
         found[name] = {
             "confusion": cells.reshape(len(classes), -1).tolist(),
-            "recall": [_short(quality.metrics[each]) for each in recalls],
-            "error": [_short(quality.errors[each]) for each in recalls],
+            "recall": [_short(network.metrics.get(each)) for each in recalls],
+            "error": [_short(network.errors.get(each)) for each in recalls],
         }
         right[name] = predicted == labels
     found["only_dense"] = int((right["dense"] & ~right["compressed"]).sum())

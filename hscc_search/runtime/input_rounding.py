@@ -66,7 +66,7 @@ def find_normalisation(model: onnx.ModelProto, ranges: Mapping[str, tuple[float,
         return None
     subtracted = next(node for node in graph.node if given in node.input).input[1]
     mean, std = (numpy_helper.to_array(constants[name]) for name in (subtracted, readers[0].input[1]))
-    if mean.shape != std.shape or mean.ndim != 4 or mean.size != mean.shape[1]:
+    if mean.shape != std.shape or mean.ndim != 4 or mean.size != mean.shape[1] or not (std > 0).all():
         return None
     normalised = readers[0].output[0]
     return _chosen(

@@ -52,7 +52,7 @@ class Int8:
     """
 
     divergence: float
-    in_float: tuple[str, ...] = ()
+    in_float: tuple[str, ...]
 
 
 def write_int8(module: nn.Module, shape: int | Shape, images: np.ndarray, path: Path, report: Report = silent) -> Int8:

@@ -3,8 +3,6 @@
 import copy
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import nn
 
 from hscc_search.compression.balancing import balance
@@ -13,6 +11,7 @@ from hscc_search.evaluation.predictions import network_input, pixel_values
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.deployed import Deployed
 from hscc_search.runtime.int8 import Int8, write_int8
+from hscc_search.study.opening import calibration_pixels
 
 
 def normalisation(opened: Opened) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -40,10 +39,7 @@ def write_int8_file(network: nn.Module, opened: Opened, path: Path, report: Repo
     Raises:
         ExportError: the network cannot be exported, or ONNX Runtime cannot round or run it.
     """
-    config = opened.config
-    images = torch.from_numpy(
-        np.asarray(opened.parts.train.subset(config.compression.calibration_images, config.seed).images)
-    )
+    config, images = opened.config, calibration_pixels(opened)
     network = copy.deepcopy(network).cpu()
     balance(network, network_input(images, config.data))
     return write_int8(deployed(network, opened), config.data.shape, pixel_values(images).numpy(), path, report)

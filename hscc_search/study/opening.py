@@ -77,6 +77,11 @@ def calibration_images(opened: Opened, count: int | None = None) -> torch.Tensor
     Returns:
         Normalised, float32, shape (images, channels, height, width), on the device.
     """
+    return network_input(calibration_pixels(opened, count).to(opened.device), opened.config.data)
+
+
+def calibration_pixels(opened: Opened, count: int | None = None) -> torch.Tensor:
+    """The same images as they are stored: uint8, uint16 or float32, on the CPU."""
     config = opened.config
     subset = opened.parts.train.subset(count or config.compression.calibration_images, config.seed)
-    return network_input(torch.from_numpy(np.asarray(subset.images)).to(opened.device), config.data)
+    return torch.from_numpy(np.asarray(subset.images))

@@ -34,6 +34,7 @@ from hscc_search.pareto.objectives import needs_latency
 from hscc_search.pareto.points import Measured
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.latency import Runner, file_runner, in_turns, runner
+from hscc_search.runtime.onnx import onnx_scores
 from hscc_search.study.deployment import write_int8_file
 from hscc_search.study.opening import calibration_images
 from hscc_search.study.record import DenseRecord
@@ -195,8 +196,6 @@ def measure_trial(
 
 def _measure_int8(prepared: Prepared, compressed: Compressed, cost: Cost, path: Path, report: Report) -> TrialResult:
     """Write the file of 8-bit integers, and measure what it answers, its size and its latency."""
-    from hscc_search.runtime.onnx import onnx_scores  # takes seconds to import
-
     opened = prepared.opened
     course = write_int8_file(compressed.network, opened, path, report)
     latency = _in_turns_with_dense(prepared, lambda: file_runner(path))

@@ -183,7 +183,7 @@ def test_a_running_study_grows_on_the_page_and_choices_stay(study, chromium, tmp
     tab.select_option("#x", "parameters")
     assert len(points_drawn(tab)) == 3
     run_study(config.model_copy(update={"trials": 5}))
-    tab.get_by_text("5 of 5 trials finished").wait_for(timeout=20_000)
+    tab.get_by_text("5 of 5 trials finished").wait_for(timeout=40_000)
     assert len(points_drawn(tab)) == 5
     assert tab.input_value("#x") == "parameters"
     assert wrong == []

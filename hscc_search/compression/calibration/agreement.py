@@ -46,7 +46,7 @@ class Answers:
     @torch.no_grad()
     def __init__(self, network: nn.Module, images: torch.Tensor) -> None:
         self.images = _varied(images)
-        self._network, self._weights_were_rounded = network, True
+        self._network, self._allows_rounding = network, True
         with left_alone(network):
             self._expected = _answers(network.eval(), self.images)
         self.finite = all(bool(value.isfinite().all()) for value in self._expected)
@@ -74,7 +74,7 @@ class Answers:
         """
         answers = copy.copy(self)
         answers.__dict__.pop("_expected_in_double", None)
-        answers._network, answers._weights_were_rounded = rewritten, False
+        answers._network, answers._allows_rounding = rewritten, False
         return answers
 
     @torch.no_grad()
@@ -137,7 +137,7 @@ class Answers:
             difference = _distance(_answers(copied(network).double(), self.images.double()), expected)
         except Exception as error:
             return one_line(error, with_type=True), math.inf
-        if self._weights_were_rounded:
+        if self._allows_rounding:
             allowed = max(_DOUBLE, self._rounding)
         else:
             allowed = _DOUBLE_AMPLIFIED if self._amplifies(network) else _DOUBLE
