@@ -23,8 +23,12 @@ WORKER, ALIVE = "hscc:worker", "hscc:alive"
 
 def signature() -> dict[str, Any]:
     """The attributes, by key, that this process writes into a trial when it takes the trial."""
-    began = psutil.Process().create_time()
-    return {WORKER: f"{_host()}:{os.getpid()}:{began:.2f}", ALIVE: time.time()}
+    return {WORKER: _this_process(), ALIVE: time.time()}
+
+
+def of_this_process(trial: FrozenTrial) -> bool:
+    """Whether this process was the last to take a trial."""
+    return worker_of(trial) == _this_process()
 
 
 def at_work(trial: FrozenTrial) -> bool:
@@ -56,6 +60,10 @@ def process_ended(trial: FrozenTrial) -> bool:
         return f"{process.create_time():.2f}" != began or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def _this_process() -> str:
+    return f"{_host()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
 
 
 def _host() -> str:

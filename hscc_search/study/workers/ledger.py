@@ -25,7 +25,7 @@ from hscc_search.study.propose import Proposal, Tried
 from hscc_search.study.record import FAILURE, REFINES, TOO_LATE, refined_trials, refines
 from hscc_search.study.space import Sample, Space
 from hscc_search.study.stored_study import Study, study_as_it_stands
-from hscc_search.study.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, process_ended, signature
+from hscc_search.study.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, of_this_process, process_ended, signature
 
 # Number of workers that may die of one trial before the trial fails.
 _ATTEMPTS = 2
@@ -176,6 +176,12 @@ class Ledger:
             self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
         except UpdateFinishedTrialError:
             return
+
+    def hand_back_own(self) -> None:
+        """Leave all trials that this process has to the next workers."""
+        for trial in self.trials():
+            if trial.state == TrialState.RUNNING and of_this_process(trial):
+                self.hand_back(trial)
 
     @_patient
     def reclaim(self) -> None:

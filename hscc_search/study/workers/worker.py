@@ -50,11 +50,15 @@ def work(
     def time_is_over() -> bool:
         return config.timeout is not None and time.monotonic() - began > config.timeout
 
-    reason = _search(ledger, prepared, report, lambda: keep_on() and not time_is_over())
-    if time_is_over():
-        reason = _TIME_IS_OVER
-    elif keep_on():
-        _refine_front(ledger, prepared, report, lambda: keep_on() and not time_is_over())
+    try:
+        reason = _search(ledger, prepared, report, lambda: keep_on() and not time_is_over())
+        if time_is_over():
+            reason = _TIME_IS_OVER
+        elif keep_on():
+            _refine_front(ledger, prepared, report, lambda: keep_on() and not time_is_over())
+    except KeyboardInterrupt:  # wherever it came: while a trial is taken, measured or stored
+        ledger.hand_back_own()
+        raise
     report(Progress(_SEARCHING, ledger.finished, config.trials, reason))
     return reason
 
@@ -129,9 +133,6 @@ def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial, r
         with ledger.heartbeat(trial):
             setting, precision = ledger.space.setting(trial.params), precision_of(trial.params)
             result = run_trial(prepared, setting, refinement, report, precision)
-    except KeyboardInterrupt:
-        ledger.hand_back(trial)
-        raise
     except Exception as error:
         reason = one_line(error, with_type=True)
         ledger.fail(trial, reason)

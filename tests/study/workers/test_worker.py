@@ -8,6 +8,7 @@ import command_line
 import optuna
 import pytest
 from conftest import SMALL
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from hscc_search.errors import StudyError
@@ -133,6 +134,28 @@ def test_an_interrupted_worker_hands_its_trial_back(small, how):
     assert TrialState.RUNNING not in states
     assert TrialState.FAIL not in states
     assert states.count(TrialState.WAITING) <= 1
+
+
+@pytest.mark.parametrize("call", ["create_new_trial", "get_trial", "set_trial_user_attr", "set_trial_state_values"])
+def test_a_trial_is_handed_back_wherever_the_worker_is_interrupted(small, monkeypatch, call):
+    config = small(trials=1)
+    run_study(config, "cpu")
+    original, interrupted = getattr(RDBStorage, call), []
+
+    def interrupt_the_first(*arguments, **named):
+        result = original(*arguments, **named) if call == "create_new_trial" else None  # as late as it can come
+        if not interrupted:
+            interrupted.append(call)
+            raise KeyboardInterrupt
+        return result or original(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RDBStorage, call, interrupt_the_first)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(config.model_copy(update={"trials": 2}), "cpu")
+    assert [trial.state for trial in trials_of(config)] == [TrialState.COMPLETE, TrialState.WAITING]
+    again = run_study(config.model_copy(update={"trials": 2}), "cpu")
+    assert [point.trial for point in again.points] == [0, 1]
 
 
 @both
