@@ -67,6 +67,30 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         _release(temporary, handle)
 
 
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder among the system's temporary ones; it is removed at the end of the block.
+
+    Raises:
+        UnwritableError: there is no such place.
+        DiskFullError: there is no room for what the block writes.
+    """
+    try:
+        parent = Path(tempfile.gettempdir())
+    except OSError as error:
+        raise UnwritableError(f"no temporary folder ({error.strerror}): set TMPDIR to a folder") from error
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not _is_full(error, parent):
+            raise
+        raise DiskFullError(
+            f"no room for temporary files: {shutil.disk_usage(parent).free / 1e6:.1f} MB are free in {parent}: make "
+            "room, or set TMPDIR to another folder, and the same command continues"
+        ) from error
+
+
 class TemporaryFolder:
     """A folder that is removed with this object, or when the process ends; what killed processes left of the same name.
 

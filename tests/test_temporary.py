@@ -3,6 +3,7 @@ import os
 import random
 import shutil
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from hscc_search.errors import DiskFullError, UnwritableError
 from hscc_search.files import folder_written_whole, written_whole
-from hscc_search.temporary import TemporaryFolder, lock_file, remove_abandoned, temporary_beside
+from hscc_search.temporary import TemporaryFolder, lock_file, remove_abandoned, temporary_beside, temporary_folder
 
 FORK = multiprocessing.get_context("fork")
 DAY = 86400
@@ -176,6 +177,17 @@ def test_a_small_disk_is_named_with_its_size(small_disk, kilobytes):
     folder = small_disk(kilobytes)
     with pytest.raises(DiskFullError, match=rf"page: it needs more than the {kilobytes * 1.024e-3:.1f} MB .* {folder}"):
         fill(folder / "page")
+    assert listed(folder) == []
+
+
+def test_no_room_for_temporary_files_names_their_place(small_disk, monkeypatch):
+    folder = small_disk(400)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    with (
+        pytest.raises(DiskFullError, match=rf"no room for temporary files: 0\.4 MB are free in {folder}: .*TMPDIR"),
+        temporary_folder() as temporary,
+    ):
+        (temporary / "model.onnx").write_bytes(bytes(3_000_000))
     assert listed(folder) == []
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 
 from hscc_search.config import Shape, shape_of
 from hscc_search.errors import ExportError
+from hscc_search.temporary import temporary_folder
 
 # Batches that run before times count, so that memory and kernels are in place.
 _WARM_UP = 2
@@ -136,7 +136,7 @@ def _in_onnxruntime(network: nn.Module, shape: int | Shape) -> Runner:
     # Imported here: the exporter takes seconds to import, and few studies measure latency.
     from hscc_search.runtime.onnx import write_onnx
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         write_onnx(network, shape, path)
         return file_runner(path)

@@ -1,7 +1,6 @@
 """One trial: compress the dense network with one setting and measure the result."""
 
 import copy
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from hscc_search.study.deployment import write_int8_file
 from hscc_search.study.opening import calibration_images
 from hscc_search.study.record import DenseRecord
 from hscc_search.study.refinement import lessons_of, stored_refinement
+from hscc_search.temporary import temporary_folder
 
 # Bytes of the scores of a trial that are stored though no metric of the study needs them.
 _MOST_BYTES = 2**20
@@ -188,8 +188,10 @@ def measure_trial(
         )
     cost = cost_of(compressed.network, counted)
     if precision == "int8":
-        with tempfile.TemporaryDirectory() as folder:
-            return _measure_int8(prepared, compressed, cost, int8_file or Path(folder) / "model.onnx", report)
+        if int8_file is not None:
+            return _measure_int8(prepared, compressed, cost, int8_file, report)
+        with temporary_folder() as folder:
+            return _measure_int8(prepared, compressed, cost, folder / "model.onnx", report)
     measured = measure(prepared.opened, compressed.network, cost, _latency(prepared, compressed.network))
     return TrialResult(compressed, measured)
 

@@ -25,7 +25,15 @@ from hscc_search.study.propose import Proposal, Tried
 from hscc_search.study.record import FAILURE, REFINES, TOO_LATE, refined_trials, refines
 from hscc_search.study.space import Sample, Space
 from hscc_search.study.stored_study import Study, study_as_it_stands
-from hscc_search.study.workers.heartbeat import ALIVE, BEAT_SECONDS, GRACE_SECONDS, at_work, of_this_process, process_ended, signature
+from hscc_search.study.workers.heartbeat import (
+    ALIVE,
+    BEAT_SECONDS,
+    GRACE_SECONDS,
+    at_work,
+    of_this_process,
+    process_ended,
+    signature,
+)
 
 # Number of workers that may die of one trial before the trial fails.
 _ATTEMPTS = 2

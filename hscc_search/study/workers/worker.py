@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from optuna.trial import FrozenTrial
 
-from hscc_search.errors import StudyError, one_line
+from hscc_search.errors import DiskFullError, StudyError, one_line
 from hscc_search.pareto.hypervolume import stagnant
 from hscc_search.pareto.objectives import excesses, objectives_of, quality_of, title, violations
 from hscc_search.progress import Progress, Report, silent
@@ -31,7 +31,7 @@ def work(
 ) -> str:
     """Work on a study until all its trials are finished, by this worker or by others, and then refine its front.
 
-    Ctrl-C hands the current trial back.
+    Ctrl-C, and a full disk, hand the current trial back.
 
     Args:
         ledger: of the study.
@@ -44,6 +44,7 @@ def work(
 
     Raises:
         StudyError: several trials of this worker in a row fail.
+        DiskFullError: there is no room for a trial's temporary files.
     """
     config, began = prepared.config, time.monotonic()
 
@@ -56,7 +57,8 @@ def work(
             reason = _TIME_IS_OVER
         elif keep_on():
             _refine_front(ledger, prepared, report, lambda: keep_on() and not time_is_over())
-    except KeyboardInterrupt:  # wherever it came: while a trial is taken, measured or stored
+    # A disk that is full is no fault of a sample. Ctrl-C may come while a trial is taken, measured or stored.
+    except (KeyboardInterrupt, DiskFullError):
         ledger.hand_back_own()
         raise
     report(Progress(_SEARCHING, ledger.finished, config.trials, reason))
@@ -133,6 +135,8 @@ def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial, r
         with ledger.heartbeat(trial):
             setting, precision = ledger.space.setting(trial.params), precision_of(trial.params)
             result = run_trial(prepared, setting, refinement, report, precision)
+    except DiskFullError:
+        raise
     except Exception as error:
         reason = one_line(error, with_type=True)
         ledger.fail(trial, reason)

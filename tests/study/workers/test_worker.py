@@ -11,7 +11,7 @@ from conftest import SMALL
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
-from hscc_search.errors import StudyError
+from hscc_search.errors import DiskFullError, StudyError
 from hscc_search.storage import existing_storage
 from hscc_search.study.stored_study import find_study, read_study
 from hscc_search.study.study import run_study, work_on
@@ -156,6 +156,20 @@ def test_a_trial_is_handed_back_wherever_the_worker_is_interrupted(small, monkey
     assert [trial.state for trial in trials_of(config)] == [TrialState.COMPLETE, TrialState.WAITING]
     again = run_study(config.model_copy(update={"trials": 2}), "cpu")
     assert [point.trial for point in again.points] == [0, 1]
+
+
+def test_a_full_disk_ends_the_work_and_takes_no_trial(small, monkeypatch):
+    config = small(trials=1)
+    run_study(config, "cpu")
+
+    def full(*_):
+        raise DiskFullError("no room for temporary files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "run_trial", full)
+        with pytest.raises(DiskFullError):
+            run_study(config.model_copy(update={"trials": 2}), "cpu")
+    assert [trial.state for trial in trials_of(config)] == [TrialState.COMPLETE, TrialState.WAITING]
 
 
 @both
