@@ -31,7 +31,7 @@ FLOORS = (
 )
 # The same within the compressor, in the order of the method.
 STEPS = (
-    "form inspection plan stand_ins",
+    "form inspection plan divided stand_ins",
     "layers",
     "calibration",
     "rebuild",

@@ -7,10 +7,12 @@ that the layers compressed before it deliver, is replaced by its factors, and pa
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import nn
 
 from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.divided import DividedLayer, within_bounds
 from hscc_search.compression.fitting.layer import fit_layer
 from hscc_search.compression.form import NetworkForm
 from hscc_search.compression.plan import LayerPlan
@@ -36,12 +38,14 @@ class Compressed:
         form: all that is needed to build the network again, but its weights.
         macs: multiply-adds per image of the whole network: those of its layers by the formula, and what the dense
             network takes outside of them.
+        divided: the layers that have more than one region or cluster.
     """
 
     network: nn.Module
     plan: tuple[LayerPlan, ...]
     form: NetworkForm
     macs: int
+    divided: tuple[DividedLayer, ...]
 
 
 def compress(calibration: Calibration, setting: Setting, refine: Refinement | None = None) -> Compressed:
@@ -72,7 +76,19 @@ def _compress(calibration: Calibration, setting: Setting) -> Compressed:
     result = replaced_in_order(calibration.network, fits, calibration.images[::step])
     form = NetworkForm(calibration.plain, calibration.folds, {name: design.form for name, design in designs.items()})
     plan = _plan(calibration, designs)
-    return Compressed(result, plan, form, calibration.inspection.macs_outside + sum(layer.macs for layer in plan))
+    macs = calibration.inspection.macs_outside + sum(layer.macs for layer in plan)
+    return Compressed(result, plan, form, macs, _divided(designs))
+
+
+def _divided(designs: dict[str, LayerDesign]) -> tuple[DividedLayer, ...]:
+    layers = []
+    for name, design in designs.items():
+        blocks = design.partition.blocks[0]
+        sizes = tuple(tuple(np.bincount(block.clusters).tolist()) for block in blocks)
+        if len(blocks) > 1 or len(sizes[0]) > 1:
+            pictures = tuple(block.coactivation for block in blocks)
+            layers.append(DividedLayer(name, design.form.output_size, design.form.pieces, sizes, pictures))
+    return within_bounds(layers)
 
 
 def _plan(calibration: Calibration, designs: dict[str, LayerDesign]) -> tuple[LayerPlan, ...]:

@@ -16,6 +16,7 @@ class Rows:
     Attributes:
         shape: of all rows together.
         dtype: of the array.
+        indices: of the rows in the array, int64, shape (rows,).
     """
 
     def __init__(self, array: np.ndarray, indices: np.ndarray) -> None:
@@ -25,20 +26,20 @@ class Rows:
             array: shape (rows, ...), in memory or mapped from a file.
             indices: of the chosen rows, int64, shape (chosen,).
         """
-        self._array, self._indices = array, indices
+        self._array, self.indices = array, indices
         self.shape, self.dtype = (len(indices), *array.shape[1:]), array.dtype
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, key: Any) -> np.ndarray:
         """Read the rows of a slice or of an array of positions, or a single one, as numpy does."""
-        chosen = np.atleast_1d(self._indices[key])
+        chosen = np.atleast_1d(self.indices[key])
         order = np.argsort(chosen, kind="stable")  # a disk reads faster onward than to and fro
         rows = np.empty((len(chosen), *self.shape[1:]), self.dtype)
         rows[order] = self._array[chosen[order]]
         self._give_back()
-        return rows[0] if np.ndim(self._indices[key]) == 0 else rows
+        return rows[0] if np.ndim(self.indices[key]) == 0 else rows
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[position] for position in range(len(self)))

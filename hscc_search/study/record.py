@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from hscc_search.compression.divided import DividedLayer
 from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
@@ -29,6 +30,7 @@ from hscc_search.errors import StudyError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.storage import without_password
+from hscc_search.study.images_record import ImagesRecord
 
 FORMAT = 5
 READ = (4, FORMAT)
@@ -37,7 +39,7 @@ READ = (4, FORMAT)
 _SHORTENED, _LONG = "packed", 30_000
 
 # Keys among the attributes of Optuna's study and trials.
-STUDY, MEASURED, PLAN, FAILURE = "hscc", "measured", "plan", "failure"
+STUDY, MEASURED, PLAN, DIVIDED, FAILURE = "hscc", "measured", "plan", "divided", "failure"
 # Key among the system attributes of a trial of the second stage: the number of the trial that it refines.
 REFINES = "hscc:refines"
 # Why a trial failed that two workers created at the same time.
@@ -76,6 +78,7 @@ class StudyRecord:
         labels: class of each validation image, uint16; where targets are maps, the number of points of each class in
             each, uint32, shape (images, classes).
         groups: int64, shape (images,), the same for validation images that belong together; None where none do.
+        images: what pages show of the images; None in a study of version 0.1.0.
         dense: the dense network.
         versions: of Python and of the packages that the study was created with, by name.
         inspection: of the dense network, layer by layer; None in a study of version 0.1.0.
@@ -91,6 +94,7 @@ class StudyRecord:
     inspection: Inspection | None = None
     notices: tuple[str, ...] = ()
     groups: np.ndarray | None = field(default=None, compare=False, repr=False, kw_only=True)
+    images: ImagesRecord | None = field(default=None, compare=False, repr=False, kw_only=True)
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -113,6 +117,8 @@ class StudyRecord:
             },
             "inspection": None if self.inspection is None else self.inspection.stored(),
             "notices": list(self.notices),
+            # The key "images" was a number in format 4.
+            **({} if self.images is None else {"pictures": self.images.stored()}),
         }
         return {**head, **_shortened(rest)}  # the head is read by versions that read nothing else
 
@@ -154,6 +160,7 @@ class StudyRecord:
             versions=tree["versions"],
             inspection=Inspection.from_stored(tree["inspection"]) if tree.get("inspection") else None,
             notices=tuple(tree.get("notices", ())),
+            images=ImagesRecord.from_stored(tree["pictures"]) if "pictures" in tree else None,
         )
 
 
@@ -169,6 +176,7 @@ class TrialRecord:
         refined: see :class:`hscc_search.pareto.points.Point`.
         refines: likewise.
         int8: likewise.
+        divided: the layers that have more than one region or cluster.
     """
 
     measured: Measured
@@ -178,6 +186,7 @@ class TrialRecord:
     refined: Mapping[str, float] = field(default_factory=dict)
     refines: int | None = None
     int8: Mapping[str, Any] = field(default_factory=dict)
+    divided: Sequence[DividedLayer] = ()
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values of the trial's attributes, by their keys."""
@@ -192,6 +201,7 @@ class TrialRecord:
         return {
             MEASURED: _shortened(measured),
             PLAN: _shortened([layer.stored() for layer in self.plan]),
+            **({DIVIDED: _shortened([layer.stored() for layer in self.divided])} if self.divided else {}),
             **_stored_scores(self.measured.scores),
         }
 
@@ -220,6 +230,11 @@ def point_from_stored(trial: int, tree: Mapping[str, Any], scores: Mapping[str, 
 def plan_from_stored(tree: Any) -> tuple[LayerPlan, ...]:
     """Read the plan of each layer in a trial."""
     return tuple(map(LayerPlan.from_stored, _whole(tree)))
+
+
+def divided_from_stored(tree: Any) -> tuple[DividedLayer, ...]:
+    """Read the divided layers of a trial; a trial without any has no such attribute."""
+    return tuple(map(DividedLayer.from_stored, _whole(tree)))
 
 
 def refines(trial: FrozenTrial) -> int | None:

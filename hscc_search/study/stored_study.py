@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic_core import from_json
 from sqlalchemy import text
 
+from hscc_search.compression.divided import DividedLayer
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StorageError, StudyError
@@ -25,6 +26,7 @@ from hscc_search.pareto.points import Measured, Point
 from hscc_search.storage import storage_to_read
 from hscc_search.storage_faults import in_one_line, undamaged
 from hscc_search.study.record import (
+    DIVIDED,
     FAILURE,
     FORMAT,
     MEASURED,
@@ -32,6 +34,7 @@ from hscc_search.study.record import (
     SCORES,
     STUDY,
     StudyRecord,
+    divided_from_stored,
     plan_from_stored,
     point_from_stored,
 )
@@ -46,12 +49,14 @@ class Study:
         points: the finished trials, by number.
         failures: by trial number the reason why it failed.
         plan_of: reads the plan of each layer in one finished trial, by its number.
+        divided_of: reads its layers that have more than one region or cluster; none of a trial of version 0.1.0.
     """
 
     record: StudyRecord
     points: tuple[Point, ...]
     failures: dict[int, str]
     plan_of: Callable[[int], tuple[LayerPlan, ...]] = field(compare=False, repr=False)
+    divided_of: Callable[[int], tuple[DividedLayer, ...]] = field(compare=False, repr=False)
 
     @property
     def config(self) -> StudyConfig:
@@ -152,7 +157,8 @@ def study_as_it_stands(study: optuna.Study, storage: BaseStorage) -> Study:
                 # One that refining made no better is the network that it refines, and would be on the front twice.
                 if point.refines is None or point.refined["best_epoch"]:
                     points.append(point)
-    return Study(record, tuple(points), failures, partial(_plan, storage, study._study_id))
+    plan_of, divided_of = partial(_plan, storage, study._study_id), partial(_divided, storage, study._study_id)
+    return Study(record, tuple(points), failures, plan_of, divided_of)
 
 
 def known_study(storage: BaseStorage, name: str) -> optuna.Study:
@@ -271,3 +277,8 @@ def _scores(study: optuna.Study, storage: BaseStorage) -> dict[int, dict[str, An
 def _plan(storage: BaseStorage, study_id: int, number: int) -> tuple[LayerPlan, ...]:
     with in_one_line(storage), undamaged(storage):
         return plan_from_stored(get_trial(storage, study_id, number).user_attrs[PLAN])
+
+
+def _divided(storage: BaseStorage, study_id: int, number: int) -> tuple[DividedLayer, ...]:
+    with in_one_line(storage), undamaged(storage):
+        return divided_from_stored(get_trial(storage, study_id, number).user_attrs.get(DIVIDED, []))

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from hscc_search.config import StudyConfig
 from hscc_search.data.dataset import kept_labels
+from hscc_search.data.rows import Rows
 from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.dense.weights import weights_digest
 from hscc_search.errors import StorageError, StudyError
@@ -20,7 +21,8 @@ from hscc_search.progress import Report, silent
 from hscc_search.storage import check_storage, existing_storage, find_storage, open_storage
 from hscc_search.storage_faults import in_one_line, undamaged
 from hscc_search.study.beforehand import Notices, notices_before_training, notices_on_dense
-from hscc_search.study.opening import open_again, same_as_stored
+from hscc_search.study.images_record import ImagesRecord
+from hscc_search.study.opening import calibration_pixels, open_again, same_as_stored
 from hscc_search.study.propose import directions_of
 from hscc_search.study.record import DenseRecord, StudyRecord, refines, versions
 from hscc_search.study.refinement import left_to_refine
@@ -250,11 +252,18 @@ def _create(prepared: Prepared, storage: BaseStorage, notices: Notices) -> optun
         versions=versions(),
         inspection=prepared.calibration.inspection,
         notices=tuple(notices.lines),
+        images=_images(opened),
     )
     directions = directions_of(objectives_of(config))
     study = optuna.create_study(study_name=config.name, storage=storage, directions=directions, load_if_exists=True)
     write_record(study, record)
     return study
+
+
+def _images(opened: Opened) -> ImagesRecord:
+    validation, names = opened.parts.validation.images, opened.dataset.names
+    of_validation = [names[index] for index in validation.indices] if isinstance(validation, Rows) else []
+    return ImagesRecord.of(of_validation, calibration_pixels(opened).numpy())
 
 
 def _all_done(study: optuna.Study, storage: BaseStorage, config: StudyConfig) -> bool:

@@ -32,8 +32,7 @@ def coactivation(responses: torch.Tensor, clusters: int, seed: int) -> np.ndarra
     channels = responses.shape[1]
     if min(clusters, channels) <= 1:
         return np.zeros(channels, np.int64)
-    profiles = correlation(torch.relu(_drawn(responses, seed).float()))
-    return k_means(profiles.numpy(), clusters, seed)
+    return k_means(coactivations(responses, seed), clusters, seed)
 
 
 def contiguous(responses: torch.Tensor, clusters: int, seed: int) -> np.ndarray:
@@ -86,6 +85,19 @@ def check_clusters(strategy: str, clusters: int) -> None:
         raise CompressionError(f"clusters must be 1 or more, not {clusters}")
     if strategy not in STRATEGIES:
         raise CompressionError(f"no cluster strategy {strategy!r}: use one of {', '.join(STRATEGIES)}")
+
+
+def coactivations(responses: torch.Tensor, seed: int) -> np.ndarray:
+    """Correlate channels after the activation, on at most ``_SAMPLES`` samples.
+
+    Args:
+        responses: float, shape (samples, channels), before the activation.
+        seed: of the samples that are drawn.
+
+    Returns:
+        float64, shape (channels, channels).
+    """
+    return np.asarray(correlation(torch.relu(_drawn(responses, seed).float())).numpy())
 
 
 def correlation(samples: torch.Tensor) -> torch.Tensor:

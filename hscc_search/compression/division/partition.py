@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional
 
 from hscc_search.compression.calibration.record import LayerRecord, region_effects
-from hscc_search.compression.division.clusters import check_clusters, cluster_labels
+from hscc_search.compression.divided import coactivation_picture
+from hscc_search.compression.division.clusters import check_clusters, cluster_labels, coactivations
 from hscc_search.compression.division.regions import check_regions, label_map
 from hscc_search.compression.factors import principal_axes
 from hscc_search.config import ClusterStrategy, RegionStrategy
@@ -59,6 +60,7 @@ class Block:
         eigenvalues: for each cluster those of the covariance of its responses times ``effects``, descending.
         axes: for each cluster the eigenvectors that belong to them, float32 (members, axes); where there are fewer
             samples than members, there are fewer axes.
+        coactivation: of the clusters, see :class:`hscc_search.compression.divided.DividedLayer`; None for one cluster.
     """
 
     positions: torch.Tensor
@@ -68,6 +70,7 @@ class Block:
     clusters: np.ndarray
     eigenvalues: tuple[torch.Tensor, ...]
     axes: tuple[torch.Tensor, ...]
+    coactivation: np.ndarray | None
 
     def basis(self, ranks: Sequence[int]) -> torch.Tensor:
         """The leading axes of each cluster, side by side.
@@ -152,7 +155,8 @@ def _block(
     clusters = cluster_labels(division.cluster_strategy, samples, division.clusters, division.seed)
     effects = region_effects(record.effects, positions, channels)
     eigenvalues, axes = _spectra(samples.to(effects.device), effects, clusters)
-    return Block(positions, area, channels, effects, clusters, eigenvalues, axes)
+    picture = coactivation_picture(coactivations(samples, division.seed), clusters) if clusters.any() else None
+    return Block(positions, area, channels, effects, clusters, eigenvalues, axes, picture)
 
 
 def _spectra(

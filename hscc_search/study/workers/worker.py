@@ -150,6 +150,7 @@ def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial, r
         result.refined,
         refines(trial),
         result.int8,
+        result.compressed.divided,
     )
     values = [measured[objective.metric] for objective in objectives_of(config)]
     ledger.finish(trial, values, list(excesses(config, measured.metrics).values()), record.stored())
