@@ -14,6 +14,7 @@
   };
   const MOST_COMPARED = 4;
   const MOST_ROWS = 200;
+  const MOST_LINES = 400;
   const REFRESH_MILLISECONDS = 5000;
   const FINISHED_MILLISECONDS = 15000;
 
@@ -209,6 +210,7 @@
       const compared = chosen.compared.map((number) => trials.get(number)).filter(Boolean);
       made.push(trace(compared, "side by side", "diamond-tall-open", { marker: { size: 22, color: colourOf("ink"), line: { width: 2 } }, hovertemplate: null, hoverinfo: "skip" }));
     }
+    for (const peer of (page.peers ?? []).filter((each) => [chosen.x, chosen.y].every((name) => name in each.metrics))) made.push(peerTrace(peer));
     made.push({
       type: "scatter",
       mode: "markers",
@@ -221,6 +223,16 @@
       ...errorBars([study.dense], colourOf("dense")),
     });
     return made;
+  }
+
+  // A network of another method, measured by `hscc-search compare` on test parts.
+  function peerTrace(peer) {
+    const lines = [peer.name, ...Object.keys(peer.metrics).map((name) => `${metrics.get(name).title} ${withError(name, peer)}`), "its accuracy is the dense network's plus the difference on the test parts"];
+    return {
+      type: "scatter", mode: "markers", name: escaped(peer.name), x: [scaled(chosen.x, peer)], y: [scaled(chosen.y, peer)],
+      text: [lines.map(escaped).join("<br>")], hovertemplate: "%{text}<extra></extra>",
+      marker: { symbol: peer.symbol, size: 10, color: colourOf("peer"), line: { width: 1.5, color: colourOf("peer") } },
+    };
   }
 
   function axis(name, logarithmic) {
@@ -270,6 +282,72 @@
       if (names) Object.assign(figure.coloraxis.colorbar, { tickvals: names.map((_, row) => row), ticktext: names.map(escaped) });
     }
     Plotly.react("front", traces(), figure, PLOTLY);
+  }
+
+  // ---- all parameters and metrics at once
+
+  // The axes of the parallel coordinates, each with the share of its range at which a trial stands.
+  function parallelAxes() {
+    const points = all();
+    const names = [...sampleNames().map((name) => [name, (trial) => trial.sample[name] ?? null]), ...shownMetrics().map((name) => [metrics.get(name).axis.split(" (")[0].replace(", validation part", ""), (trial) => scaled(name, trial)])];
+    return names.map(([name, value]) => {
+      const values = points.map(value).filter((each) => each !== null);
+      const numbers = values.every((each) => typeof each === "number");
+      const order = numbers ? null : [...new Set(values.map(String))].sort();
+      const [low, high] = numbers ? [Math.min(...values), Math.max(...values)] : [0, order.length - 1];
+      const position = (trial) => {
+        const each = value(trial);
+        if (each === null) return null;
+        return high > low ? ((numbers ? each : order.indexOf(String(each))) - low) / (high - low) : 0.5;
+      };
+      const ends = numbers ? [low, high].map((each) => Number(each.toPrecision(4)).toString()) : [order[0], order.at(-1)];
+      return { name, position, ends };
+    }).filter((each) => each.ends[0] !== undefined);
+  }
+
+  function drawParallel() {
+    const axes = parallelAxes();
+    const last = all();
+    const step = Math.ceil(last.length / MOST_LINES);
+    const groups = [
+      ["dominated", last.filter((trial, row) => (trial.kind === "d" || trial.kind === "i") && row % step === 0), { color: colourOf("faint"), width: 0.6 }, 0.45],
+      ["cannot be told apart from the front", last.filter((trial) => trial.kind === "c").slice(0, MOST_LINES), { color: colourOf("accent"), width: 0.8, dash: "dot" }, 0.7],
+      ["front", last.filter((trial) => trial.kind === "f"), { color: colourOf("accent"), width: 1.8 }, 1],
+      ["side by side", chosen.compared.map((number) => trials.get(number)).filter(Boolean), { color: colourOf("ink"), width: 3.5 }, 1],
+    ];
+    const lines = groups.filter(([, points]) => points.length).map(([name, points, line, opacity]) => ({
+      type: "scatter", mode: "lines", name, opacity, line, connectgaps: false, hovertemplate: "%{text}<extra></extra>",
+      x: points.flatMap(() => [...axes.keys(), null]),
+      y: points.flatMap((trial) => [...axes.map((each) => each.position(trial)), null]),
+      text: points.flatMap((trial) => [...axes.map(() => facts(trial)), ""]),
+      customdata: points.flatMap((trial) => [...axes.map(() => trial.trial), null]),
+    }));
+    const ends = axes.flatMap(({ ends }, column) => ends.map((text, top) => ({ x: column, y: top, text: escaped(text), showarrow: false, yshift: top ? 12 : -12, font: { size: 11 } })));
+    const figure = { ...layout(360), margin: { l: 40, r: 40, t: 10, b: 40 }, annotations: ends, hovermode: "closest",
+      xaxis: { tickvals: [...axes.keys()], ticktext: axes.map((each) => escaped(each.name)), ...plain(), gridcolor: colourOf("faint"), fixedrange: true },
+      yaxis: { visible: false, range: [-0.12, 1.12], fixedrange: true } };
+    Plotly.react("parallel", lines, figure, { ...PLOTLY, displayModeBar: false });
+  }
+
+  async function drawImportances() {
+    const shares = page.importances ?? await importancesNow();
+    const objectives = Object.keys(shares ?? {});
+    element("importances").hidden = !objectives.length;
+    if (!objectives.length) return;
+    const names = [...new Set(objectives.flatMap((objective) => Object.keys(shares[objective])))].slice(0, 12).reverse();
+    const bars = objectives.map((objective, at) => ({ type: "bar", orientation: "h", name: metrics.get(objective)?.title ?? objective, y: names.map(escaped), x: names.map((name) => shares[objective][name] ?? 0),
+      marker: { color: colourOf(["accent", "dense", "faint", "ink"][at]), pattern: { shape: ["", "/", ".", "x"][at] } }, hovertemplate: "%{y}: %{x:.2f}<extra>%{fullData.name}</extra>" }));
+    Plotly.react("importance", bars, { ...layout(90 + 28 * names.length * objectives.length), barmode: "group", xaxis: { title: { text: "importance" }, range: [0, 1], ...plain() }, yaxis: { type: "category", ...plain() } }, { ...PLOTLY, displayModeBar: false });
+  }
+
+  async function importancesNow() {
+    if (!page.live) return null;
+    try {
+      const response = await fetch(`${page.live}/importances`);
+      return response.ok ? await response.json() : null;
+    } catch {
+      return null; // the server is away: the next look asks again
+    }
   }
 
   function drawHypervolume() {
@@ -402,7 +480,9 @@
     const at = chosen.compared.indexOf(number);
     if (at >= 0) chosen.compared.splice(at, 1);
     else chosen.compared = [...chosen.compared, number].slice(-MOST_COMPARED);
+    history.replaceState(null, "", chosen.compared.length ? `#trial=${chosen.compared.join(",")}` : location.pathname + location.search);
     drawFront();
+    drawParallel();
     for (const box of element("trials").querySelectorAll("input")) box.checked = chosen.compared.includes(Number(box.value));
     drawCompared();
   }
@@ -444,13 +524,33 @@
     const made = make("article", { "aria-label": nameOf(trial) }, make("h3", {}, nameOf(trial)), list);
     if (page.live) made.append(make("p", {}, make("a", { href: page.dashboard }, "in optuna-dashboard")));
     if (!detail) {
-      made.append(make("p", { class: "muted" }, page.live ? "Its layers cannot be read at the moment." : "Its layers are not in this file, which holds those of the front."));
+      made.append(make("p", { class: "muted" }, page.live ? "Its layers cannot be read at the moment." : "Its layers are not in this file, which has room for those of the front and some others."));
       return made;
     }
     if (detail.int8?.in_float) made.append(make("p", { class: "muted" }, `8-bit integers; ${detail.int8.in_float.length} operators stay in float; divergence from float ${Number(detail.int8.divergence).toPrecision(2)} nats.`));
     if (Number.isFinite(detail.refined?.after)) made.append(make("p", { class: "muted" }, `Refined: divergence from the dense network on train images set aside ${Number(detail.refined.before).toPrecision(3)} before, ${detail.refined.after.toPrecision(3)} after.`));
     made.append(make("div", { id: `layers-${trial.trial}` }));
+    if (detail.divided.length) made.append(dividedOf(detail.divided));
     if (detail.answers) made.append(...answersOf(detail.answers));
+    return made;
+  }
+
+  // The regions of each divided layer over the mean calibration image, and its clusters as matrices.
+  function dividedOf(layers) {
+    const many = layers.length > 1 ? `${layers.length} layers are` : "1 layer is";
+    const maps = make("div", { class: "matrices" });
+    const made = make("details", {}, make("summary", {}, `regions and clusters: ${many} divided`), maps);
+    for (const layer of layers) {
+      const regions = layer.clusters.length;
+      const about = `${layer.name}: ${regions} ${regions === 1 ? "region" : "regions"} of ${layer.size.join(" x ")} positions`;
+      const matrices = layer.clusters.map((sizes, region) => (layer.coactivation[region] === null ? null
+        : make("figure", {}, Pictures.coactivation(layer, region), make("figcaption", {}, `${regions > 1 ? `region ${region + 1}: ` : ""}${sizes.length} clusters of ${sizes.join(", ")} channels`))));
+      if (regions > 1) maps.append(make("figure", {}, Pictures.regionMap(layer, study.mean), make("figcaption", {}, about)));
+      if (matrices.some(Boolean)) made.append(make("p", {}, `${layer.name}: channels that activate together`), make("div", { class: "matrices" }, ...matrices));
+    }
+    if (layers.some((layer) => layer.coactivation.some(Boolean))) {
+      made.append(make("p", { class: "muted" }, "Squares show how the channels of a region activate together, cluster by cluster: orange together, white independent, blue opposite."));
+    }
     return made;
   }
 
@@ -459,10 +559,27 @@
     const rows = answers.classes.map((name, row) => make("tr", {}, make("th", { scope: "row" }, name),
       make("td", {}, `${answers.compressed.recall[row].toFixed(3)} ± ${answers.compressed.error[row].toFixed(3)}`), make("td", {}, answers.dense.recall[row].toFixed(3))));
     return [
-      make("p", {}, `${answers.only_compressed} validation images only this network gets right, ${answers.only_dense} only the dense one.`),
+      onlyOne(answers),
       make("table", {}, make("caption", {}, "recall by class"), make("thead", {}, head), make("tbody", {}, ...rows)),
       make("details", {}, make("summary", {}, "confusion matrices"), confusion("this network", answers.classes, answers.compressed.confusion), confusion("dense network", answers.classes, answers.dense.confusion)),
     ];
+  }
+
+  // The validation images that one of the two networks alone gets right.
+  function onlyOne(answers) {
+    const total = `${answers.only_compressed.count} validation images only this network gets right, ${answers.only_dense.count} only the dense one`;
+    const named = [["this network alone is right", answers.only_compressed], ["the dense network alone is right", answers.only_dense]].filter(([, group]) => group.images.length);
+    if (!named.length) return make("p", {}, `${total}.`);
+    const tables = named.map(([caption, group]) => {
+      const pictured = group.images.some(([position]) => page.thumbnails?.[position]);
+      const head = make("tr", {}, ...(pictured ? ["picture"] : []).concat(["image", "class", "this network", "dense"]).map((text) => make("th", { scope: "col" }, text)));
+      const rows = group.images.map(([position, name, label, dense, compressed]) => make("tr", {},
+        pictured ? make("td", {}, page.thumbnails[position] ? make("img", { src: page.thumbnails[position], alt: name }) : "-") : null,
+        make("th", { scope: "row", class: "path" }, name), ...[label, compressed, dense].map((each) => make("td", {}, answers.classes[each]))));
+      const more = group.count > group.images.length ? ` (the first ${group.images.length} of ${group.count})` : "";
+      return make("div", { class: "scroll", tabindex: "0" }, make("table", {}, make("caption", {}, caption + more), make("thead", {}, head), make("tbody", {}, ...rows)));
+    });
+    return make("details", {}, make("summary", {}, total), ...tables);
   }
 
   function confusion(name, classes, cells) {
@@ -492,6 +609,7 @@
   function draw() {
     state();
     drawFront();
+    drawParallel();
     answer();
     drawTable();
   }
@@ -535,10 +653,12 @@
       drawTable();
     });
     figure.on("plotly_deselect", () => { chosen.selected = null; drawTable(); });
-    figure.on("plotly_click", (event) => {
-      const number = event.points[0]?.customdata;
-      if (number !== undefined) compare(number);
-    });
+    for (const clicked of [figure, element("parallel")]) {
+      clicked.on("plotly_click", (event) => {
+        const number = event.points[0]?.customdata;
+        if (Number.isInteger(number)) compare(number);
+      });
+    }
   }
 
   async function refresh() {
@@ -572,11 +692,23 @@
   // A study that has all its trials may still be refined, or be continued.
   const later = () => setTimeout(refresh, standing.finished < standing.wanted ? REFRESH_MILLISECONDS : FINISHED_MILLISECONDS);
 
+  // An address may name trials, as links to this page do: #trial=3,5
+  function compareNamed() {
+    const named = (new URLSearchParams(location.hash.slice(1)).get("trial") ?? "").split(",").filter(Boolean).map(Number).filter((number) => trials.has(number));
+    if (!named.length) return false;
+    chosen.compared = [...new Set(named)].slice(-MOST_COMPARED);
+    draw();
+    drawCompared().then(() => element("compared").scrollIntoView());
+    return true;
+  }
+
   take(page.trials);
   controls();
-  draw();
+  if (!compareNamed()) draw();
   drawHypervolume();
+  drawImportances();
   figureEvents();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { draw(); drawHypervolume(); drawCompared(); });
+  addEventListener("hashchange", compareNamed);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { draw(); drawHypervolume(); drawImportances(); drawCompared(); });
   if (page.live) later();
 })();

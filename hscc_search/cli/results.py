@@ -1,6 +1,8 @@
 """The commands that show, export and compare: ``front``, ``export`` and ``compare``."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +26,9 @@ from hscc_search.memory import uncollected
 from hscc_search.report.formats import front_csv, front_json
 from hscc_search.report.terminal import out_console
 
+if TYPE_CHECKING:
+    from hscc_search.study.stored_study import Study
+
 
 @click.command()
 @click.argument("study_name")
@@ -42,18 +47,41 @@ from hscc_search.report.terminal import out_console
     type=click.Path(path_type=Path),
     help="Write the front as a self-contained page.",
 )
+@click.option(
+    "--comparison",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Show the peers that `compare --out DIR` measured on the page, too.",
+)
+@click.option(
+    "--images", is_flag=True, help="Show on the page small those validation images that one of two networks gets wrong."
+)
+@data_option
 @uncollected()
-def front(study_name: str, storage: str, output_format: str, html: Path | None) -> None:
+def front(
+    study_name: str,
+    storage: str,
+    output_format: str,
+    html: Path | None,
+    comparison: Path | None,
+    images: bool,
+    data: Path | None,
+) -> None:
     """Show the front of STUDY_NAME, with the dense network beside it."""
     if html is not None:
         try:
             checked_output(html)
         except UnwritableError as error:
             raise click.BadParameter(str(error), param_hint="--html") from error
+    for option, given in (("--comparison", comparison), ("--images", images)):
+        if given and html is None:
+            raise click.UsageError(f"{option} shows more on the page: name a file for it with --html")
+    from hscc_search.report.comparison import peers_of
     from hscc_search.study.stored_study import read_study
 
     quiet_optuna()
     study = read_study(storage, study_name)
+    peers = peers_of(study, comparison) if comparison is not None else ()
     if output_format == "json":
         click.echo(front_json(study))
     elif output_format == "csv":
@@ -63,12 +91,24 @@ def front(study_name: str, storage: str, output_format: str, html: Path | None) 
     if html is not None:
         from hscc_search.report.page import write_page
 
-        write_page(study, html, storage)
+        write_page(study, html, storage, peers, _thumbnails(study, data) if images else None)
         beside_data = output_format != "table"  # other programs read JSON or CSV, so nothing else is printed there
         click.echo(f"page: {printable(html)}", err=beside_data)
         if study.front:
             options = (*naming_storage(storage), "--select", "knee", "--out", f"{study_name}-knee")
             click.echo(f"next: {command_line('hscc-search', 'export', study_name, *options)}", err=beside_data)
+
+
+def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], dict[int, str]]:
+    from hscc_search.study.thumbnails import thumbnails
+
+    config = study.config.with_paths(absolute(data), None)
+
+    def draw(images: Iterable[int]) -> dict[int, str]:
+        with stoppable_bars() as report:
+            return thumbnails(study.record, config, images, report)
+
+    return draw
 
 
 @click.command()

@@ -75,6 +75,19 @@ def read_network(path: Path) -> ComparedNetwork:
         raise ConfigError(f"{path} is damaged: delete it, and it is measured again") from error
 
 
+def read_comparison(folder: Path) -> tuple[ComparisonRecord, list[ComparedNetwork]]:
+    """Read what a comparison has measured so far.
+
+    Raises:
+        ConfigError: the folder holds no comparison, or one that is damaged or of another format.
+    """
+    if not (folder / "comparison.json").is_file():
+        raise ConfigError(f"{folder} holds no comparison: name a folder that `hscc-search compare --out` wrote")
+    return _read_record(folder / "comparison.json"), [
+        read_network(path) for path in sorted((folder / "rows").iterdir())
+    ]
+
+
 def _read_record(path: Path) -> ComparisonRecord:
     try:
         return ComparisonRecord.from_stored(json.loads(path.read_text(encoding="utf-8")), str(path))

@@ -123,7 +123,7 @@ def open_built(
     """
     chosen_device = choose_device(device)
     # Checked before a network would be trained on the wrong images.
-    dataset, parts = _same_images(config, report, fingerprint, labels)
+    dataset, parts = same_images(config, report, fingerprint, labels)
     config = _with_normalisation(config, parts, report)
     built = build(config, len(dataset.classes), dataset.maps)
     return Opened(config, dataset, parts, built, chosen_device, identity(built))
@@ -143,10 +143,14 @@ def _with_normalisation(config: StudyConfig, parts: Parts, report: Report) -> St
     return config.model_copy(update={"data": config.data.normalised_by(mean, std)})
 
 
-def _same_images(
+def same_images(
     config: StudyConfig, report: Report, fingerprint: str | None, labels: np.ndarray | None
 ) -> tuple[Dataset, Parts]:
-    """Read and split the images; refuse others than those of the study, and another split."""
+    """Read and split the images of a study; the arguments are those of :func:`open_dense`.
+
+    Raises:
+        HsccError: they cannot be used, or they or their split are others than those that the study was started with.
+    """
     dataset = load_dataset(config.data, report)
     if fingerprint not in (None, dataset.fingerprint):
         raise StudyError(

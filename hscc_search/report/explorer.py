@@ -4,6 +4,7 @@ Trials are sent by column, and only those that a page does not know yet, so that
 What changes with each trial, such as who is on the front, is sent for all of them, a letter each.
 """
 
+import base64
 import hashlib
 import math
 import shlex
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hscc_search.compression.divided import DividedLayer
 from hscc_search.config.metrics import COSTS, is_share
 from hscc_search.pareto.objectives import title, violations
 from hscc_search.pareto.points import Measured, Point
@@ -21,6 +23,8 @@ from hscc_search.study.stored_study import Study
 
 # Ranges of trials that a request may name.
 _MOST_RANGES = 1000
+# Validation images that are named of those that one network alone gets right.
+_MOST_NAMED = 40
 # Significant digits of values on the page.
 _DIGITS = 6
 # The unit of a metric's axis, in words, and how many of the metric's own it is.
@@ -53,6 +57,7 @@ def study_data(study: Study, storage: str) -> dict[str, Any]:
         "metrics": [_metric(name) for name in study.dense.metrics],
         "dense": _network(study.dense),
         "notices": list(record.notices),
+        "mean": _picture(None if record.images is None else record.images.mean),
         "export": f"hscc-search export {shlex.quote(config.name)} --storage {shlex.quote(storage)}",
     }
 
@@ -98,13 +103,18 @@ def trials_data(study: Study, known: Collection[int] = ()) -> dict[str, Any]:
 
 
 def trial_data(study: Study, point: Point) -> dict[str, Any]:
-    """Gather what a page shows of one trial beside its columns: its layers, and its answers beside the dense ones."""
+    """Gather what a page shows of one trial beside its columns.
+
+    Returns:
+        Its layers, the regions and clusters of those that are divided, and its answers beside the dense network's.
+    """
     return {
         "trial": point.trial,
         "layers": [
             {"name": layer.name, "dense": layer.macs_dense, "macs": layer.macs, "note": layer.summary}
             for layer in study.plan_of(point.trial)
         ],
+        "divided": list(map(_divided, study.divided_of(point.trial))),
         "answers": _answers(study, point),
         "refined": {name: _short(value) for name, value in point.refined.items()},
         "int8": {name: _short(value) for name, value in point.int8.items() if name in ("divergence", "in_float")},
@@ -190,7 +200,7 @@ def _columns(study: Study, points: Sequence[Point]) -> dict[str, Any]:
 
 
 def _answers(study: Study, point: Point) -> dict[str, Any] | None:
-    """Confusion matrices, true classes in rows, and how many images only one network gets right; None of maps."""
+    """Confusion matrices, true classes in rows, and the images that only one network gets right; None of maps."""
     labels, classes = study.record.labels, study.record.classes
     if labels.ndim > 1:
         return None
@@ -206,9 +216,35 @@ def _answers(study: Study, point: Point) -> dict[str, Any] | None:
             "error": [_short(network.errors.get(each)) for each in recalls],
         }
         right[name] = predicted == labels
-    found["only_dense"] = int((right["dense"] & ~right["compressed"]).sum())
-    found["only_compressed"] = int((right["compressed"] & ~right["dense"]).sum())
+    for name, other in (("dense", "compressed"), ("compressed", "dense")):
+        found[f"only_{name}"] = _named(study, np.flatnonzero(right[name] & ~right[other]), (study.dense, point))
     return found
+
+
+def _named(study: Study, images: np.ndarray, networks: tuple[Measured, Measured]) -> dict[str, Any]:
+    """Name validation images, each with its position, its class and the classes that the two networks see."""
+    names = study.record.images.names if study.record.images is not None else ()
+    answers = [study.record.labels, *(np.frombuffer(network.predictions, "<u2") for network in networks)]
+    rows = [
+        [image, names[image] if names else f"validation image {image}", *(int(each[image]) for each in answers)]
+        for image in images[:_MOST_NAMED].tolist()
+    ]
+    return {"count": len(images), "images": rows}
+
+
+def _divided(layer: DividedLayer) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "size": list(layer.output_size),
+        "pieces": [[piece.top, piece.bottom, piece.left, piece.right, piece.region] for piece in layer.pieces],
+        "clusters": [list(sizes) for sizes in layer.clusters],
+        "coactivation": list(map(_picture, layer.coactivation)),
+    }
+
+
+def _picture(values: np.ndarray | None) -> dict[str, Any] | None:
+    """The bytes of an array, and its shape."""
+    return None if values is None else {"shape": values.shape, "bytes": base64.b64encode(values.tobytes()).decode()}
 
 
 def _short(value: Any) -> Any:

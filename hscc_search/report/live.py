@@ -5,6 +5,7 @@
 ``/front/NAME``                    the page of a study
 ``/data/NAME?known=0-11``          what is new in it, as JSON
 ``/data/NAME/trial/7``             the layers and answers of a trial, as JSON
+``/data/NAME/importances``         what matters for which objective, as JSON
 ``/pages/FILE``                    scripts and the style sheet of the pages
 anything else                      optuna-dashboard
 =================================  ================================================
@@ -24,6 +25,7 @@ from plotly.offline import get_plotlyjs
 from hscc_search.errors import HsccError, StorageError
 from hscc_search.report.explorer import known_trials, trial_data, trials_data
 from hscc_search.report.guard import Application, Environment, Guard, guarded, respond
+from hscc_search.report.importance import importances
 from hscc_search.report.page import json_in_page, live_page, resource, studies_page
 from hscc_search.storage import existing_storage, without_password
 from hscc_search.study.catalogue import list_studies
@@ -51,6 +53,7 @@ def application(storage: str, guard: Guard | None = None) -> Application:
     dashboard: Application = optuna_dashboard.wsgi(opened)
     files = {
         "plotly.js": ("text/javascript", get_plotlyjs().encode()),
+        "pictures.js": ("text/javascript", resource("pictures.js").encode()),
         "explorer.js": ("text/javascript", resource("explorer.js").encode()),
         "explorer.css": ("text/css", resource("explorer.css").encode()),
     }
@@ -115,10 +118,13 @@ def _file(start: Callable[..., Any], files: dict[str, tuple[str, bytes]], name: 
 
 
 def _data(start: Callable[..., Any], storage: BaseStorage, path: str, known: str) -> Iterable[bytes]:
-    """Answer with what is new in a study, or with one of its trials."""
+    """Answer with what is new in a study, with one of its trials, or with the importances of what it samples."""
     name, _, number = path.partition("/trial/")
-    study = read_study(storage, name)
-    if not number:
+    study = read_study(storage, name.removesuffix("/importances"))
+    tree: dict[str, Any]
+    if name.endswith("/importances"):
+        tree = dict(importances(study))
+    elif not number:
         tree = trials_data(study, known_trials(known, [point.trial for point in study.points]))
     else:
         point = next((point for point in study.points if str(point.trial) == number), None)

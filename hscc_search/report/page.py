@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +12,9 @@ from plotly.offline import get_plotlyjs
 
 from hscc_search.files import written_whole
 from hscc_search.pareto.objectives import title
+from hscc_search.pareto.points import Point
 from hscc_search.report.explorer import study_data, trial_data, trials_data
+from hscc_search.report.importance import importances
 from hscc_search.report.table import reference_text
 from hscc_search.resources import resource_folder
 from hscc_search.storage import without_password
@@ -19,28 +22,42 @@ from hscc_search.study.catalogue import StudyStatus
 from hscc_search.study.stored_study import Study
 
 _TEMPLATES = Environment(loader=FileSystemLoader(resource_folder("dashboards")), autoescape=True)
-# Trials whose layers and answers a file holds: the front, and the most probable of those close to it.
-_MOST_DETAILS = 60
+# Trials whose layers and answers a file holds, at most, and the bytes that these may take.
+_MOST_DETAILS, _MOST_BYTES = 60, 700_000
+# Validation images that it shows small, at most.
+_MOST_THUMBNAILS = 300
 
 
-def write_page(study: Study, path: Path, storage: str) -> None:
-    """Write the page of a study, read from a storage, as one HTML file that needs no internet connection."""
+def write_page(
+    study: Study,
+    path: Path,
+    storage: str,
+    peers: Sequence[dict[str, Any]] = (),
+    draw: Callable[[Iterable[int]], dict[int, str]] | None = None,
+) -> None:
+    """Write the page of a study as one HTML file that needs no internet connection, see :func:`frozen_page`."""
     with written_whole(path) as temporary:
-        temporary.write_text(frozen_page(study, storage), encoding="utf-8")
+        temporary.write_text(frozen_page(study, storage, peers, draw), encoding="utf-8")
 
 
-def frozen_page(study: Study, storage: str) -> str:
+def frozen_page(
+    study: Study,
+    storage: str,
+    peers: Sequence[dict[str, Any]] = (),
+    draw: Callable[[Iterable[int]], dict[int, str]] | None = None,
+) -> str:
     """Render the page of a study with everything that it needs inside.
 
     Args:
         study: as it stands.
         storage: URL that it was read from, which an export command names.
+        peers: from :func:`hscc_search.report.comparison.peers_of`.
+        draw: draws validation images small, see :func:`hscc_search.study.thumbnails.thumbnails`; None shows none.
     """
-    probability = study.confidence.probability
-    close = sorted(study.close, key=lambda point: -probability[point.trial])
-    shown = [*study.front, *close][:_MOST_DETAILS]
-    details = {point.trial: trial_data(study, point) for point in shown}
-    return _page(study, {**_content(study, without_password(storage)), "details": details}, live=False)
+    details = _details(study)
+    thumbnails = draw(_named_images(details.values())) if draw is not None else {}
+    frozen = {"details": details, "importances": importances(study), "peers": peers, "thumbnails": thumbnails}
+    return _page(study, {**_content(study, without_password(storage)), **frozen}, live=False)
 
 
 def live_page(study: Study, storage: str) -> str:
@@ -64,6 +81,32 @@ def resource(name: str) -> str:
     return (resource_folder("dashboards") / name).read_text(encoding="utf-8")
 
 
+def _named_images(details: Iterable[dict[str, Any]]) -> list[int]:
+    """The positions of the first validation images that the details of trials name, each once."""
+    answers = [detail["answers"] for detail in details if detail["answers"]]
+    rows = [row for each in answers for side in ("only_dense", "only_compressed") for row in each[side]["images"]]
+    return list(dict.fromkeys(row[0] for row in rows))[:_MOST_THUMBNAILS]
+
+
+def _details(study: Study) -> dict[int, dict[str, Any]]:
+    """The layers and answers of trials: of the front, of those close to it, and then of others, while there is room."""
+    probability, close = study.confidence.probability, study.confidence.close
+    front = {point.trial for point in study.front}
+
+    def order(point: Point) -> tuple[bool, bool, float, int]:
+        return point.trial not in front, point.trial not in close, -probability.get(point.trial, 0), point.trial
+
+    details: dict[int, dict[str, Any]] = {}
+    size = 0
+    for point in sorted(study.points, key=order)[:_MOST_DETAILS]:
+        detail = trial_data(study, point)
+        size += len(json_in_page(detail))
+        if size > _MOST_BYTES:
+            break
+        details[point.trial] = detail
+    return details
+
+
 def _content(study: Study, storage: str) -> dict[str, Any]:
     # A folder name that needs no quotes in a shell.
     folder = re.sub(r"[^\w.-]", "-", study.config.name)
@@ -76,7 +119,11 @@ def _content(study: Study, storage: str) -> dict[str, Any]:
 
 
 def _page(study: Study, content: dict[str, Any], live: bool) -> str:
-    inside = {"style": resource("explorer.css"), "plotly": get_plotlyjs(), "script": resource("explorer.js")}
+    inside = {
+        "style": resource("explorer.css"),
+        "plotly": get_plotlyjs(),
+        **{name: resource(f"{name}.js") for name in ("pictures", "explorer")},
+    }
     return _TEMPLATES.get_template("front.html.j2").render(
         title=f"hscc-search: {study.config.name}",
         live=live,

@@ -5,13 +5,18 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from hscc_search.comparison.folder import claim, write_network
 from hscc_search.comparison.measure import LATENCY_BATCHES
 from hscc_search.comparison.methods import METHODS
+from hscc_search.comparison.record import Asked, ComparedNetwork, ComparisonRecord
 from hscc_search.comparison.summary import Estimate, Summary
-from hscc_search.report.comparison import draw_comparison, write_comparison
+from hscc_search.errors import ConfigError
+from hscc_search.evaluation.quality import Quality
+from hscc_search.report.comparison import draw_comparison, peers_of, write_comparison
 from hscc_search.report.figures import ACCENT, DENSE, FAINT
 from hscc_search.report.terminal import comparison_table
 
+TEST_IMAGES = 40
 RUNS = [f"{runtime} {batch}" for runtime in ("torch", "onnxruntime") for batch in LATENCY_BATCHES]
 PEERS = [method for method in METHODS if not method.startswith("hscc")]
 
@@ -129,3 +134,31 @@ def test_what_is_not_there_is_a_dash():
 def test_without_latencies_the_table_has_no_columns_for_them():
     assert "ORT" in printed([summary("hscc")])
     assert "ORT" not in printed([summary("hscc", speedup={})])
+
+
+def compared(folder, study):
+    """A comparison of the study's network: a peer that is right on 5 images less than the dense one, and HSCC."""
+    claim(folder, ComparisonRecord(study.config, 0, study.record.fingerprint, None))
+    for method, budget, right in (("dense", 1.0, 36), ("tucker-2", 3.0, 31), ("hscc", 3.0, 36)):
+        rights = tuple(int(image < right) for image in range(TEST_IMAGES))
+        quality = Quality({"accuracy": right / TEST_IMAGES, "macro_f1": 0.5}, {"accuracy": 0.05, "macro_f1": 0.05})
+        macs = int(study.dense["macs"] / budget)
+        write_network(folder, ComparedNetwork(Asked(method, budget, 0, 0), macs, 1000, quality, rights))
+
+
+def test_peers_stand_among_the_trials_of_a_study(study, tmp_path):
+    compared(tmp_path / "comparison", study)
+    (peer,) = peers_of(study, tmp_path / "comparison")
+    assert peer["name"] == "tucker-2 at 3x, 1 splits"
+    assert peer["metrics"]["flops"] == pytest.approx(study.dense["flops"] / 3, rel=1e-4)
+    assert peer["metrics"]["accuracy"] == pytest.approx(study.dense["accuracy"] - 5 / TEST_IMAGES)
+    assert peer["errors"]["accuracy"] == pytest.approx((5 / 40 * 35 / 40 / 40) ** 0.5)
+
+
+def test_a_comparison_of_other_images_or_none_is_refused(study, tmp_path):
+    with pytest.raises(ConfigError, match="holds no comparison"):
+        peers_of(study, tmp_path)
+    other = replace(study, record=replace(study.record, fingerprint="other"))
+    compared(tmp_path / "comparison", other)
+    with pytest.raises(ConfigError, match="another study's images"):
+        peers_of(study, tmp_path / "comparison")

@@ -1,3 +1,4 @@
+import base64
 import json
 from dataclasses import replace
 
@@ -86,8 +87,44 @@ def test_a_trial_shows_its_layers_and_its_answers_beside_the_dense_network(study
         assert answers[name]["recall"] == pytest.approx(
             [network[f"recall:{each}"] for each in study.record.classes], rel=1e-4
         )
-    difference = answers["only_compressed"] - answers["only_dense"]
+    difference = answers["only_compressed"]["count"] - answers["only_dense"]["count"]
     assert difference / len(labels) == pytest.approx(point["accuracy"] - study.dense["accuracy"])
+
+
+def test_images_that_one_network_alone_gets_right_are_named(study):
+    point = min(study.points, key=lambda point: point["accuracy"])
+    dense, compressed = (np.frombuffer(each.predictions, "<u2") for each in (study.dense, point))
+    labels = study.record.labels
+    only_dense = np.flatnonzero((dense == labels) & (compressed != labels))
+    named = trial_data(study, point)["answers"]["only_dense"]
+    assert named["count"] == len(only_dense) > 0
+    assert [row[0] for row in named["images"]] == only_dense[:40].tolist()
+    for position, name, label, of_dense, of_compressed in named["images"]:
+        assert name == study.record.images.names[position]
+        assert name.startswith(study.record.classes[label])  # as the names of the digits do
+        assert label == of_dense != of_compressed
+    unnamed = replace(study, record=replace(study.record, images=None))
+    first = trial_data(unnamed, point)["answers"]["only_dense"]["images"][0]
+    assert first[1] == f"validation image {only_dense[0]}"
+
+
+def test_a_trial_shows_the_regions_and_clusters_that_it_was_divided_into(study):
+    divided = [point for point in study.points if study.divided_of(point.trial)]
+    assert {point.trial for point in divided} == {
+        point.trial for point in study.points if point.sample["regions"] > 1 or point.sample["clusters"] > 1
+    }
+    data = trial_data(study, divided[0])["divided"]
+    for shown, layer in zip(data, study.divided_of(divided[0].trial), strict=True):
+        covered = np.zeros(shown["size"], int)
+        for top, bottom, left, right, region in shown["pieces"]:
+            assert 0 <= region < len(shown["clusters"])
+            covered[top:bottom, left:right] += 1
+        assert (covered == 1).all()
+        for picture, values in zip(shown["coactivation"], layer.coactivation, strict=True):
+            if picture is not None:
+                again = np.frombuffer(base64.b64decode(picture["bytes"]), np.int8).reshape(picture["shape"])
+                assert np.array_equal(again, values)
+    assert study_data(study, "sqlite:///a.db")["mean"]["shape"] == (8, 8, 3)
 
 
 def test_the_export_command_is_quoted_for_a_shell(study):

@@ -150,6 +150,36 @@ def test_up_to_four_trials_stand_side_by_side(study, explored):
     assert "validation images only this network gets right" in text
 
 
+def test_an_address_names_trials_and_they_show_what_the_compressor_saw(study, explored, address):
+    divided = max(study.points, key=lambda point: len(study.divided_of(point.trial)))
+    layers = study.divided_of(divided.trial)
+    explored.goto("about:blank")
+    explored.goto(f"{address}/front/digits#trial={divided.trial},{study.points[0].trial}")
+    article = explored.locator("#compared article").first
+    article.locator("summary", has_text="regions and clusters").click()
+    pictures = article.locator("canvas[role=img]")
+    matrices = sum(picture is not None for layer in layers for picture in layer.coactivation)
+    assert pictures.count() == matrices + sum(len(layer.clusters) > 1 for layer in layers)
+    tones = """(canvas) => {
+        const drawn = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        return new Set(drawn.data).size;
+    }"""
+    assert all(picture.evaluate(tones) > 3 for picture in pictures.all())
+    explored.locator("#trials tbody input:checked").first.uncheck()
+    assert explored.evaluate("location.hash") in (f"#trial={divided.trial}", f"#trial={study.points[0].trial}", "")
+
+
+def test_all_values_and_what_matters_are_drawn(study, explored):
+    explored.locator("#importance .barlayer").wait_for()
+    lines = explored.evaluate(
+        """() => document.getElementById("parallel").data
+            .flatMap((line) => line.customdata).filter((each) => each !== null)"""
+    )
+    axes = len(study.points[0].sample) + len({*study.config.objectives, "parameters", "megabytes"})
+    assert sorted(set(lines)) == [point.trial for point in study.points]
+    assert len(lines) == axes * len(study.points)
+
+
 def test_the_page_is_made_for_everybody(explored, chromium, address):
     explored.locator("#trials tbody input").first.check()
     explored.wait_for_selector("#compared article .barlayer")
