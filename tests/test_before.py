@@ -16,7 +16,7 @@ from hscc_search.compression.form import total_rank
 from hscc_search.config.dense import RefineConfig
 from hscc_search.errors import ExportError, StudyError
 from hscc_search.export.export import export
-from hscc_search.export.folder import Manifest, write_json
+from hscc_search.export.manifest import write_json, write_manifest
 from hscc_search.storage import existing_storage
 from hscc_search.study import record as keys
 from hscc_search.study.stored_study import find_study, read_study
@@ -184,7 +184,7 @@ def test_a_folder_whose_writer_is_not_known_is_refused_all_the_same(folder, conf
     (folder / "config.yaml").unlink()
     if config_yaml is not None:
         (folder / "config.yaml").write_text(config_yaml)
-    write_json(folder / "manifest.json", Manifest.of(folder).stored())
+    write_manifest(folder)
     with pytest.raises(ExportError, match="has format 2, written by hscc-search of an unknown version"):
         hscc_search.load(folder)
 
@@ -192,8 +192,7 @@ def test_a_folder_whose_writer_is_not_known_is_refused_all_the_same(folder, conf
 def test_a_folder_of_the_format_before_is_refused_by_both_formats_and_versions(folder):
     architecture = json.loads((folder / "architecture.json").read_text())
     write_json(folder / "architecture.json", {**architecture, "format": 2})
-    (folder / "manifest.json").unlink()
-    write_json(folder / "manifest.json", Manifest.of(folder).stored())
+    write_manifest(folder)
     message = (
         rf"has format 2, written by hscc-search 0\.1\.0: "
         rf"hscc-search {keys.versions()['hscc-search']} reads the formats 3 and 4"

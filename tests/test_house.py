@@ -45,6 +45,8 @@ STEPS = (
     "baselines",
 )
 LONGEST_FILE, LONGEST_FUNCTION = 350, 50
+# The script in exported folders, which is one file wherever it goes.
+ALONE, LONGEST_ALONE = PACKAGE / "export" / "run.py", 430
 # Test files of a folder that test several of its modules together.
 OF_SEVERAL_MODULES = ("test_conformance", "test_hostile", "test_imports", "test_landscape", "test_peers")
 
@@ -113,7 +115,7 @@ def test_no_file_and_no_function_is_too_long():
     long = []
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        if text.count("\n") > LONGEST_FILE:
+        if text.count("\n") > (LONGEST_ALONE if path == ALONE else LONGEST_FILE):
             long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION:
@@ -126,7 +128,7 @@ def test_only_the_command_line_prints_and_only_the_report_draws():
         called = {
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
         }
-        assert "print" not in called or name.startswith("hscc_search.cli"), name
+        assert "print" not in called or name.startswith(("hscc_search.cli", "hscc_search.export.run")), name
         libraries = {
             alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
         } | {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

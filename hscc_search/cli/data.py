@@ -13,6 +13,7 @@ from hscc_search.cli.options import table_or_json_option
 from hscc_search.cli.printing import say, say_some
 from hscc_search.cli.stopping import stoppable_bars
 from hscc_search.config import CopyKind, DataConfig, StudyConfig
+from hscc_search.config.data import TABLES
 from hscc_search.config.explain import explain
 from hscc_search.errors import ConfigError, DataError
 from hscc_search.report.terminal import out_console
@@ -20,8 +21,6 @@ from hscc_search.report.terminal import out_console
 if TYPE_CHECKING:
     from hscc_search.data.check import ImagesReport
 
-# Files that are read as tables; any other path is a folder, or a study file.
-_TABLES = (".csv", ".tsv", ".parquet", ".pq")
 # The line on copies that differ in their bytes, by what a copy is.
 _COPIES: dict[CopyKind, str] = {
     "near": "near copies: {:,} more pairs show the same thing in the same colours",
@@ -86,7 +85,7 @@ def _config(images: Path, options: dict[str, Any]) -> DataConfig:
             raise ConfigError(f"study file {images} reads no image files (data.source {config.source}): name a folder")
         return config
     chosen = {key: value for key, value in options.items() if value is not None}
-    source = "table" if suffix in _TABLES and not images.is_dir() else "folder"
+    source = "table" if suffix in TABLES and not images.is_dir() else "folder"
     try:
         return DataConfig.model_validate({"source": source, "path": images, **chosen})
     except ValidationError as error:

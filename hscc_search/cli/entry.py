@@ -7,6 +7,7 @@ import click
 
 from hscc_search.cli.cache import cache
 from hscc_search.cli.data import data
+from hscc_search.cli.exported import predict, verify
 from hscc_search.cli.inspection import inspect
 from hscc_search.cli.results import compare, export, front
 from hscc_search.cli.stopping import stop_on_signals
@@ -24,7 +25,23 @@ def commands() -> None:
     """Search for the best ways to compress a convolutional network: accuracy against FLOPs."""
 
 
-for command in (inspect, train, run, worker, proxy, front, compare, export, studies, dashboard, data, cache):
+_COMMANDS = (
+    inspect,
+    train,
+    run,
+    worker,
+    proxy,
+    front,
+    compare,
+    export,
+    verify,
+    predict,
+    studies,
+    dashboard,
+    data,
+    cache,
+)
+for command in _COMMANDS:
     commands.add_command(command)
 
 

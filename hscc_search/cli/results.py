@@ -136,6 +136,7 @@ def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], 
     help="Fine-tune the compressed network for N epochs, in place of the study's number.",
 )
 @click.option("--refine", is_flag=True, help="Refine the network of a trial that is not refined; reads no labels.")
+@click.option("--accept-loss", is_flag=True, help="Also an int8 trial that loses much on the test part.")
 @data_option
 @checkpoint_option
 @device_option
@@ -146,6 +147,7 @@ def export(
     out: Path,
     finetune: int | None,
     refine: bool,
+    accept_loss: bool,
     data: Path | None,
     checkpoint: Path | None,
     device: str,
@@ -173,7 +175,7 @@ def export(
         most_parameters=study.dense["parameters"],
     )
     with stoppable_bars() as report:
-        metrics = export_trial(study, point, config, out, device, report, refine=refine)
+        metrics = export_trial(study, point, config, out, device, report, refine=refine, accept_loss=accept_loss)
     metric = quality_of(config)
     value, dense_value = (network.test.metrics[metric] for network in (metrics.compressed, metrics.dense))
     say(

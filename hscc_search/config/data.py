@@ -21,6 +21,8 @@ from hscc_search.config.section import FilePath, Section
 
 # What counts as a copy of an image: see ``copies`` below.
 CopyKind = Literal["near", "shape", "exact", "none"]
+# Suffixes of the files that are read as tables.
+TABLES = (".csv", ".tsv", ".parquet", ".pq")
 # How a notice on what ``allow_leaks`` allows begins.
 LEAKS = "the parts of this split, which was given, are not apart"
 

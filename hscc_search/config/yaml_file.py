@@ -26,13 +26,13 @@ _MOST_BYTES, _MOST_VALUES, _DEEPEST = 65_536, 10_000, 16
 _LONGEST_VALUE = 4096
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a YAML file; what an alias repeats is an object of its own in each place.
+def read_yaml(path: Path, most_bytes: int = _MOST_BYTES) -> Any:
+    """Read a YAML file of at most so many bytes; what an alias repeats is an object of its own in each place.
 
     Raises:
         ConfigError: the file cannot be read, is no YAML, or is larger than any study file; the message names the line.
     """
-    text = _read_text(path)
+    text = _read_text(path, most_bytes)
     try:
         loader = _Loader(text)
         try:
@@ -106,17 +106,17 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, most_bytes: int) -> str:
     try:
         # Without waiting for what may stand behind the name, such as a pipe that nobody writes to.
         with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ConfigError(f"study file {shown(path)} is no regular file: give a path to a YAML file")
-            content = file.read(_MOST_BYTES + 1) or b""  # None where there is nothing yet, as in /proc/kmsg
+            content = file.read(most_bytes + 1) or b""  # None where there is nothing yet, as in /proc/kmsg
     except OSError as error:
         raise ConfigError(f"cannot read study file {shown(path)}: {error.strerror}") from error
-    if len(content) > _MOST_BYTES:
-        raise ConfigError(f"study file {shown(path)} is too large: a study file has at most {_MOST_BYTES:,} bytes")
+    if len(content) > most_bytes:
+        raise ConfigError(f"study file {shown(path)} is too large: a study file has at most {most_bytes:,} bytes")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

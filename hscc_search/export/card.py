@@ -1,18 +1,27 @@
 """The model card of an exported folder."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+import yaml
 
 from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import IN_MEMORY, StudyConfig
 from hscc_search.evaluation.quality import Quality
-from hscc_search.export.folder import Metrics, Results
-from hscc_search.export.reading import EIGHT_BITS, Files, picture_fields
+from hscc_search.export.folder import Metrics, Pictures, Results
 from hscc_search.pareto.objectives import title
 
+# The folders of a file that a notice names: they say how somebody's machine is set up.
+_PLACE = re.compile(r"(?:(?<=[\s('\"])|^)/(?:[^/,()]+/)+")
+
 _CARD = """\
+---
+{header}---
+
 # {study}: {model}, {ratio:.2f}x fewer FLOPs
 
 Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {sample}{finetuned}.
@@ -20,15 +29,35 @@ Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {samp
 ## Use
 
 Takes {taken} Returns {returned}, before softmax: {class_names}. \
-{read_by}
+`run.py` {read_by}, and needs nothing but
+
+```console
+pip install {packages}
+```
+
+```console
+python run.py predict {file}
+python run.py verify
+python run.py benchmark --threads 1 --out measured.json
+```
+
+`verify` compares all files with `manifest.json`, and the network's answers with those at export; `benchmark` writes \
+what `hscc-search front STUDY --measured measured.json` shows. In Python, from this folder:
 
 ```python
-{reading}
-scores = onnxruntime.InferenceSession("model.onnx").run(None, {{"images": pixels}})[0]
+import sys
+
+sys.dont_write_bytecode = True  # or Python puts a folder of its own beside these files
+import run
+
+folder = run.Folder(".")
+pixels = folder.read("{file}")
+scores = folder.scores(pixels)
 {answer}
 ```
 
-As a torch module that can be trained further, which takes the same pixels: `{load}`.{int8}
+As a torch module that can be trained further, which takes the same pixels: `{load}`. `model.onnx` has opset {opset} \
+and the operators {operators}.{int8}
 
 ## Results
 
@@ -39,7 +68,7 @@ As a torch module that can be trained further, which takes the same pixels: `{lo
 ± is one standard error over {units} ({test_images} in the test part, {validation_images} in the validation \
 part), by the bootstrap, or by Jeffreys' interval where all answers are right. {share}One multiply-add is one MAC and \
 two FLOPs. The trial was chosen on the validation part; {test_part}. The test part ran through model.onnx with ONNX \
-Runtime.{larger}
+Runtime.{gap}{larger}
 
 ## Layers
 
@@ -50,7 +79,7 @@ Runtime.{larger}
 ## Limits
 
 {notices}Measured on images of the study's data set only. Other scanners, populations and image sizes were not tested; \
-the network is not a medical device.
+the network is not a medical device. It answers with one of its classes to any image, also to one of none of them.
 """
 
 
@@ -61,7 +90,7 @@ def model_card(
     inspection: Inspection,
     notices: Sequence[str] = (),
     trained_elsewhere: bool = False,
-    files: Files = EIGHT_BITS,
+    pictures: Pictures | None = None,
 ) -> str:
     """Write the model card in Markdown: how to run the network, its results, its layers and its limits.
 
@@ -72,7 +101,7 @@ def model_card(
         inspection: of the dense network.
         notices: what the user was warned of when the study was created.
         trained_elsewhere: whether the images that the dense network was trained on are not known.
-        files: the kind of the study's images.
+        pictures: how files become images; None where all have 8 bits.
     """
     dense, compressed = metrics.dense.cost.parameters, metrics.compressed.cost.parameters
     return _CARD.format(
@@ -82,7 +111,11 @@ def model_card(
         trial=metrics.trial,
         sample=_in_words(metrics.sample),
         finetuned=_finetuned(metrics),
-        **picture_fields(config.data, files),
+        **_taken(config, pictures or Pictures.of(config.data, np.dtype(np.uint8))),
+        header=_header(metrics, config),
+        opset=metrics.onnx.get("opset", "?"),
+        operators=", ".join(metrics.onnx.get("operators", ())),
+        gap=_gap(metrics),
         class_names=", ".join(map(_in_markdown, metrics.classes)),
         **_answer(metrics),
         results=_results(metrics),
@@ -91,13 +124,87 @@ def model_card(
         validation_images=metrics.validation_images if metrics.validation_groups is None else metrics.validation_groups,
         layers=_layers(plan),
         test_part=_test_part(metrics, trained_elsewhere),
-        load=f'hscc_search.load("this folder"{", network" if config.model.name == IN_MEMORY else ""})',
+        load=f'hscc_search.load("this folder"{_given(config)})',
         int8=_int8(metrics),
         larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
         inspected=f"{inspection.share:.1%} of the multiply-adds of the dense network are in layers that can be "
         f"compressed; with all of these replaced at full rank its answers differ by {inspection.error:.0e} of what "
         "they vary by.\n\n",
-        notices="".join(f"- {_in_markdown(line)}\n" for line in notices) + ("\n" if notices else ""),
+        notices="".join(f"- {_in_markdown(_PLACE.sub('', line))}\n" for line in notices) + ("\n" if notices else ""),
+    )
+
+
+def _header(metrics: Metrics, config: StudyConfig) -> str:
+    """The lines in YAML by which a hub of models finds and sorts a card."""
+    task = "image-segmentation" if metrics.maps else "image-classification"
+    accuracy = metrics.compressed.test.metrics["accuracy"]
+    result = {
+        "task": {"type": task},
+        "dataset": {"name": f"test part of study {metrics.study}", "type": metrics.study},
+        "metrics": [{"type": "accuracy", "value": round(accuracy, 4)}],
+    }
+    name = f"{metrics.study}-{metrics.trial}"
+    tree = {
+        "library_name": "onnx",
+        "pipeline_tag": task,
+        "tags": ["onnx", "safetensors", "model-compression", "hscc", *(["int8"] if metrics.int8 else [])],
+        "metrics": ["accuracy"],
+        "model-index": [{"name": name, "results": [result]}],
+    }
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _taken(config: StudyConfig, pictures: Pictures) -> dict[str, str]:
+    """The fields on what the network takes, and on what reads it."""
+    channels, height, width = pictures.shape
+    shape = f"shape (images, {channels}, {height}, {width})"
+    packages = "onnxruntime numpy pillow"
+    if pictures.values == "float32":
+        return {
+            "taken": f"inputs as the study's data set gives them, float32, {shape}.",
+            "read_by": "takes one such input from a file of `numpy.save`",
+            "file": "input.npy",
+            "packages": packages,
+        }
+    colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels}-channel")
+    own = config.data.source in ("python", "memory")
+    return {
+        "taken": f"{colours} images of {height} x {width} pixels, float32 values 0 to 1, {shape}; normalisation is "
+        f"part of the network.{_bounds_in_words(pictures)}",
+        "read_by": "reads a file as such an image (those of the study were made by its own data set)"
+        if own
+        else "reads a file exactly as the study read its images",
+        "file": "image.png" if pictures.values == "uint16" else "image.jpg",
+        "packages": f"{packages} pydicom" if pictures.values == "uint16" else packages,
+    }
+
+
+def _bounds_in_words(pictures: Pictures) -> str:
+    if pictures.values != "uint16":
+        return ""
+    if pictures.bounds is not None:
+        return " Values {:g} and {:g} of a file of more than 8 bits are 0 and 1; what is beyond is clipped.".format(
+            *pictures.bounds
+        )
+    return " Values 0 and 65535 of a file of 16 bits are 0 and 1; of a DICOM file, its first window goes from 0 to 1."
+
+
+def _given(config: StudyConfig) -> str:
+    """What :func:`hscc_search.load` must be given beside the folder."""
+    network = ", network" if config.model.name == IN_MEMORY else ""
+    own = ":" in config.model.name or config.model.output is not None
+    return f"{network}, trust=True" if own else network
+
+
+def _gap(metrics: Metrics) -> str:
+    """A sentence on how much better the network is on the part on which it was chosen."""
+    parts = metrics.compressed.validation, metrics.compressed.test
+    (validation, its_error), (test, error) = ((each.metrics["accuracy"], each.errors["accuracy"]) for each in parts)
+    gap, of_gap = 100 * (validation - test), 100 * math.hypot(its_error, error)
+    beyond = "more" if abs(gap) > 2 * of_gap else "no more"
+    return (
+        f" On the validation part its accuracy is {abs(gap):.1f} ± {of_gap:.1f} points "
+        f"{'higher' if gap >= 0 else 'lower'}, {beyond} than chance explains (two standard errors)."
     )
 
 
@@ -111,13 +218,12 @@ def _test_part(metrics: Metrics, trained_elsewhere: bool) -> str:
 
 def _answer(metrics: Metrics) -> dict[str, str]:
     """The fields on what the network answers with, and how to read it."""
-    classes = list(metrics.classes)
     if not metrics.maps:
-        return {"returned": "one score per class", "answer": f"print({classes}[scores.argmax()])", "share": ""}
+        return {"returned": "one score per class", "answer": "print(folder.classes[scores.argmax()])", "share": ""}
     size = ", ".join(map(str, metrics.maps))
     return {
-        "returned": f"one score per class at each position, shape (images, {len(classes)}, {size})",
-        "answer": f"found = scores[0].argmax(axis=0)  # shape ({size}), positions in {classes}",
+        "returned": f"one score per class at each position, shape (images, {len(metrics.classes)}, {size})",
+        "answer": f"found = scores[0].argmax(axis=0)  # shape ({size}), positions in folder.classes",
         "share": "Accuracy is the share of positions whose class is right. ",
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,8 @@ from torch import nn
 from hscc_search.compression.compress import compress
 from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.refining import Refinement, mean_divergence
-from hscc_search.config import IN_MEMORY, Shape, StudyConfig
+from hscc_search.config import Shape, StudyConfig
 from hscc_search.data import Part
-from hscc_search.data.decode import DICOM
 from hscc_search.dense.opened import Opened
 from hscc_search.dense.weights import check_values, save_weights
 from hscc_search.errors import ExportError, UnwritableError
@@ -25,34 +24,28 @@ from hscc_search.evaluation.counters import measure_cost
 from hscc_search.evaluation.draws import alone
 from hscc_search.evaluation.maps import measure_maps
 from hscc_search.evaluation.own import own_metrics
-from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.evaluation.quality import Quality, measure_quality
 from hscc_search.evaluation.scores import kept_scores
 from hscc_search.export.card import model_card
+from hscc_search.export.checking import Answers, check, torch_scores
 from hscc_search.export.folder import (
     ARCHITECTURE,
     CARD,
     CONFIG,
-    MANIFEST,
     METRICS,
     ONNX,
     WEIGHTS,
     Architecture,
-    Manifest,
     Metrics,
     Origin,
     Pictures,
     Results,
-    write_json,
-    write_yaml,
 )
-from hscc_search.export.loading import build_module
-from hscc_search.export.reading import Files
+from hscc_search.export.manifest import write_json, write_manifest, write_script, write_yaml
 from hscc_search.files import check_new_folder, folder_written_whole
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.progress import Progress, Report, silent
-from hscc_search.runtime.deployed import Deployed
-from hscc_search.runtime.onnx import onnx_scores, write_onnx
+from hscc_search.runtime.onnx import add_metadata, contents_of, write_onnx
 from hscc_search.study.deployment import deployed, normalisation
 from hscc_search.study.opening import open_again
 from hscc_search.study.record import StudyRecord
@@ -62,15 +55,6 @@ from hscc_search.study.stored_study import Study
 from hscc_search.study.trial import TrialResult, measure_trial, prepare, run_trial
 
 _STEPS = ("writing model.onnx", "loading the models back", "writing the model card")
-# Largest difference of scores between two runtimes, relative to the largest score: they add in different orders.
-_TOLERANCE = 1e-3
-
-
-class _Answers(NamedTuple):
-    """The scores that each written model gives each test image, before softmax: float32, shape (images, classes)."""
-
-    onnx: np.ndarray
-    torch: np.ndarray
 
 
 def export(
@@ -83,8 +67,9 @@ def export(
     tuned: nn.Module | None = None,
     given: Opened | None = None,
     refine: bool = False,
+    accept_loss: bool = False,
 ) -> Metrics:
-    """Compress a trial again, write the folder, load both models back and measure them on the test part.
+    """Compress a trial again, write the folder, load both models back, measure them, and return ``metrics.json``.
 
     Args:
         study: to which the trial belongs.
@@ -96,13 +81,11 @@ def export(
         tuned: the trial's network after further training elsewhere, whose weights are exported; None compresses again.
         given: images and dense network in memory; None opens those that ``config`` names.
         refine: also a trial that is not refined, as ``config`` says.
-
-    Returns:
-        The content of ``metrics.json``.
+        accept_loss: also an int8 trial that :func:`hscc_search.export.checking.check` refuses for its loss.
 
     Raises:
-        ExportError: ``out`` exists, the network cannot be exported to ONNX, the two written models disagree, or
-            ``tuned`` is not of the trial's form.
+        ExportError: ``out`` exists, the network cannot be exported to ONNX, the two written models disagree, rounding
+            to 8-bit integers loses too much, or ``tuned`` is not of the trial's form.
         UnwritableError: ``out`` cannot be written, or there is no room (DiskFullError).
         StudyError: the images or the dense network are not the study's.
     """
@@ -115,11 +98,11 @@ def export(
         result, inspection = _compress_again(opened, record, point, refinement, report, tuned, folder / ONNX)
         cost = _count(result, config.data.shape)
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
-        _write_models(folder, opened, result)
+        _write_models(folder, opened, result, point)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
-        answers = _check(folder, opened, bool(result.int8))
+        answers = check(folder, opened, bool(result.int8), accept_loss)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
-        metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
+        metrics = _measure(folder, record, point, opened, result, cost, answers, tuned is not None)
         _describe(folder, record, config, metrics, _card(record, opened, result, inspection, metrics))
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
@@ -129,7 +112,7 @@ def _card(record: StudyRecord, opened: Opened, result: TrialResult, inspection: 
     # A split that was given is that of the training, too.
     elsewhere = opened.trained_elsewhere and opened.dataset.sides is None
     plan = result.compressed.plan
-    return model_card(metrics, opened.config, plan, inspection, record.notices, elsewhere, _files(opened))
+    return model_card(metrics, opened.config, plan, inspection, record.notices, elsewhere, _pictures(opened))
 
 
 def _make_parent(out: Path) -> None:
@@ -204,13 +187,11 @@ def _count(result: TrialResult, shape: Shape) -> CountedCost:
     return replace(cost, megabytes=result.measured["megabytes"]) if result.int8 else cost
 
 
-def _files(opened: Opened) -> Files:
-    """The kind of the study's images."""
-    dicom = any(name.lower().endswith(DICOM) for name in opened.dataset.names)
-    return Files(opened.dataset.images.dtype, dicom)
+def _pictures(opened: Opened) -> Pictures:
+    return Pictures.of(opened.config.data, opened.dataset.images.dtype)
 
 
-def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
+def _write_models(folder: Path, opened: Opened, result: TrialResult, point: Point) -> None:
     """Write both models; where the trial is of 8-bit integers, its ONNX file is in the folder already."""
     config, (mean, std) = opened.config, normalisation(opened)
     module = deployed(result.compressed.network, opened)
@@ -220,7 +201,7 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
     architecture = Architecture(
         model=config.model.name,
         classes=opened.dataset.classes,
-        pictures=Pictures.of(config.data),
+        pictures=_pictures(opened),
         mean=mean,
         std=std,
         form=result.compressed.form,
@@ -228,40 +209,22 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
         maps=opened.dataset.maps,
     )
     write_json(folder / ARCHITECTURE, architecture.stored())
-
-
-def _check(folder: Path, opened: Opened, of_integers: bool) -> _Answers:
-    """Run both models from their files over the test part.
-
-    Raises:
-        ExportError: their scores differ by more than the order of additions does; how far 8-bit integers
-            are from float is for the card to say.
-    """
-    test, in_memory = opened.parts.test, opened.config.model.name == IN_MEMORY
-    by_onnx = onnx_scores(folder / ONNX, test)
-    by_torch = _torch_scores(build_module(folder, opened.network.cpu() if in_memory else None), test)
-    opened.network.to(opened.device)
-    if of_integers:
-        return _Answers(by_onnx, by_torch)
-    gap = float(np.abs(by_onnx - by_torch).max())
-    scale = max(1.0, float(np.abs(by_torch).max()))
-    if not gap <= _TOLERANCE * scale:
-        raise ExportError(f"{ONNX} and {WEIGHTS} disagree: scores differ by up to {gap:g}")
-    return _Answers(by_onnx, by_torch)
+    add_metadata(folder / ONNX, {**architecture.in_short(), "study": config.name, "trial": str(point.trial)})
 
 
 def _measure(
+    folder: Path,
     record: StudyRecord,
     point: Point,
     opened: Opened,
     result: TrialResult,
     cost: CountedCost,
-    answers: _Answers,
+    answers: Answers,
     trained_further: bool,
 ) -> Metrics:
     """Measure the dense and the compressed network on the validation and the test part."""
     test, validation = opened.parts.test, opened.parts.validation
-    dense_scores = _torch_scores(deployed(opened.network, opened), test)
+    dense_scores = torch_scores(deployed(opened.network, opened), test)
     dense_test, compressed_test = (_test_quality(opened, scores) for scores in (dense_scores, answers.onnx))
     by_onnx, by_torch = answers.onnx.argmax(axis=1), answers.torch.argmax(axis=1)
     return Metrics(
@@ -282,10 +245,11 @@ def _measure(
         validation_groups=_groups(validation),
         test_groups=_groups(test),
         maps=opened.dataset.maps,
+        onnx=contents_of(folder / ONNX),
     )
 
 
-def _int8(point: Point, result: TrialResult, answers: _Answers) -> Mapping[str, Any]:
+def _int8(point: Point, result: TrialResult, answers: Answers) -> Mapping[str, Any]:
     """What the card says of a file of 8-bit integers; empty where the network is float32."""
     if not result.int8:
         return {}
@@ -339,10 +303,5 @@ def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: M
     write_json(folder / METRICS, metrics.stored())
     write_yaml(folder / CONFIG, origin.stored())
     (folder / CARD).write_text(card, encoding="utf-8")
-    write_json(folder / MANIFEST, Manifest.of(folder).stored())
-
-
-@torch.no_grad()
-def _torch_scores(module: Deployed, part: Part) -> np.ndarray:
-    scores = [module(pixel_values(torch.from_numpy(images))) for images in batches(part.images)]
-    return torch.cat(scores).numpy()
+    write_script(folder)
+    write_manifest(folder)

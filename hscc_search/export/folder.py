@@ -7,34 +7,43 @@
     architecture.json   how that module is built
     config.yaml         the study and the trial
     metrics.json        quality and cost of the dense and the compressed network
+    reference.json      the answers of both models to inputs that can be made again
+    run.py              runs the network, checks the folder and measures it, without this package
     README.md           the model card
     manifest.json       SHA-256 of every other file
 
-``FORMAT`` is raised when a file holds other things; then ``from_stored`` learns to read the format before, and ``READ``
-names both. metrics.json and config.yaml are for people and other programs: nothing here reads them back.
+``run.py`` is :mod:`hscc_search.export.run`, which reads what it needs of the folder by itself. ``FORMAT`` is raised
+when a file holds other things; then ``from_stored`` learns to read the format before, and ``READ`` names both.
+metrics.json and config.yaml are for people and other programs: loading reads neither.
 """
 
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+import numpy as np
 
 from hscc_search.compression.form import NetworkForm
 from hscc_search.config import DataConfig, Shape, StudyConfig, sized
-from hscc_search.errors import ExportError
+from hscc_search.config.yaml_file import read_yaml
+from hscc_search.errors import ConfigError, ExportError, one_line, quoted, shortened
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.quality import Quality
-from hscc_search.files import sha256
+from hscc_search.export import run
+from hscc_search.export.manifest import refusing
+from hscc_search.export.run import ARCHITECTURE as ARCHITECTURE
+from hscc_search.export.run import MANIFEST as MANIFEST
+from hscc_search.export.run import METRICS as METRICS
+from hscc_search.export.run import ONNX as ONNX
+from hscc_search.export.run import REFERENCE as REFERENCE
 
 FORMAT = 4
 READ = (3, FORMAT)
 
-ONNX, WEIGHTS, ARCHITECTURE = "model.onnx", "model.safetensors", "architecture.json"
-CONFIG, METRICS, CARD, MANIFEST = "config.yaml", "metrics.json", "README.md", "manifest.json"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,8 @@ class Pictures:
         resize_to: pixels that the shorter side is brought to before the centre is cut out; None where nothing was said.
         bounds: values that become 0 and 1 where a file has more than 8 bits; None where neither a range nor a window
             was stated.
+        values: the type of the study's images: ``uint8``, ``uint16`` where a file had more than 8 bits, or ``float32``
+            where a data set of the user's own gave what the network takes.
     """
 
     image_size: int | tuple[int, int]
@@ -55,6 +66,7 @@ class Pictures:
     resize: str = "squeeze"
     resize_to: int | None = None
     bounds: tuple[float, float] | None = None
+    values: str = "uint8"
 
     @property
     def shape(self) -> Shape:
@@ -62,9 +74,10 @@ class Pictures:
         return sized(self.channels, self.image_size)
 
     @classmethod
-    def of(cls, data: DataConfig) -> "Pictures":
-        """The pictures of a study."""
-        return cls(data.image_size, data.channels, data.resize, data.resize_to, data.bounds)
+    def of(cls, data: DataConfig, values: np.dtype) -> "Pictures":
+        """The pictures of a study, whose images are of a type."""
+        kind = "float32" if values.kind == "f" else values.name
+        return cls(data.image_size, data.channels, data.resize, data.resize_to, data.bounds, kind)
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -80,6 +93,7 @@ class Pictures:
             resize=tree.get("resize", "squeeze"),
             resize_to=tree.get("resize_to"),
             bounds=None if bounds is None else (bounds[0], bounds[1]),
+            values=tree.get("values", "uint8"),
         )
 
 
@@ -112,6 +126,18 @@ class Architecture:
         tree = {"format": FORMAT, "hscc_search": _own_version(), **asdict(self), **self.pictures.stored()}
         del tree["pictures"]
         return {**tree, "form": self.form.stored()}
+
+    def in_short(self) -> dict[str, str]:
+        """What a program needs that has ``model.onnx`` alone, as texts."""
+        shape = ", ".join(map(str, self.pictures.shape))
+        return {
+            "classes": json.dumps(self.classes),
+            "input": f"float32, shape (images, {shape})"
+            + (", values 0 to 1" if self.pictures.values != "float32" else ""),
+            "mean": json.dumps(self.mean),
+            "std": json.dumps(self.std),
+            "normalisation": "mean and std are within the network, which takes values before normalisation",
+        }
 
     @classmethod
     def from_stored(cls, tree: Mapping[str, Any]) -> "Architecture":
@@ -164,9 +190,10 @@ class Metrics:
         test_groups: groups of images in the test part, likewise.
         maps: height and width of the maps that the network answers with; empty where it scores whole images.
         refined: how the network was refined, see :class:`hscc_search.pareto.points.Point`; empty where it was not.
+        onnx: of ``model.onnx`` the ``opset``, the ``operators`` and its ``bytes``.
         int8: of a ``model.onnx`` of 8-bit integers, the mean ``divergence`` of its answers to the test images from the
             torch module's, which is float32, in nats; the operators that stay ``in_float``; and whether the file is,
-            byte by byte, the one of the search, ``as_measured``. Empty where it is float32.
+            but for its metadata, the one of the search byte by byte, ``as_measured``. Empty where it is float32.
     """
 
     study: str
@@ -186,6 +213,7 @@ class Metrics:
     maps: tuple[int, ...] = ()
     refined: Mapping[str, float] = field(default_factory=dict)
     int8: Mapping[str, Any] = field(default_factory=dict)
+    onnx: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def flops_ratio(self) -> float:
@@ -230,87 +258,38 @@ class Origin:
         }
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The digests that show whether files were damaged or changed: ``manifest.json``.
-
-    Attributes:
-        digests: SHA-256 of every other file by its name, in hexadecimal.
-    """
-
-    digests: Mapping[str, str]
-
-    @classmethod
-    def of(cls, folder: Path) -> "Manifest":
-        """Make the manifest of a folder that holds all other files."""
-        return cls({path.name: sha256(path) for path in sorted(folder.iterdir())})
-
-    def check(self, folder: Path, names: Iterable[str]) -> None:
-        """Compare some files of a folder with their digests.
-
-        Raises:
-            ExportError: one is missing, or holds something else.
-        """
-        for name in names:
-            path = folder / name
-            if not path.is_file() or sha256(path) != self.digests.get(name):
-                raise ExportError(f"{path} is missing or was changed since the export: export again")
-
-    def stored(self) -> dict[str, Any]:
-        """JSON-compatible values."""
-        return {"sha256": dict(self.digests)}
-
-    @classmethod
-    def from_stored(cls, tree: Mapping[str, Any]) -> "Manifest":
-        """Undo :meth:`stored`."""
-        return cls(dict(tree["sha256"]))
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of an exported folder.
-
-    Raises:
-        ExportError: there is none, or it is damaged.
-    """
-    try:
-        return Manifest.from_stored(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ExportError(f"{folder} is not an exported folder: it has no readable {MANIFEST}") from error
-
-
 def read_architecture(folder: Path) -> Architecture:
     """Read the architecture of an exported folder.
 
     Raises:
-        ExportError: the folder has a format that this version does not read.
+        ExportError: the folder has a format that this version does not read, or states what no network has.
     """
-    tree = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
+    with refusing():
+        run.Folder(folder)
+        tree = run.read_json(folder / ARCHITECTURE)
     stored_format = tree.get("format")
     if stored_format not in READ:
         raise ExportError(
-            f"{folder} has format {stored_format}, written by hscc-search {_writer(folder, tree)}: "
+            f"{folder} has format {quoted(stored_format)}, written by hscc-search {_writer(folder, tree)}: "
             f"hscc-search {_own_version()} reads the formats {' and '.join(map(str, READ))}"
         )
-    return Architecture.from_stored(tree)
-
-
-def write_json(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write a file of an exported folder as JSON."""
-    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-
-
-def write_yaml(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write a file of an exported folder as YAML."""
-    path.write_text(yaml.safe_dump(dict(tree), sort_keys=False), encoding="utf-8")
+    try:
+        architecture = Architecture.from_stored(tree)
+        given = architecture.mean, architecture.std
+        if not all(len(numbers) == architecture.pictures.channels for numbers in given):
+            raise ValueError("a mean and a std for each channel are needed")
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ExportError(f"{folder / ARCHITECTURE} is damaged: {one_line(error, with_type=True)}") from error
+    return architecture
 
 
 def _writer(folder: Path, architecture: Mapping[str, Any]) -> str:
     """Name the version that wrote a folder; before format 4 only ``config.yaml`` names one, that of the study."""
     if "hscc_search" in architecture:
-        return str(architecture["hscc_search"])
+        return shortened(str(architecture["hscc_search"]))
     try:
-        return str(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))["versions"]["hscc-search"])
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return str(read_yaml(folder / CONFIG)["versions"]["hscc-search"])
+    except (ConfigError, TypeError, KeyError):
         return "of an unknown version"
 
 

@@ -3,8 +3,10 @@
 import io
 import re
 import warnings
+from collections.abc import Mapping
 from contextlib import redirect_stderr
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -73,6 +75,21 @@ def onnx_program(module: nn.Module, shape: int | Shape) -> torch.onnx.ONNXProgra
     # Source lines and paths of the machine that exports, in a file that others get.
     ClearMetadataAndDocStringPass()(program.model)
     return program
+
+
+def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Write texts by name into an ONNX file, in place of those that it has; the graph stays as it is."""
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.save(model, path)
+
+
+def contents_of(path: Path) -> dict[str, Any]:
+    """The ``opset``, the ``operators`` and the ``bytes`` of an ONNX file; operators of other domains with theirs."""
+    model = onnx.load(path)
+    operators = {f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node}
+    (opset,) = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    return {"opset": opset, "operators": sorted(operators), "bytes": path.stat().st_size}
 
 
 def onnx_scores(path: Path, part: Part) -> np.ndarray:

@@ -23,6 +23,8 @@ FILES = {
     "metrics.json",
     "README.md",
     "manifest.json",
+    "reference.json",
+    "run.py",
 }
 
 

@@ -10,14 +10,11 @@ from hscc_search.errors import ExportError
 from hscc_search.export.folder import (
     ARCHITECTURE,
     FORMAT,
-    MANIFEST,
     Architecture,
-    Manifest,
     Pictures,
     read_architecture,
-    read_manifest,
-    write_json,
 )
+from hscc_search.export.manifest import write_json
 
 channels = st.tuples(shares, shares, shares)
 sides = st.integers(8, 1024)
@@ -28,6 +25,7 @@ pictures = st.builds(
     resize=st.sampled_from(["squeeze", "crop", "pad"]),
     resize_to=st.one_of(st.none(), sides),
     bounds=st.one_of(st.none(), st.tuples(shares, shares)),
+    values=st.sampled_from(["uint8", "uint16", "float32"]),
 )
 architectures = st.builds(
     Architecture,
@@ -53,7 +51,7 @@ def test_an_architecture_comes_back_as_it_was_stored(architecture):
 def test_an_architecture_of_format_3_is_read(architecture):
     """Format 3 had total ranks, which is all that the module is built from."""
     tree = {**architecture.stored(), "format": 3, "form": form_in_format_3(architecture.form)}
-    for later in ("hscc_search", "channels", "resize", "resize_to", "bounds"):
+    for later in ("hscc_search", "channels", "resize", "resize_to", "bounds", "values"):
         del tree[later]
     read = Architecture.from_stored(through_json(tree))
     assert read.pictures == Pictures(architecture.pictures.image_size)
@@ -69,24 +67,6 @@ def test_an_architecture_of_format_3_is_read(architecture):
             layer.pieces,
             layer.input_ranks,
         )
-
-
-@given(st.dictionaries(names, names))
-def test_a_manifest_comes_back_as_it_was_stored(digests):
-    assert Manifest.from_stored(through_json(Manifest(digests).stored())) == Manifest(digests)
-
-
-def test_a_manifest_notices_what_changed(tmp_path):
-    (tmp_path / "a").write_text("first")
-    (tmp_path / "b").write_text("second")
-    write_json(tmp_path / MANIFEST, Manifest.of(tmp_path).stored())
-    manifest = read_manifest(tmp_path)
-    assert manifest.digests.keys() == {"a", "b"}
-    manifest.check(tmp_path, ("a", "b"))
-    (tmp_path / "b").write_text("third")
-    manifest.check(tmp_path, ("a",))
-    with pytest.raises(ExportError, match="b is missing or was changed"):
-        manifest.check(tmp_path, ("a", "b"))
 
 
 def test_a_newer_folder_is_refused_by_both_formats_and_versions(tmp_path):

@@ -62,7 +62,7 @@ def test_a_changed_file_is_refused(exported, tmp_path):
     weights = bytearray((copy / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
-    with pytest.raises(ExportError, match=r"model.safetensors is missing or was changed since the export"):
+    with pytest.raises(ExportError, match=r"model.safetensors was changed since the export"):
         hscc_search.load(copy)
 
 
@@ -79,5 +79,5 @@ def test_a_missing_file_is_refused(exported, tmp_path, name):
 def test_a_folder_without_a_readable_manifest_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(ExportError, match=r"is not an exported folder: it has no readable manifest\.json"):
+    with pytest.raises(ExportError, match=r"it has no readable manifest\.json|manifest\.json is damaged"):
         hscc_search.load(tmp_path)

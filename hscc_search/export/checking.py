@@ -1,0 +1,86 @@
+"""Run the models of an exported folder from their files, and write down what they answer."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from hscc_search.config import IN_MEMORY
+from hscc_search.data import Part
+from hscc_search.dense.opened import Opened
+from hscc_search.errors import ExportError
+from hscc_search.evaluation.predictions import batches, pixel_values
+from hscc_search.export.folder import ONNX, WEIGHTS
+from hscc_search.export.loading import build_module
+from hscc_search.export.manifest import write_reference
+from hscc_search.export.run import Folder
+from hscc_search.runtime.deployed import Deployed
+from hscc_search.runtime.onnx import onnx_scores
+
+# Largest difference of scores between two runtimes, relative to the largest score: they add in different orders. Of
+# 8-bit integers, which two processors may round differently, one step of a range has more weight.
+TOLERANCE, INT8_TOLERANCE = 1e-3, 0.05
+# The share of the test part that 8-bit integers may get wrong beyond what float gets wrong, and beyond its error.
+_MOST_LOST = 0.01
+
+
+class Answers(NamedTuple):
+    """The scores that each written model gives each test image, before softmax: float32, shape (images, classes)."""
+
+    onnx: np.ndarray
+    torch: np.ndarray
+
+
+def check(folder: Path, opened: Opened, of_integers: bool, accept_loss: bool) -> Answers:
+    """Run both models from their files over the test part, and write their answers to the inputs that anybody can make.
+
+    Raises:
+        ExportError: their scores differ by more than the order of additions does; or, of 8-bit integers, fewer test
+            images are right by more than a point and its standard error, and ``accept_loss`` is not said.
+    """
+    test, in_memory = opened.parts.test, opened.config.model.name == IN_MEMORY
+    module = build_module(folder, opened.network.cpu() if in_memory else None, trust=True)
+    opened.network.to(opened.device)
+    answers = Answers(onnx_scores(folder / ONNX, test), torch_scores(module, test))
+    if of_integers:
+        if not accept_loss:
+            _check_loss(answers, test.labels)
+    else:
+        gap = float(np.abs(answers.onnx - answers.torch).max())
+        if not gap <= TOLERANCE * max(1.0, float(np.abs(answers.torch).max())):
+            raise ExportError(f"{ONNX} and {WEIGHTS} disagree: scores differ by up to {gap:g}")
+    exported = Folder(folder)
+    inputs = exported.made_inputs()
+    made = {ONNX: exported.scores(inputs), WEIGHTS: answer(module, inputs)}
+    write_reference(folder, made, {ONNX: INT8_TOLERANCE if of_integers else TOLERANCE, WEIGHTS: TOLERANCE})
+    return answers
+
+
+def _check_loss(answers: Answers, labels: np.ndarray) -> None:
+    """Check that 8-bit integers are right nearly as often as float.
+
+    Raises:
+        ExportError: they are not.
+    """
+    by_onnx, by_torch = ((scores.argmax(axis=1) == labels).reshape(len(labels), -1).mean(axis=1) for scores in answers)
+    lost = by_torch - by_onnx
+    error = float(lost.std() / np.sqrt(len(lost)))
+    if lost.mean() > _MOST_LOST + error:
+        raise ExportError(
+            f"in 8-bit integers the test accuracy is {by_onnx.mean():.4f} and in float {by_torch.mean():.4f}, "
+            f"a loss of {100 * lost.mean():.1f} ± {100 * error:.1f} points: export another trial, or accept it with "
+            "--accept-loss (in Python accept_loss=True)"
+        )
+
+
+def torch_scores(module: Deployed, part: Part) -> np.ndarray:
+    """The scores of a part of the data, as :func:`hscc_search.runtime.onnx.onnx_scores`."""
+    return np.concatenate([answer(module, pixel_values(torch.from_numpy(images))) for images in batches(part.images)])
+
+
+@torch.no_grad()
+def answer(module: Deployed, inputs: np.ndarray | torch.Tensor) -> np.ndarray:
+    """The scores of one batch."""
+    scores: np.ndarray = module(torch.as_tensor(inputs)).numpy()
+    return scores
