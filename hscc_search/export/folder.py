@@ -275,6 +275,8 @@ def read_architecture(folder: Path) -> Architecture:
         )
     try:
         architecture = Architecture.from_stored(tree)
+        if not isinstance(architecture.model, str) or not isinstance(architecture.output, str | None):
+            raise TypeError("a network and a function are named by texts")
         given = architecture.mean, architecture.std
         if not all(len(numbers) == architecture.pictures.channels for numbers in given):
             raise ValueError("a mean and a std for each channel are needed")

@@ -12,6 +12,7 @@ from hscc_search.config.data import TABLES
 from hscc_search.config.explain import explain
 from hscc_search.config.yaml_file import read_yaml
 from hscc_search.data import Part, load_dataset, split
+from hscc_search.data.rows import Rows
 from hscc_search.errors import ConfigError, ExportError, one_line
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.export import run
@@ -110,7 +111,7 @@ def accuracy_on(folder: Path, data: Path, report: Report = silent) -> OnImages:
     if same:
         part = split(dataset, config.validation, config.test, config.split_seed).test
     else:
-        part = Part(dataset.images, dataset.labels, dataset.groups)
+        part = Part(Rows(dataset.images, np.arange(len(dataset.labels))), dataset.labels, dataset.groups)
     predicted = onnx_scores(folder / ONNX, part).argmax(axis=1)
     found = measure_quality(predicted, part.labels, dataset.classes, groups=part.groups)
     accuracy, at_export = found.metrics["accuracy"], _at_export(folder) if same else None

@@ -78,9 +78,10 @@ def onnx_program(module: nn.Module, shape: int | Shape) -> torch.onnx.ONNXProgra
 
 
 def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    """Write texts by name into an ONNX file, in place of those that it has; the graph stays as it is."""
+    """Write texts by name into an ONNX file behind those that it has; all else stays as it is."""
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, dict(metadata))
+    for name, text in metadata.items():
+        model.metadata_props.add(key=name, value=text)
     onnx.save(model, path)
 
 

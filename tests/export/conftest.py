@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -6,6 +8,7 @@ from conftest import SMALL
 from hscc_search.config import StudyConfig
 from hscc_search.data import load_dataset, split
 from hscc_search.export.export import export
+from hscc_search.export.manifest import write_manifest
 from hscc_search.study.study import run_study
 
 
@@ -23,6 +26,24 @@ def exported(study, tmp_path_factory):
     assert point.sample["regions"] > 1
     export(study, point, study.config, out)
     return out
+
+
+@pytest.fixture
+def changed(exported, tmp_path):
+    """A copy of the exported folder with some file changed: ``changed(name, change)``, a function of its bytes.
+
+    The manifest fits what was changed, as somebody would see to who means harm; with ``sealed=False`` it does not.
+    """
+
+    def make(name, change, sealed=True):
+        copy = tmp_path / "changed"
+        shutil.copytree(exported, copy)
+        (copy / name).write_bytes(change((copy / name).read_bytes()))
+        if sealed and name != "manifest.json":
+            write_manifest(copy)
+        return copy
+
+    return make
 
 
 @pytest.fixture(scope="session")
