@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 
 import numpy as np
 import onnxruntime
@@ -78,9 +79,11 @@ def test_both_models_answer_alike_to_what_the_card_reads(config, folder, monkeyp
     code = re.search(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)[1]
     monkeypatch.chdir(exported)
     monkeypatch.syspath_prepend(folder)  # load builds the network again
+    monkeypatch.syspath_prepend(exported)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     for position in (0, 17, 63):
         variables = {}
-        exec(code.replace('"image.png"', repr(dataset.names[position])), variables)
+        exec(code.replace('"../image.png"', repr(dataset.names[position])), variables)
         pixels = pixel_values(torch.from_numpy(dataset.images[position : position + 1].copy()))
         assert pixels.shape == (1, 1, 96, 160)
         np.testing.assert_array_equal(variables["pixels"], pixels.numpy())

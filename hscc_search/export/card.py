@@ -36,13 +36,13 @@ pip install {packages}
 ```
 
 ```console
-python run.py predict {file}
 python run.py verify
-python run.py benchmark --threads 1 --out measured.json
+python run.py predict ../{file}
+python run.py benchmark --threads 1 --out ../measured.json
 ```
 
-`verify` compares all files with `manifest.json`, and the network's answers with those at export; `benchmark` writes \
-what `hscc-search front STUDY --measured measured.json` shows. In Python, from this folder:
+`verify` compares all files with `manifest.json` and the network's answers with those at export, and finds files that \
+were added; `benchmark` writes what `hscc-search front STUDY --measured FILE` shows. In Python, from this folder:
 
 ```python
 import sys
@@ -51,7 +51,7 @@ sys.dont_write_bytecode = True  # or Python puts a folder of its own beside thes
 import run
 
 folder = run.Folder(".")
-pixels = folder.read("{file}")
+pixels = folder.read("../{file}")
 scores = folder.scores(pixels)
 {answer}
 ```

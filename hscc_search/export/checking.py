@@ -45,7 +45,7 @@ def check(folder: Path, opened: Opened, of_integers: bool, accept_loss: bool) ->
     answers = Answers(onnx_scores(folder / ONNX, test), torch_scores(module, test))
     if of_integers:
         if not accept_loss:
-            _check_loss(answers, test.labels)
+            check_loss(answers, test.labels)
     else:
         gap = float(np.abs(answers.onnx - answers.torch).max())
         if not gap <= TOLERANCE * max(1.0, float(np.abs(answers.torch).max())):
@@ -57,7 +57,7 @@ def check(folder: Path, opened: Opened, of_integers: bool, accept_loss: bool) ->
     return answers
 
 
-def _check_loss(answers: Answers, labels: np.ndarray) -> None:
+def check_loss(answers: Answers, labels: np.ndarray) -> None:
     """Check that 8-bit integers are right nearly as often as float.
 
     Raises:

@@ -61,7 +61,7 @@ def run_card(exported, monkeypatch):
 
     def run(image):
         variables = {}
-        exec(code.replace('"image.jpg"', repr(str(image))), variables)
+        exec(code.replace('"../image.jpg"', repr(str(image))), variables)
         return variables
 
     return run

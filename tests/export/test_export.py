@@ -1,10 +1,21 @@
+import getpass
 import hashlib
 import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
-from conftest import SMALL
+from conftest import ROOT, SMALL
 from safetensors.torch import save_file
 
 import hscc_search
@@ -13,6 +24,7 @@ from hscc_search.dense.networks import build_network
 from hscc_search.errors import ExportError, StudyError
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.export.export import export
+from hscc_search.export.verifying import verify
 from hscc_search.study.study import run_study
 
 FILES = {
@@ -78,6 +90,65 @@ def test_what_was_measured_on_the_validation_part_is_what_the_study_has(exported
         quality = measure_quality(predicted, record.labels, record.classes, record.config.seed)
         assert validation == {"metrics": quality.metrics, "errors": quality.errors}
     assert metrics["validation_images"] == len(record.labels)
+
+
+def test_the_onnx_file_says_what_it_is_and_holds_plain_operators(exported, study):
+    model = onnx.load(exported / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    metrics = json.loads((exported / "metrics.json").read_text())
+    said = {prop.key: prop.value for prop in model.metadata_props}
+    assert json.loads(said["classes"]) == metrics["classes"]
+    assert said["input"] == "float32, shape (images, 3, 8, 8), values 0 to 1"
+    assert json.loads(said["mean"]) == list(study.config.data.mean)
+    assert json.loads(said["std"]) == list(study.config.data.std)
+    assert (said["study"], said["trial"]) == ("digits", str(metrics["trial"]))
+    operators = {node.op_type for node in model.graph.node}
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not [name for name in operators if "Scatter" in name]  # regions are cut and joined
+    contents = metrics["onnx"]
+    assert contents["bytes"] == (exported / "model.onnx").stat().st_size
+    assert (set(contents["operators"]), contents["opset"]) == (operators, model.opset_import[0].version)
+    listed = f"`model.onnx` has opset {contents['opset']} and the operators {', '.join(contents['operators'])}."
+    assert listed in (exported / "README.md").read_text()
+
+
+def test_no_byte_of_a_folder_tells_of_the_machine(exported):
+    place = exported.parent.parent
+    telling = [place, ROOT, Path.home(), Path.cwd(), Path(sys.prefix), os.environ.get("HSCC_CACHE", place)]
+    paths = [str(path).encode() for path in telling if len(Path(path).parts) > 1]
+    names = [re.escape(name).encode() for name in (getpass.getuser(), socket.gethostname())]
+    words = re.compile(rb"(?<![\w.])(" + b"|".join(names) + rb")(?!\w)|site-packages|\.py\"?, line \d")
+    for path in exported.iterdir():
+        content = path.read_bytes()
+        assert not [place for place in paths if place in content], path.name
+        # Weights may hold the two or three letters of a short name by chance.
+        assert path.suffix == ".safetensors" or not words.search(content), path.name
+
+
+def test_an_export_that_is_killed_leaves_nothing_half_written(study, exported, tmp_path):
+    """As many kills at random moments as HSCC_KILLS says, and then an export that nobody kills."""
+    kills, chance = int(os.environ.get("HSCC_KILLS", "3")), random.Random(0)
+    context = multiprocessing.get_context("fork")
+    kept = shutil.copytree(exported, tmp_path / "kept")
+    before = {path.name: path.read_bytes() for path in kept.iterdir()}
+    died = 0
+    for _ in range(kills):
+        process = context.Process(target=export, args=(study, study.points[0], study.config, tmp_path / "out"))
+        process.start()
+        while process.is_alive() and not any(tmp_path.glob(".out.*")):  # it compresses
+            time.sleep(0.01)
+        process.join(chance.uniform(0, 1.5))
+        process.kill()
+        process.join()
+        died += process.exitcode != 0
+        if (tmp_path / "out").exists():  # it was quicker
+            verify(tmp_path / "out")
+            shutil.rmtree(tmp_path / "out")
+        assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
+    assert died
+    export(study, study.points[0], study.config, tmp_path / "out")
+    verify(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "out"}
 
 
 def test_an_existing_folder_is_left_alone(study, tmp_path):

@@ -1,10 +1,22 @@
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from dicom_files import write_dicom
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
 from hscc_search.compression.form import NetworkForm
@@ -75,3 +87,110 @@ def test_the_script_refuses_values_of_which_no_range_is_known(tmp_path, dtype, w
     folder = folder_of(tmp_path, config_of(), np.uint16 if wide else np.uint8)
     with pytest.raises(run.Refused, match=r"convert (the image|it) to 8"):
         folder.read(tmp_path / "picture.tif")
+
+
+KINDS = {"photograph": "jpg", "drawing": "png", "grey": "png", "16 bits": "png", "compressed": "webp"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_that_was_turned_is_read_upright(tmp_path, kind, orientation):
+    """40 of 40: each orientation of EXIF in five kinds of files, against the study's own reader."""
+    wide, path = kind == "16 bits", tmp_path / f"picture.{KINDS[kind]}"
+    pixels = PHOTOGRAPH[..., 0] if kind in ("grey", "16 bits") else PHOTOGRAPH
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(pixels.astype(np.uint16) * 257 if wide else pixels).save(path, exif=exif)
+    config = config_of()
+    found = folder_of(tmp_path, config, np.uint16 if wide else np.uint8).read(path)
+    np.testing.assert_array_equal(found, pixels_by_study(path, config))
+    turned = ImageOps.exif_transpose(Image.open(path)).size != (93, 61)
+    assert turned == (orientation > 4)
+
+
+@given(st.sampled_from(["uint8", "uint16", "float32"]), st.sampled_from([1, 3, 4]), st.integers(8, 40))
+def test_made_inputs_are_the_same_each_time_and_differ_from_each_other(values, channels, side):
+    pictures = Pictures((side, side + 3), channels, values=values)
+    shown = (0.5,) * channels
+    with tempfile.TemporaryDirectory() as folder:
+        architecture = Architecture("digits_cnn", ("a", "b"), pictures, shown, shown, NetworkForm((), (), {}))
+        write_json(Path(folder) / "architecture.json", architecture.stored())
+        inputs, again = (run.Folder(folder).made_inputs() for _ in range(2))
+    assert (inputs.dtype, inputs.shape) == (np.float32, (8, channels, side, side + 3))
+    np.testing.assert_array_equal(inputs, again)
+    assert len({each.tobytes() for each in inputs}) == 8
+    assert 0.02 < inputs.std(axis=(1, 2, 3)).min() < 1.2
+    assert values == "float32" or (inputs.min() >= 0 and inputs.max() <= 1)
+
+
+def test_a_file_of_an_input_of_its_own_is_read_and_nothing_is_unpickled(tmp_path):
+    folder = folder_of(tmp_path, config_of(), np.float32)
+    numbers = np.random.default_rng(0).standard_normal((3, 24, 40)).astype(np.float32)
+    np.save(tmp_path / "input.npy", numbers)
+    np.testing.assert_array_equal(folder.read(tmp_path / "input.npy"), numbers[None])
+    np.save(tmp_path / "small.npy", numbers[:, :8])
+    np.save(tmp_path / "pickled.npy", np.array([print], object))
+    for name, said in (("small.npy", r"shape \(3, 8, 40\)"), ("pickled.npy", "cannot read")):
+        with pytest.raises(run.Refused, match=said):
+            folder.read(tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory):
+    """The Python of an environment that has onnxruntime, numpy, pillow and what these need, and nothing else."""
+    environment = tmp_path_factory.mktemp("device")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    (packages,) = environment.glob("lib/python*/site-packages")
+    names, waiting = set(), ["onnxruntime", "numpy", "pillow"]
+    while waiting:
+        name = waiting.pop()
+        if name not in names:
+            names.add(name)
+            needed = [line for line in metadata.requires(name) or () if "extra ==" not in line]
+            waiting += [re.split(r"[^\w.-]", line)[0] for line in needed]
+    for name in names:
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files if file.parts[0] not in ("..", "__pycache__")}:
+            if not (packages / top).exists():
+                (packages / top).symlink_to(distribution.locate_file(top))
+    return environment / "bin" / "python"
+
+
+def test_an_exported_folder_runs_by_its_card_where_there_is_nothing_else(device, exported, tmp_path, test_part):
+    folder = shutil.copytree(exported, tmp_path / "folder")
+    card = (folder / "README.md").read_text()
+    install, *commands = [
+        line for block in re.findall(r"```console\n(.*?)```", card, re.DOTALL) for line in block.splitlines()
+    ]
+    assert install == "pip install onnxruntime numpy pillow"
+    Image.fromarray(test_part.images[0].transpose(1, 2, 0)).save(tmp_path / "image.jpg")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def on_device(*arguments, code=0):
+        done = subprocess.run([device, *arguments], cwd=folder, env=clean, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done.stdout or done.stderr
+
+    assert "None" in on_device("-c", "from importlib.util import find_spec; print(find_spec('torch'))")
+    words = [shlex.split(command) for command in commands]
+    assert [word[:3] for word in words] == [["python", "run.py", name] for name in ("verify", "predict", "benchmark")]
+    outputs = [on_device(*word[1:]) for word in words]
+    assert outputs[0].startswith("verified: 8 files")
+    assert re.fullmatch(r"\.\./image\.jpg: \d \(0\.\d{4}\)\n", outputs[1])
+    measured = json.loads((tmp_path / "measured.json").read_text())
+    assert measured == json.loads(outputs[2])
+    stored = json.loads((folder / "metrics.json").read_text())
+    assert (measured["study"], measured["trial"], measured["threads"]) == (stored["study"], stored["trial"], 1)
+    assert measured["sha256"] == json.loads((folder / "manifest.json").read_text())["sha256"]["model.onnx"]
+    for batch in ("1", "32"):
+        assert 0 < measured["latency"][batch]["median_ms"] <= measured["latency"][batch]["p95_ms"]
+    assert measured["latency"]["32"]["median_ms"] > measured["latency"]["1"]["median_ms"]
+    assert measured["peak_memory_mb"] > 10
+
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert f": {on_device('-c', code).strip()} (" in outputs[1]
+    assert on_device("run.py", "verify") == outputs[0]  # nothing was left behind
+    refused = on_device("run.py", "predict", "nowhere.jpg", code=2)
+    assert refused == "error: cannot read image nowhere.jpg: no such file\n"
+    (folder / "README.md").write_text("changed")
+    assert "README.md was changed since the export" in on_device("run.py", "verify", code=2)
