@@ -24,9 +24,10 @@ from hscc_search.errors import UnwritableError, printable
 from hscc_search.files import checked_output
 from hscc_search.memory import uncollected
 from hscc_search.report.formats import front_csv, front_json
-from hscc_search.report.terminal import out_console
+from hscc_search.report.terminal import measured_table, out_console
 
 if TYPE_CHECKING:
+    from hscc_search.report.measured import OnDevice
     from hscc_search.study.stored_study import Study
 
 
@@ -56,6 +57,13 @@ if TYPE_CHECKING:
 @click.option(
     "--images", is_flag=True, help="Show on the page small those validation images that one of two networks gets wrong."
 )
+@click.option(
+    "--measured",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Show what run.py benchmark of an exported trial measured on a device, too; may be given several times.",
+)
 @data_option
 @uncollected()
 def front(
@@ -65,6 +73,7 @@ def front(
     html: Path | None,
     comparison: Path | None,
     images: bool,
+    measured: tuple[Path, ...],
     data: Path | None,
 ) -> None:
     """Show the front of STUDY_NAME, with the dense network beside it."""
@@ -82,21 +91,32 @@ def front(
     quiet_optuna()
     study = read_study(storage, study_name)
     peers = peers_of(study, comparison) if comparison is not None else ()
+    on_devices = _on_devices(measured, study)
     if output_format == "json":
-        click.echo(front_json(study))
+        click.echo(front_json(study, on_devices))
     elif output_format == "csv":
         click.echo(front_csv(study), nl=False)
     else:
         show_front(study)
+        if on_devices:
+            out_console.print(measured_table(study, on_devices))
     if html is not None:
         from hscc_search.report.page import write_page
 
-        write_page(study, html, storage, peers, _thumbnails(study, data) if images else None)
+        write_page(study, html, storage, peers, _thumbnails(study, data) if images else None, on_devices)
         beside_data = output_format != "table"  # other programs read JSON or CSV, so nothing else is printed there
         click.echo(f"page: {printable(html)}", err=beside_data)
         if study.front:
             options = (*naming_storage(storage), "--select", "knee", "--out", f"{study_name}-knee")
             click.echo(f"next: {command_line('hscc-search', 'export', study_name, *options)}", err=beside_data)
+
+
+def _on_devices(paths: tuple[Path, ...], study: "Study") -> "tuple[OnDevice, ...]":
+    if not paths:
+        return ()
+    from hscc_search.report.measured import read_measured
+
+    return read_measured(paths, study)
 
 
 def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], dict[int, str]]:

@@ -3,15 +3,23 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and JSON and CSV need only the study that is passed in
     from hscc_search.pareto.points import Measured, Point
+    from hscc_search.report.measured import OnDevice
     from hscc_search.study.stored_study import Study
 
 
-def front_json(study: "Study") -> str:
-    """Write the front and the trials that cannot be told apart from it as JSON, with all measurements."""
+def front_json(study: "Study", measured: "Sequence[OnDevice]" = ()) -> str:
+    """Write the front and the trials that cannot be told apart from it as JSON, with all measurements.
+
+    Args:
+        study: to write.
+        measured: what was measured of its trials on devices.
+    """
     worst, best = study.reference
     metrics = [objective.metric for objective in study.objectives]
     tree = {
@@ -28,6 +36,7 @@ def front_json(study: "Study") -> str:
         "notices": list(study.record.notices),
         "front": [_point_tree(study, point) for point in study.front],
         "close": [_point_tree(study, point) for point in study.close],
+        **({"measured": [asdict(each) for each in measured]} if measured else {}),
     }
     return json.dumps(tree, indent=2)
 

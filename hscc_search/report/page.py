@@ -15,6 +15,7 @@ from hscc_search.pareto.objectives import title
 from hscc_search.pareto.points import Point
 from hscc_search.report.explorer import study_data, trial_data, trials_data
 from hscc_search.report.importance import importances
+from hscc_search.report.measured import HEADS, OnDevice, measured_rows
 from hscc_search.report.table import reference_text
 from hscc_search.resources import resource_folder
 from hscc_search.storage import without_password
@@ -34,10 +35,11 @@ def write_page(
     storage: str,
     peers: Sequence[dict[str, Any]] = (),
     draw: Callable[[Iterable[int]], dict[int, str]] | None = None,
+    measured: Sequence[OnDevice] = (),
 ) -> None:
     """Write the page of a study as one HTML file that needs no internet connection, see :func:`frozen_page`."""
     with written_whole(path) as temporary:
-        temporary.write_text(frozen_page(study, storage, peers, draw), encoding="utf-8")
+        temporary.write_text(frozen_page(study, storage, peers, draw, measured), encoding="utf-8")
 
 
 def frozen_page(
@@ -45,6 +47,7 @@ def frozen_page(
     storage: str,
     peers: Sequence[dict[str, Any]] = (),
     draw: Callable[[Iterable[int]], dict[int, str]] | None = None,
+    measured: Sequence[OnDevice] = (),
 ) -> str:
     """Render the page of a study with everything that it needs inside.
 
@@ -53,11 +56,12 @@ def frozen_page(
         storage: URL that it was read from, which an export command names.
         peers: from :func:`hscc_search.report.comparison.peers_of`.
         draw: draws validation images small, see :func:`hscc_search.study.thumbnails.thumbnails`; None shows none.
+        measured: what was measured of its trials on devices.
     """
     details = _details(study)
     thumbnails = draw(_named_images(details.values())) if draw is not None else {}
     frozen = {"details": details, "importances": importances(study), "peers": peers, "thumbnails": thumbnails}
-    return _page(study, {**_content(study, without_password(storage)), **frozen}, live=False)
+    return _page(study, {**_content(study, without_password(storage)), **frozen}, live=False, measured=measured)
 
 
 def live_page(study: Study, storage: str) -> str:
@@ -118,7 +122,7 @@ def _content(study: Study, storage: str) -> dict[str, Any]:
     }
 
 
-def _page(study: Study, content: dict[str, Any], live: bool) -> str:
+def _page(study: Study, content: dict[str, Any], live: bool, measured: Sequence[OnDevice] = ()) -> str:
     inside = {
         "style": resource("explorer.css"),
         "plotly": get_plotlyjs(),
@@ -131,6 +135,7 @@ def _page(study: Study, content: dict[str, Any], live: bool) -> str:
         objectives=[f"{objective.direction} {title(objective.metric)}" for objective in study.objectives],
         reference=reference_text(study),
         inspection=study.record.inspection,
+        measured={"heads": HEADS, "rows": measured_rows(study, measured)} if measured else None,
         data=json_in_page(content),
         **({} if live else inside),
     )

@@ -21,6 +21,7 @@ from hscc_search.progress import Notice, Progress, Report
 
 if TYPE_CHECKING:  # importing Optuna takes seconds, and drawing needs only the objects that are passed in
     from hscc_search.comparison.summary import Estimate, Summary
+    from hscc_search.report.measured import OnDevice
     from hscc_search.report.table import TableRow
     from hscc_search.study.catalogue import StudyStatus
     from hscc_search.study.stored_study import Study
@@ -127,6 +128,18 @@ def _front_table(study: "Study", names: "Sequence[str]", lines: "Sequence[TableR
         cells = (row.cells[position] for position in kept)
         table.add_row(*cells, style=styles.get(row.kind), end_section=row.kind == "dense")
         previous_kind = row.kind
+    return table
+
+
+def measured_table(study: "Study", measured: "Sequence[OnDevice]") -> Table:
+    """A table of what was measured on devices."""
+    from hscc_search.report.measured import HEADS, measured_rows
+
+    table = Table(title="measured on devices", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    for head in HEADS:
+        table.add_column(head, justify="left" if head == "processor" else "right", overflow="fold")
+    for row in measured_rows(study, measured):
+        table.add_row(*row)
     return table
 
 
