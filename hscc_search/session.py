@@ -130,6 +130,8 @@ class Study(stored_study.Study):
         network: nn.Module | None = None,
         device: str = "auto",
         report: Report = silent,
+        accept_loss: bool = False,
+        formats: Sequence[str] = (),
     ) -> Path:
         """Write a trial as a folder with ONNX and torch models and a model card.
 
@@ -140,6 +142,8 @@ class Study(stored_study.Study):
                 says that it was trained elsewhere. None builds it again.
             device: where the network is built.
             report: told of each step.
+            accept_loss: also an int8 trial that loses much on the test part.
+            formats: further files to write: ``pt2``, ``float16`` or ``uint8``.
 
         Returns:
             The folder.
@@ -151,7 +155,9 @@ class Study(stored_study.Study):
         from hscc_search.export.export import export
 
         out = Path(out)
-        export(self, self._trial(trial), self.config, out, device, report, network, self.given)
+        export(
+            self, self._trial(trial), self.config, out, device, report, network, self.given, False, accept_loss, formats
+        )
         return out
 
     def located(self, data: Path | str | None = None, checkpoint: Path | str | None = None) -> "Study":

@@ -156,6 +156,14 @@ def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], 
     help="Fine-tune the compressed network for N epochs, in place of the study's number.",
 )
 @click.option("--refine", is_flag=True, help="Refine the network of a trial that is not refined; reads no labels.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["pt2", "float16", "uint8"]),
+    help="Write a further file: of torch.export, in 16-bit floats, or one that takes raw images of any size as uint8; "
+    "may be given several times.",
+)
 @click.option("--accept-loss", is_flag=True, help="Also an int8 trial that loses much on the test part.")
 @data_option
 @checkpoint_option
@@ -167,6 +175,7 @@ def export(
     out: Path,
     finetune: int | None,
     refine: bool,
+    formats: tuple[str, ...],
     accept_loss: bool,
     data: Path | None,
     checkpoint: Path | None,
@@ -176,7 +185,6 @@ def export(
     from hscc_search.pareto.selection import parse_rule, select
 
     rule = parse_rule(rule_text)
-    from hscc_search.config.metrics import less_is_better
     from hscc_search.export.export import export as export_trial
     from hscc_search.pareto.objectives import quality_of, title
     from hscc_search.study.stored_study import read_study
@@ -195,20 +203,31 @@ def export(
         most_parameters=study.dense["parameters"],
     )
     with stoppable_bars() as report:
-        metrics = export_trial(study, point, config, out, device, report, refine=refine, accept_loss=accept_loss)
+        metrics = export_trial(
+            study, point, config, out, device, report, refine=refine, accept_loss=accept_loss, formats=formats
+        )
     metric = quality_of(config)
     value, dense_value = (network.test.metrics[metric] for network in (metrics.compressed, metrics.dense))
     say(
         f"trial {point.trial}: {metrics.flops_ratio:.2f}x fewer FLOPs, test {title(metric)} {value:.4f} "
         f"(dense {dense_value:.4f}) on {metrics.test_images} images"
     )
-    now, then = metrics.compressed.validation.metrics.get(metric), point.metrics.get(metric)
-    if metrics.finetuning_epochs and now is not None and then is not None and not study.config.finetuning.epochs:
-        words = f"fine-tuning took the validation {title(metric)} from {then:.4f} to {now:.4f}"
-        worse = now > then if less_is_better(metric) else now < then
-        say(f"warning: {words}: lower finetuning.learning_rate, or export without it" if worse else words)
+    if metrics.finetuning_epochs and not study.config.finetuning.epochs:
+        _say_tuned(metric, point.metrics.get(metric), metrics.compressed.validation.metrics.get(metric))
     say(f"exported: {out}")
     say(f"next: read {out / 'README.md'}, or in Python: hscc_search.load({str(out)!r})")
+
+
+def _say_tuned(metric: str, then: float | None, now: float | None) -> None:
+    """Say what fine-tuning has made of a metric on the validation part."""
+    from hscc_search.config.metrics import less_is_better
+    from hscc_search.pareto.objectives import title
+
+    if then is None or now is None:
+        return
+    words = f"fine-tuning took the validation {title(metric)} from {then:.4f} to {now:.4f}"
+    worse = now > then if less_is_better(metric) else now < then
+    say(f"warning: {words}: lower finetuning.learning_rate, or export without it" if worse else words)
 
 
 @click.command()

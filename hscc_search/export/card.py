@@ -57,7 +57,7 @@ scores = folder.scores(pixels)
 ```
 
 As a torch module that can be trained further, which takes the same pixels: `{load}`. `model.onnx` has opset {opset} \
-and the operators {operators}.{int8}
+and the operators {operators}.{int8}{formats}
 
 ## Results
 
@@ -126,6 +126,7 @@ def model_card(
         test_part=_test_part(metrics, trained_elsewhere),
         load=f'hscc_search.load("this folder"{_given(config)})',
         int8=_int8(metrics),
+        formats=_formats(metrics),
         larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
         inspected=f"{inspection.share:.1%} of the multiply-adds of the dense network are in layers that can be "
         f"compressed; with all of these replaced at full rank its answers differ by {inspection.error:.0e} of what "
@@ -266,6 +267,23 @@ def _int8(metrics: Metrics) -> str:
         f"{same}The torch module is the float32 network that was rounded: on the test part both differ on "
         f"{metrics.torch_differs_on} of {images} images, with a mean divergence of {int8['divergence']:.2g} nats."
     )
+
+
+def _formats(metrics: Metrics) -> str:
+    """A list of the further files, and how each is run."""
+    words = {
+        "model.pt2": 'the torch module for torch alone: `torch.export.load("model.pt2").module()(pixels)`; as any such '
+        "file it can run code when it is loaded, so take it from nobody whom you do not trust",
+        "model-float16.onnx": "the same in 16-bit floats, which takes and returns float32",
+        "model-uint8.onnx": 'takes one upright image of any size as uint8, `numpy.asarray(PIL.Image.open("image.jpg"))`'
+        ", and resizes and scales it within the graph",
+    }
+    lines = []
+    for name, found in metrics.formats.items():
+        accuracy = f", accuracy on the test part {found['accuracy']:.4f}" if "accuracy" in found else ""
+        measured = f"{found['bytes'] / 1e6:.1f} MB, scores differ by up to {found['gap']:.1g} of the largest{accuracy}"
+        lines.append(f"- `{name}`: {words[name]} ({measured})")
+    return "\n\n" + "\n".join(lines) if lines else ""
 
 
 def _results(metrics: Metrics) -> str:

@@ -1,7 +1,8 @@
 """Run the models of an exported folder from their files, and write down what they answer."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from hscc_search.dense.opened import Opened
 from hscc_search.errors import ExportError
 from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.export.folder import ONNX, WEIGHTS
+from hscc_search.export.formats import FORMATS, write_formats
 from hscc_search.export.loading import build_module
 from hscc_search.export.manifest import write_reference
 from hscc_search.export.run import Folder
@@ -26,14 +28,27 @@ _MOST_LOST = 0.01
 
 
 class Answers(NamedTuple):
-    """The scores that each written model gives each test image, before softmax: float32, shape (images, classes)."""
+    """The scores that each written model gives each test image, before softmax: float32, shape (images, classes).
+
+    With them what was found of further files, see :func:`hscc_search.export.formats.write_formats`.
+    """
 
     onnx: np.ndarray
     torch: np.ndarray
+    formats: Mapping[str, Mapping[str, Any]] = {}
 
 
-def check(folder: Path, opened: Opened, of_integers: bool, accept_loss: bool) -> Answers:
+def check(
+    folder: Path, opened: Opened, of_integers: bool, accept_loss: bool = False, formats: Sequence[str] = ()
+) -> Answers:
     """Run both models from their files over the test part, and write their answers to the inputs that anybody can make.
+
+    Args:
+        folder: of the models.
+        opened: images and network of the study.
+        of_integers: whether the trial is of 8-bit integers.
+        accept_loss: whether such a file may lose more.
+        formats: further files to write, of :data:`hscc_search.export.formats.FORMATS`.
 
     Raises:
         ExportError: their scores differ by more than the order of additions does; or, of 8-bit integers, fewer test
@@ -53,8 +68,13 @@ def check(folder: Path, opened: Opened, of_integers: bool, accept_loss: bool) ->
     exported = Folder(folder)
     inputs = exported.made_inputs()
     made = {ONNX: exported.scores(inputs), WEIGHTS: answer(module, inputs)}
-    write_reference(folder, made, {ONNX: INT8_TOLERANCE if of_integers else TOLERANCE, WEIGHTS: TOLERANCE})
-    return answers
+    tolerances = {ONNX: INT8_TOLERANCE if of_integers else TOLERANCE, WEIGHTS: TOLERANCE}
+    further = write_formats(folder, formats, module, test)
+    if FORMATS["float16"] in further:
+        made[FORMATS["float16"]] = Folder(folder, onnx=FORMATS["float16"]).scores(inputs)
+        tolerances[FORMATS["float16"]] = INT8_TOLERANCE
+    write_reference(folder, made, tolerances)
+    return answers._replace(formats=further)
 
 
 def check_loss(answers: Answers, labels: np.ndarray) -> None:
@@ -63,7 +83,9 @@ def check_loss(answers: Answers, labels: np.ndarray) -> None:
     Raises:
         ExportError: they are not.
     """
-    by_onnx, by_torch = ((scores.argmax(axis=1) == labels).reshape(len(labels), -1).mean(axis=1) for scores in answers)
+    by_onnx, by_torch = (
+        (scores.argmax(axis=1) == labels).reshape(len(labels), -1).mean(axis=1) for scores in answers[:2]
+    )
     lost = by_torch - by_onnx
     error = float(lost.std() / np.sqrt(len(lost)))
     if lost.mean() > _MOST_LOST + error:

@@ -1,7 +1,7 @@
 """Export a trial: compress again, write a folder, and check it by running both models that were written."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +41,7 @@ from hscc_search.export.folder import (
     Pictures,
     Results,
 )
+from hscc_search.export.formats import check_formats
 from hscc_search.export.manifest import write_json, write_manifest, write_script, write_yaml
 from hscc_search.files import check_new_folder, folder_written_whole
 from hscc_search.pareto.points import Measured, Point
@@ -68,13 +69,14 @@ def export(
     given: Opened | None = None,
     refine: bool = False,
     accept_loss: bool = False,
+    formats: Sequence[str] = (),
 ) -> Metrics:
     """Compress a trial again, write the folder, load both models back, measure them, and return ``metrics.json``.
 
     Args:
         study: to which the trial belongs.
         point: one of its finished trials.
-        config: the study's, with paths of this machine; its epochs of fine-tuning may differ from the study's.
+        config: the study's, with paths of this machine; its epochs of fine-tuning may differ.
         out: a folder that does not exist yet.
         device: where the network is compressed.
         report: told of each step.
@@ -82,25 +84,25 @@ def export(
         given: images and dense network in memory; None opens those that ``config`` names.
         refine: also a trial that is not refined, as ``config`` says.
         accept_loss: also an int8 trial that :func:`hscc_search.export.checking.check` refuses for its loss.
+        formats: further files to write, of :data:`hscc_search.export.formats.FORMATS`.
 
     Raises:
-        ExportError: ``out`` exists, the network cannot be exported to ONNX, the two written models disagree, rounding
-            to 8-bit integers loses too much, or ``tuned`` is not of the trial's form.
+        ExportError: ``out`` exists, a model cannot be written or is refused by the check, or ``tuned`` is of another form.
         UnwritableError: ``out`` cannot be written, or there is no room (DiskFullError).
         StudyError: the images or the dense network are not the study's.
     """
     _check_output(out)
     record = study.record
     opened = given or open_again(record, config, device, report)
+    check_formats(formats, precision_of(dict(point.sample)) == "int8", _pictures(opened))
     refinement = refinement_of(config) if refine and not point.refined else refinement_from_stored(point.refined)
-    _make_parent(out)
-    with folder_written_whole(out) as folder:
+    with folder_written_whole(_with_parent(out)) as folder:
         result, inspection = _compress_again(opened, record, point, refinement, report, tuned, folder / ONNX)
         cost = _count(result, config.data.shape)
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result, point)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
-        answers = check(folder, opened, bool(result.int8), accept_loss)
+        answers = check(folder, opened, bool(result.int8), accept_loss, formats)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(folder, record, point, opened, result, cost, answers, tuned is not None)
         _describe(folder, record, config, metrics, _card(record, opened, result, inspection, metrics))
@@ -115,9 +117,11 @@ def _card(record: StudyRecord, opened: Opened, result: TrialResult, inspection: 
     return model_card(metrics, opened.config, plan, inspection, record.notices, elsewhere, _pictures(opened))
 
 
-def _make_parent(out: Path) -> None:
+def _with_parent(out: Path) -> Path:
+    """The same path, whose folder is made."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        return out
     except OSError as error:
         raise UnwritableError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
 
@@ -246,6 +250,7 @@ def _measure(
         test_groups=_groups(test),
         maps=opened.dataset.maps,
         onnx=contents_of(folder / ONNX),
+        formats=answers.formats,
     )
 
 

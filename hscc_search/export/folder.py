@@ -191,6 +191,7 @@ class Metrics:
         maps: height and width of the maps that the network answers with; empty where it scores whole images.
         refined: how the network was refined, see :class:`hscc_search.pareto.points.Point`; empty where it was not.
         onnx: of ``model.onnx`` the ``opset``, the ``operators`` and its ``bytes``.
+        formats: of each further file what :func:`hscc_search.export.formats.write_formats` found.
         int8: of a ``model.onnx`` of 8-bit integers, the mean ``divergence`` of its answers to the test images from the
             torch module's, which is float32, in nats; the operators that stay ``in_float``; and whether the file is,
             but for its metadata, the one of the search byte by byte, ``as_measured``. Empty where it is float32.
@@ -214,6 +215,7 @@ class Metrics:
     refined: Mapping[str, float] = field(default_factory=dict)
     int8: Mapping[str, Any] = field(default_factory=dict)
     onnx: Mapping[str, Any] = field(default_factory=dict)
+    formats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def flops_ratio(self) -> float:

@@ -31,8 +31,8 @@ ONNX, ARCHITECTURE, MANIFEST, REFERENCE = "model.onnx", "architecture.json", "ma
 METRICS = "metrics.json"
 # Files that are not in the manifest: it cannot hold its own digest, and a signature is made of it.
 UNLISTED = (MANIFEST, "manifest.sig")
-# Bytes of a JSON file, files of a folder, and sides and classes of a network, beyond which none is read.
-_MOST_BYTES, _MOST_FILES, _LARGEST_SIDE, _MOST_CLASSES = 1 << 25, 100, 4096, 1 << 16
+# Bytes of a JSON file, files of a folder, sides, values and classes of a network, beyond which none is read.
+_MOST_BYTES, _MOST_FILES, _LARGEST_SIDE, _MOST_VALUES, _MOST_CLASSES = 1 << 25, 100, 4096, 1 << 24, 1 << 16
 # Modes of Pillow with 8 bits per channel, and with a single channel of more; of 16-bit colours the upper 8 are read.
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -53,6 +53,7 @@ class Folder:
     Attributes:
         path: of the folder.
         threads: that ONNX Runtime may take; 0 leaves that to it.
+        onnx: the file that it runs.
         classes: their names, in the order of the scores.
         shape: of one input: channels, height, width.
         values: of the study's images: ``uint8``, ``uint16`` where files may have more than 8 bits, or ``float32`` where
@@ -60,8 +61,8 @@ class Folder:
         resize, resize_to, bounds: as in ``architecture.json`` and in a study's ``data`` section.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
-        self.path, self.threads = Path(path), threads
+    def __init__(self, path: str | Path, threads: int = 0, onnx: str = ONNX) -> None:
+        self.path, self.threads, self.onnx = Path(path), threads, Path(path) / onnx
         tree = read_json(self.path / ARCHITECTURE)
         try:
             size, bounds = tree["image_size"], tree.get("bounds")
@@ -74,7 +75,8 @@ class Folder:
         except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise Refused(f"{self.path / ARCHITECTURE} does not say how images are read") from error
         sides = (*self.shape, 1 if self.resize_to is None else self.resize_to)
-        if not all(0 < side <= _LARGEST_SIDE for side in sides) or len(self.classes) > _MOST_CLASSES:
+        small = all(0 < side <= _LARGEST_SIDE for side in sides) and np.prod(self.shape) <= _MOST_VALUES
+        if not small or len(self.classes) > _MOST_CLASSES:
             raise Refused(f"{self.path / ARCHITECTURE} says sizes that no network has: {sides}")
 
     @cached_property
@@ -83,10 +85,10 @@ class Folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = self.threads, 3
         try:
-            content = regular(self.path / ONNX).read_bytes()  # as bytes it cannot refer to other files
+            content = regular(self.onnx).read_bytes()  # as bytes it cannot refer to other files
             return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no class in common
-            raise Refused(f"ONNX Runtime cannot open {self.path / ONNX}: {_line(error)}") from error
+            raise Refused(f"ONNX Runtime cannot open {self.onnx}: {_line(error)}") from error
 
     def read(self, path: str | Path) -> np.ndarray:
         """Read an image as the study read its images: float32, 0 to 1, shape (1, channels, height, width).
@@ -125,7 +127,7 @@ class Folder:
         try:
             return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: pixels})[0])
         except (RuntimeError, ValueError, MemoryError) as error:
-            raise Refused(f"ONNX Runtime cannot run {self.path / ONNX}: {_line(error)}") from error
+            raise Refused(f"ONNX Runtime cannot run {self.onnx}: {_line(error)}") from error
 
     def answer(self, path: str | Path) -> dict[str, Any]:
         """The class of an image and the probability of each class; of maps, the share of positions of each class."""
@@ -139,23 +141,25 @@ class Folder:
         return {"image": str(path), "shares": dict(zip(self.classes, map(float, found), strict=True))}
 
     def made_inputs(self, count: int = _INPUTS) -> np.ndarray:
-        """Inputs that are the same everywhere, made through the same steps as images: float32, 0 to 1 for images."""
-        channels, height, width = self.shape
+        """Inputs that are the same everywhere: made images, or numbers where no image becomes such an input."""
+        made = [self.pixels(image) for image in self.made_images(count)]
         numbers = np.random.PCG64(0)  # its raw numbers are the same in every version of numpy
-        if self.values == "float32" or channels not in (1, 3):
-            raw = numbers.random_raw((4, count, *self.shape)) >> np.uint64(40)
-            uniform = raw.astype(np.float32) / np.float32(1 << 24)
-            spread = (uniform.sum(axis=0) - 2) * np.float32(1.75)  # of about a variance of 1
-            return np.asarray(spread if self.values == "float32" else uniform[0])
-        made = []
-        for _ in range(count):
+        while len(made) < count:
+            uniform = (numbers.random_raw((4, *self.shape)) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
+            spread = (uniform.sum(axis=0) - 2) * np.float32(1.75)  # with a variance of about 1
+            made.append((spread if self.values == "float32" else uniform[0])[None])
+        return np.concatenate(made)
+
+    def made_images(self, count: int = _INPUTS) -> Iterator[Image.Image]:
+        """Upright images that are the same everywhere, larger than the network's; none where it takes no images."""
+        channels, height, width = self.shape
+        numbers = np.random.PCG64(1)
+        for _ in range(count if self.values != "float32" and channels in (1, 3) else 0):
             coarse = (numbers.random_raw((5, 5, channels)) >> np.uint64(56)).astype(np.uint8)
             blocks = coarse[..., 0] if channels == 1 or self.values == "uint16" else coarse
             image = Image.fromarray(blocks).resize((width * 3 // 2 + 1, height * 5 // 4 + 1), Image.Resampling.BICUBIC)
-            if self.values == "uint16":
-                image = Image.fromarray(np.asarray(image, np.float32) / np.float32(255))
-            made.append(self.pixels(image))
-        return np.concatenate(made)
+            wide = self.values == "uint16"
+            yield Image.fromarray(np.asarray(image, np.float32) / np.float32(255)) if wide else image
 
     def _array(self, path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -316,6 +320,13 @@ def some_numbers(scores: np.ndarray) -> list[list[float]]:
     return [[float(number) for number in row] for row in flat[:, :: -(-flat.shape[1] // _MOST_NUMBERS)]]
 
 
+def answering(folder: Path) -> list[str]:
+    """The ONNX files whose answers were written down."""
+    names, files = read_json(folder / REFERENCE).get("scores"), listed(folder)
+    further = names if isinstance(names, dict) else ()
+    return [ONNX, *(name for name in further if name != ONNX and name.endswith(".onnx") and name in files)]
+
+
 def check_answers(folder: Path, scores: np.ndarray, of: str = ONNX) -> float:
     """Compare answers to the made inputs with those at export; the largest difference, relative to the scores."""
     reference = read_json(folder / REFERENCE)
@@ -402,8 +413,8 @@ def main() -> None:
                 answer = folder.answer(image)
                 print(json.dumps(answer) if options.json else in_words(answer))
         elif options.command == "verify":
-            count, folder = check_files(here), Folder(here)
-            gap = check_answers(here, folder.scores(folder.made_inputs()))
+            count, inputs = check_files(here), Folder(here).made_inputs()
+            gap = max(check_answers(here, Folder(here, onnx=name).scores(inputs), name) for name in answering(here))
             print(f"verified: {count} files are as exported, and scores differ by {gap:.1g} of the largest")
         else:
             text = json.dumps(benchmark(Folder(here, options.threads)), indent=2)
