@@ -87,7 +87,7 @@ def export(
         formats: further files to write, of :data:`hscc_search.export.formats.FORMATS`.
 
     Raises:
-        ExportError: ``out`` exists, a model cannot be written or is refused by the check, or ``tuned`` is of another form.
+        ExportError: ``out`` exists, a model cannot be written, the check refuses it, or ``tuned`` is of another form.
         UnwritableError: ``out`` cannot be written, or there is no room (DiskFullError).
         StudyError: the images or the dense network are not the study's.
     """

@@ -1,11 +1,15 @@
+import contextlib
+import http.client
 import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from importlib import metadata
 from itertools import product
 from pathlib import Path
@@ -13,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from dicom_files import write_dicom
 from hypothesis import given
 from hypothesis import strategies as st
@@ -194,3 +199,41 @@ def test_an_exported_folder_runs_by_its_card_where_there_is_nothing_else(device,
     assert refused == "error: cannot read image nowhere.jpg: no such file\n"
     (folder / "README.md").write_text("changed")
     assert "README.md was changed since the export" in on_device("run.py", "verify", code=2)
+
+
+def test_the_page_on_exported_folders_runs(exported, tmp_path, test_part):
+    page = (ROOT / "studies" / "EXPORTED.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "server.py").write_text(code)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "server.py", exported, str(port)], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    try:
+        Image.fromarray(test_part.images[0].transpose(1, 2, 0)).save(tmp_path / "image.png")
+
+        def post(content):
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("POST", "/", content)
+            answer = connection.getresponse()
+            return answer.status, json.load(answer)
+
+        while True:
+            with contextlib.suppress(ConnectionRefusedError):
+                status, answer = post((tmp_path / "image.png").read_bytes())
+                break
+            assert server.poll() is None
+            time.sleep(0.05)
+        expected = run.Folder(exported).answer(tmp_path / "image.png")
+        assert (status, answer) == (200, {**expected, "image": None})
+        assert post(b"no image") == (400, {"error": "this is no image that the network takes"})
+    finally:
+        server.kill()
+        server.wait()
+    for command in re.findall(r"run\.py (.*)", "".join(re.findall(r"```console\n(.*?)```", page, re.DOTALL))):
+        words = {"image.jpg": str(tmp_path / "image.png"), "4": "1", "pi.json": str(tmp_path / "pi.json")}
+        arguments = [words.get(word, word) for word in command.split()]
+        subprocess.run([sys.executable, exported / "run.py", *arguments], check=True, capture_output=True)
+    assert json.loads((tmp_path / "pi.json").read_text())["study"] == "digits"
