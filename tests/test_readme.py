@@ -114,7 +114,10 @@ def test_commands_on_own_images_run(cli, image_folder, tmp_path):
     assert len(ran) == 5
     for command in ran:
         cli(*shlex.split(command)[1:], cwd=tmp_path)
-    assert (tmp_path / "mine-compressed" / "README.md").exists()
+    exported = tmp_path / "mine-compressed"
+    assert not [path.name for path in exported.iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    sizes = [(exported / name).stat().st_size for name in ("model.onnx", "model.safetensors")]
+    assert sizes[0] <= 1.05 * sizes[1]
     assert "plotly" in (tmp_path / "front.html").read_text()
 
 

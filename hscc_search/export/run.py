@@ -29,8 +29,8 @@ from PIL import Image, ImageOps
 
 ONNX, ARCHITECTURE, MANIFEST, REFERENCE = "model.onnx", "architecture.json", "manifest.json", "reference.json"
 METRICS = "metrics.json"
-# Files that are not in the manifest: it cannot hold its own digest, and a signature is made of it.
-UNLISTED = (MANIFEST, "manifest.sig")
+# Files that are not in the manifest: it cannot hold its own digest, and a signature is made of it (by ssh-keygen).
+UNLISTED = (MANIFEST, f"{MANIFEST}.sig")
 # Bytes of a JSON file, files of a folder, sides, values and classes of a network, beyond which none is read.
 _MOST_BYTES, _MOST_FILES, _LARGEST_SIDE, _MOST_VALUES, _MOST_CLASSES = 1 << 25, 100, 4096, 1 << 24, 1 << 16
 # Modes of Pillow with 8 bits per channel, and with a single channel of more; of 16-bit colours the upper 8 are read.
@@ -86,9 +86,18 @@ class Folder:
         options.intra_op_num_threads, options.log_severity_level = self.threads, 3
         try:
             content = regular(self.onnx).read_bytes()  # as bytes it cannot refer to other files
-            return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no class in common
             raise Refused(f"ONNX Runtime cannot open {self.onnx}: {_line(error)}") from error
+        taken = tuple(session.get_inputs()[0].shape[1:])
+        if taken != self.shape:
+            raise Refused(f"{self.onnx} takes inputs of shape {taken}, and {ARCHITECTURE} states {self.shape}")
+        return session
+
+    def opened(self) -> "Folder":
+        """The same, with the network in memory: a size that was made up is refused before inputs of it are made."""
+        _ = self.session
+        return self
 
     def read(self, path: str | Path) -> np.ndarray:
         """Read an image as the study read its images: float32, 0 to 1, shape (1, channels, height, width).
@@ -126,7 +135,7 @@ class Folder:
         """The scores of inputs, before softmax: float32, shape (inputs, classes), or (..., height, width) for maps."""
         try:
             return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: pixels})[0])
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except Exception as error:  # as above
             raise Refused(f"ONNX Runtime cannot run {self.onnx}: {_line(error)}") from error
 
     def answer(self, path: str | Path) -> dict[str, Any]:
@@ -413,7 +422,7 @@ def main() -> None:
                 answer = folder.answer(image)
                 print(json.dumps(answer) if options.json else in_words(answer))
         elif options.command == "verify":
-            count, inputs = check_files(here), Folder(here).made_inputs()
+            count, inputs = check_files(here), Folder(here).opened().made_inputs()
             gap = max(check_answers(here, Folder(here, onnx=name).scores(inputs), name) for name in answering(here))
             print(f"verified: {count} files are as exported, and scores differ by {gap:.1g} of the largest")
         else:

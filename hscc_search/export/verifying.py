@@ -75,7 +75,7 @@ def verify(folder: Path, trust: bool = False) -> Verified:
     if not folder.is_dir():
         raise ExportError(f"there is no folder {folder}")
     with refusing():
-        files, exported = run.check_files(folder), run.Folder(folder)
+        files, exported = run.check_files(folder), run.Folder(folder).opened()
         inputs = exported.made_inputs()
         scores = {ONNX: exported.scores(inputs)}
     architecture = read_architecture(folder)

@@ -48,6 +48,12 @@ def test_a_changed_byte_and_a_missing_file_are_found(exported, changed, tmp_path
         verify(folder)
 
 
+def test_a_signature_of_the_manifest_may_lie_beside_it(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    (folder / "manifest.json.sig").write_text("-----BEGIN SSH SIGNATURE-----")
+    assert verify(folder).files == len(FILES)
+
+
 @pytest.mark.parametrize("name", [".hidden", "model2.onnx", "__pycache__"])
 def test_an_additional_file_is_found(exported, tmp_path, name):
     folder = shutil.copytree(exported, tmp_path / "copy")
