@@ -46,7 +46,7 @@ LONG = (
     "dense/test_fine_tuning.py",
 )
 # Left out by `make quick`: what starts a server, a browser or a process, reads the real images, trains, or takes long.
-HEAVY = {"cli", "database", "mri", "postgresql", "proxy"}
+HEAVY = {"cli", "database", "exported", "mri", "postgresql", "proxy"}
 SLOW = {
     "cli/test_work.py",
     "comparison/test_measure.py",
@@ -62,12 +62,14 @@ SLOW = {
     "dense/test_training.py",
     "export/test_card.py",
     "export/test_export.py",
+    "export/test_formats.py",
     "export/test_loading.py",
     "pareto/test_confidence.py",
     "pareto/test_imports.py",
     "report/test_figures.py",
     "report/test_formats.py",
     "report/test_live.py",
+    "report/test_measured.py",
     "report/test_page.py",
     "report/test_table.py",
     "report/test_terminal.py",
