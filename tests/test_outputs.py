@@ -16,6 +16,8 @@ from PIL import Image
 from hscc_search.data import load_dataset, split
 from hscc_search.evaluation.predictions import pixel_values
 from hscc_search.export.loading import load
+from hscc_search.export.run import Folder
+from hscc_search.export.verifying import verify
 from hscc_search.study.stored_study import read_study
 
 PAGE = (ROOT / "studies" / "OUTPUTS.md").read_text()
@@ -64,6 +66,18 @@ def test_both_exported_models_answer_alike_and_as_measured(example, monkeypatch)
         both, either = (predicted & test.labels).sum(), predicted.sum() + test.labels.sum()
         assert said["dice"] == pytest.approx(2 * both / either, abs=1e-3)  # of scores in float16
         assert said["dice"] > 0.8
+
+
+def test_a_folder_is_verified_where_its_code_is_trusted(example, monkeypatch):
+    name, folder = example
+    monkeypatch.chdir(folder)
+    exported = folder / f"{name}-compressed"
+    assert "is code of somebody's own: --trust runs it" in verify(exported).not_run
+    assert verify(exported, trust=True).gaps.keys() == {"model.onnx", "model.safetensors"}
+    image = folder / "image.png"
+    Image.new("RGB", (40, 40), (90, 120, 150)).save(image)
+    answer = Folder(exported).answer(image)
+    assert sum(answer["probabilities" if name == "heads" else "shares"].values()) == pytest.approx(1)
 
 
 def test_the_card_runs(example, monkeypatch):

@@ -14,6 +14,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import ConfigError, StudyError
 from hscc_search.export.export import export
+from hscc_search.export.verifying import verify
 from hscc_search.report.formats import front_json
 
 
@@ -131,3 +132,4 @@ def test_a_study_of_floating_point_inputs_runs(factory, tmp_path):
     export(study, study.points[0], study.config, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Takes inputs as the study's data set gives them, float32" in card
+    assert verify(tmp_path / "out").gaps.keys() == {"model.onnx", "model.safetensors"}

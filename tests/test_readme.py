@@ -14,6 +14,7 @@ from hscc_search.config import StudyConfig
 from hscc_search.config.metrics import METRICS
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import StorageError
+from hscc_search.export.verifying import accuracy_on
 from hscc_search.study.catalogue import list_studies
 from hscc_search.study.space import Space
 
@@ -118,6 +119,8 @@ def test_commands_on_own_images_run(cli, image_folder, tmp_path):
     assert not [path.name for path in exported.iterdir() if str(tmp_path).encode() in path.read_bytes()]
     sizes = [(exported / name).stat().st_size for name in ("model.onnx", "model.safetensors")]
     assert sizes[0] <= 1.05 * sizes[1]
+    found = accuracy_on(exported, tmp_path / "IMAGES")
+    assert found.accuracy == found.at_export
     assert "plotly" in (tmp_path / "front.html").read_text()
 
 

@@ -10,8 +10,8 @@ from hscc_search.study.stored_study import Study
 
 # Names of the columns of :func:`measured_rows`.
 HEADS = (
-    *("trial", "fewer FLOPs", "accuracy", "latency in the search", "ms for 1 image", "of 95 %", "ms for 32 images"),
-    *("of 95 %", "memory in MB", "threads", "processor"),
+    *("trial", "fewer FLOPs", "accuracy", "latency in the search", "ms for 1 image", "p95", "ms for 32 images", "p95"),
+    *("memory in MB", "threads", "processor"),
 )
 # Images per batch that a benchmark measures.
 _BATCHES = ("1", "32")

@@ -135,7 +135,12 @@ def measured_table(study: "Study", measured: "Sequence[OnDevice]") -> Table:
     """A table of what was measured on devices."""
     from hscc_search.report.measured import HEADS, measured_rows
 
-    table = Table(title="measured on devices", box=box.SIMPLE_HEAD, padding=(0, 1), collapse_padding=True)
+    table = Table(
+        title="measured on devices: median and 95th percentile (p95) per batch",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+    )
     for head in HEADS:
         table.add_column(head, justify="left" if head == "processor" else "right", overflow="fold")
     for row in measured_rows(study, measured):
