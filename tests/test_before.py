@@ -9,7 +9,7 @@ import onnxruntime
 import optuna
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import hscc_search
 from hscc_search.compression.form import total_rank
@@ -17,6 +17,7 @@ from hscc_search.config.dense import RefineConfig
 from hscc_search.errors import ExportError, StudyError
 from hscc_search.export.export import export
 from hscc_search.export.manifest import write_json, write_manifest
+from hscc_search.export.verifying import verify
 from hscc_search.storage import existing_storage
 from hscc_search.study import record as keys
 from hscc_search.study.stored_study import find_study, read_study
@@ -162,6 +163,17 @@ def test_an_exported_folder_is_loaded_and_answers_as_its_onnx_file():
     with torch.no_grad():
         by_torch = hscc_search.load(EXPORTED)(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(by_torch, by_onnx, rtol=1e-4, atol=1e-4)
+
+
+def test_an_exported_folder_without_answers_is_verified_by_comparing_its_models(folder):
+    write_manifest(folder)  # its card was edited in this repository
+    assert verify(folder).gaps.keys() == {"model.onnx", "model.safetensors"}
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: 1.1 * tensor for name, tensor in tensors.items()}, weights)
+    write_manifest(folder)
+    with pytest.raises(ExportError, match="disagree: scores differ by"):
+        verify(folder)
 
 
 def test_a_study_of_the_format_before_is_refused_by_both_formats_and_versions(url, config):
