@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from hscc_search.config.metrics import COSTS, is_share, known_metric, less_is_better
+from hscc_search.config.metrics import is_share, known_metric, less_is_better
 from hscc_search.errors import ConfigError, quoted
 
 # The name of the ratio of the dense network's FLOPs to a trial's, in a rule.
@@ -195,7 +195,7 @@ def _fault(bound: Bound) -> str:
         return f"{name} is compared with what is no number; k, M and G stand for 10^3, 10^6 and 10^9"
     if is_share(name) and not 0 <= value <= 1:
         return f"{name} is a share, from 0 to 1"
-    if (name in COSTS or name == BUDGET) and value <= 0:
+    if (name == BUDGET or (known_metric(name) and not is_share(name))) and value <= 0:
         return f"{name} is above 0 for every network"
     if value == (math.inf if bound.at_least else -math.inf):
         return f"{name} is finite"

@@ -28,6 +28,7 @@ from hscc_search.pareto.rules import (
 
 # Trials that an answer to a wish that none fulfils names.
 _NEAREST = 3
+_DRAWS = "bootstrap draws"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Choice:
         missed = ", ".join(f"{name} by {size:g}" for name, size in self.point.violations.items() if size)
         if missed:
             return f"{self.reason}; not on the front: it violates {missed}"
-        return f"{self.reason}; on the front in {_percent(self.probability)} of bootstrap draws"
+        draws = "them" if _DRAWS in self.reason else _DRAWS
+        return f"{self.reason}; on the front in {_percent(self.probability)} of {draws}"
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values, without the trial."""
@@ -122,7 +124,11 @@ def ranked(members: Sequence[Point], surely: Confidence) -> list[Choice]:
     often, probability = surely.knees, surely.probability
     order = sorted(members, key=lambda point: (-often.get(point.trial, 0.0), -probability[point.trial]))
     return [
-        Choice(point, f"place {place} of {len(order)} on the front, {_knee(surely, point)}", probability[point.trial])
+        Choice(
+            point,
+            f"place {place} of {len(order)}, the knee of {_draws_as_knee(surely, point)}",
+            probability[point.trial],
+        )
         for place, point in enumerate(order, start=1)
     ]
 
@@ -141,7 +147,7 @@ def _pick(
         case Knee():
             _require_feasible(points)
             chosen = _numbered(surely().knee, points, objectives)
-            return chosen, _knee(surely(), chosen)
+            return chosen, f"the most frequent knee, that of {_draws_as_knee(surely(), chosen)}"
         case Bound() as bound:
             own = next((objective for objective in objectives if objective.metric == bound.metric), None)
             fault = wrong_side(bound, None if own is None else own.maximise)
@@ -245,8 +251,9 @@ def _missed(bound: Bound, value: float, miss: float) -> str:
     return f"{bound} by {amount(bound.metric, miss)}"
 
 
-def _knee(surely: Confidence, point: Point) -> str:
-    return f"the knee of {_percent(surely.knees.get(point.trial, 0.0))} of bootstrap draws"
+def _draws_as_knee(surely: Confidence, point: Point) -> str:
+    """In how many draws a trial is the knee, in words."""
+    return f"{_percent(surely.knees.get(point.trial, 0.0))} of {_DRAWS}"
 
 
 def _percent(share: float) -> str:
