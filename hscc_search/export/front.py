@@ -71,6 +71,7 @@ def _index(study: Study, config: StudyConfig, refine: bool) -> Index:
         choices,
         record.classes,
         tuple(dict.fromkeys([quality_of(config), *of_answers])),
+        study.dense.metrics.get("latency"),
     )
 
 

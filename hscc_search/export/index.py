@@ -20,6 +20,7 @@ from hscc_search.errors import ExportError
 from hscc_search.export.folder import CARD, METRICS, ONNX, read_manifest
 from hscc_search.files import check_new_folder, folder_written_whole, make_parent, written_whole
 from hscc_search.pareto.objectives import title, written
+from hscc_search.pareto.points import Point
 from hscc_search.pareto.selection import Choice
 from hscc_search.resources import resource_folder
 
@@ -64,12 +65,14 @@ class Index:
         choices: the trials in their places.
         classes: class names.
         metrics: names of the metrics of answers that are shown.
+        dense_latency: of the dense network, in milliseconds per batch; None where the study does not measure it.
     """
 
     asked: Asked
     choices: tuple[Choice, ...]
     classes: tuple[str, ...]
     metrics: tuple[str, ...]
+    dense_latency: float | None
 
     def folders(self) -> list[str]:
         """Name the folder of each trial, in the order of the places."""
@@ -139,22 +142,26 @@ class Index:
                 "trial": choice.point.trial,
                 "sample": dict(choice.point.sample),
                 **choice.stored(),
-                **self._results(out / name / METRICS),
+                **self._results(out / name / METRICS, choice.point),
             }
             for name, choice in zip(self.folders(), self.choices, strict=True)
         ]
 
-    def _results(self, path: Path) -> dict[str, Any]:
+    def _results(self, path: Path, point: Point) -> dict[str, Any]:
         """The results that an exported folder tells of its network and of the dense one, where it is there."""
         if not path.exists():
             return {"exported": False}
         tree = json.loads(path.read_text(encoding="utf-8"))
         results = {name: _results(tree[name], self.metrics) for name in ("compressed", "dense")}
+        if self.dense_latency is not None:  # which an export does not measure again
+            results["compressed"]["cost"]["latency"] = point["latency"]
+            results["dense"]["cost"]["latency"] = self.dense_latency
         return {"exported": True, "test_images": tree["test_images"], **results}
 
     def _page(self, entries: Sequence[Mapping[str, Any]]) -> str:
         dense = next((entry["dense"] for entry in entries if entry["exported"]), None)
-        heads = [f"{title(metric)}, {part} part" for metric in self.metrics for part in ("test", "validation")]
+        heads = ["fewer FLOPs", *map(title, self._costs())]
+        heads += [f"{title(metric)}, {part} part" for metric in self.metrics for part in ("test", "validation")]
         rows = [
             {**entry, "cells": self._cells(entry["compressed"], entry["dense"]) if entry["exported"] else None}
             for entry in entries
@@ -171,11 +178,15 @@ class Index:
             files={"card": CARD, "ONNX": ONNX, "metrics": METRICS},
         )
 
+    def _costs(self) -> tuple[str, ...]:
+        """The costs that the page shows beside FLOPs."""
+        return ("parameters", "megabytes") if self.dense_latency is None else ("parameters", "megabytes", "latency")
+
     def _cells(self, network: Mapping[str, Any], dense: Mapping[str, Any]) -> list[str]:
         """The cells of a row of the page, behind those that say which trial it is."""
         cost = network["cost"]
         costs = [f"{dense['cost']['flops'] / cost['flops']:.2f}x"]
-        costs += [written(name, cost[name]) for name in ("parameters", "megabytes")]
+        costs += [written(name, cost[name]) for name in self._costs()]
         parts = [network[part].get(metric) for metric in self.metrics for part in ("test", "validation")]
         return costs + ["-" if part is None else f"{part['value']:.4f} ± {part['error']:.4f}" for part in parts]
 

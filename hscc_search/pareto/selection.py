@@ -239,15 +239,15 @@ def _nearest(rule: Bounds, feasible: Sequence[Point], values: Mapping[int, Seque
     for point in sorted(feasible, key=distance)[:_NEAREST]:
         rows = zip(rule.bounds, values[point.trial], misses[point.trial], strict=True)
         missed = [_missed(bound, value, miss) for bound, value, miss in rows if not bound.keeps(value)]
-        named.append(f"{point.name} misses {' and '.join(missed)}")
+        named.append(f"{point.name} misses {', and '.join(missed)}")
     return "; ".join(named)
 
 
 def _missed(bound: Bound, value: float, miss: float) -> str:
     if miss == 0:
-        return f"{bound}, which it equals,"
+        return f"{bound}, which it equals"
     if math.isnan(value):
-        return f"{bound}, as it has no value,"
+        return f"{bound}, as it has no value"
     return f"{bound} by {amount(bound.metric, miss)}"
 
 
