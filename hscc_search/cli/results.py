@@ -173,13 +173,13 @@ def export(
 
 def _export_one(study: "Study", config: "StudyConfig", choice: "Choice", out: Path, device: str, refine: bool) -> None:
     """Export one trial, and say what it became."""
-    say(str(choice))
     from hscc_search.export.export import export as export_trial
     from hscc_search.pareto.objectives import quality_of, title
 
     point = choice.point
     with stoppable_bars() as report:
         metrics = export_trial(study, point, config, out, device, report, refine=refine, choice=choice)
+    say(str(choice))
     metric = quality_of(config)
     value, dense_value = (network.test.metrics[metric] for network in (metrics.compressed, metrics.dense))
     say(
