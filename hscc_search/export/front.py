@@ -1,5 +1,6 @@
 """Export of a whole front: a folder for each trial, and an index of them."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,12 @@ def export_front(
     """
     index = _index(study, config, refine)
     index.claim(out)
-    lacking = index.lacking(out)
     prepared = given
-    if lacking and prepared is None:
+    if prepared is None and index.lacking(out):
         prepared = prepare(open_again(study.record, config, device, report), study.record.dense, report)
     folders, task = index.folders(), f"exporting the front to {out}"
     for done, (name, choice) in enumerate(zip(folders, index.choices, strict=True)):
-        if name in lacking:
+        if not os.path.lexists(out / name):
             report(Progress(task, done, len(folders), name))
             noted = _noted(report, done, len(folders), task, name)
             export(study, choice.point, config, out / name, device, noted, None, prepared, refine, choice)

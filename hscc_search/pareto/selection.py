@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from hscc_search.config.metrics import COSTS
+from hscc_search.config.metrics import COSTS, known_metric
 from hscc_search.errors import ConfigError, StudyError, quoted, shortened
 from hscc_search.pareto.confidence import Confidence, Truth, confidence
 from hscc_search.pareto.front import front
@@ -210,7 +210,7 @@ def _why_no_value(point: Point, name: str, dense: Measured | None) -> str:
         return f"{name} of {point.name} is {quoted(point.sample[name])}, and only numbers are bounded"
     numbers = [name for name, value in point.sample.items() if isinstance(value, (int, float))]
     there = [*point.metrics, *numbers]
-    close = difflib.get_close_matches(name, there, n=1)
+    close = [] if known_metric(name) else difflib.get_close_matches(name, there, n=1)
     suggestion = f"did you mean {close[0]}? " if close else ""
     sampled = f", and {', '.join(numbers)} were sampled" if numbers else ""
     return shortened(

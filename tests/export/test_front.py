@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -162,3 +163,23 @@ def test_the_index_escapes_names(short, tmp_path):
     assert "b &amp; b" in page
     assert "http" not in page.replace("http-equiv", "")
     assert "fine-tuned for 2 epochs" in page
+
+
+def test_a_measured_latency_is_shown(exported_front, short, tmp_path):
+    out = tmp_path / "front"
+    shutil.copytree(exported_front[0], out)
+    choices = tuple(
+        replace(choice, point=replace(choice.point, metrics={**choice.point.metrics, "latency": 1.25}))
+        for choice in short.ranked()
+    )
+    trials = tuple(choice.point.trial for choice in choices)
+    asked = Asked("digits", "f", "w", 0, False, trials)
+    entries = Index(asked, choices, short.record.classes, ("accuracy",), 4.5).write(out)
+    assert [(entry["compressed"]["cost"]["latency"], entry["dense"]["cost"]["latency"]) for entry in entries] == [
+        (1.25, 4.5),
+        (1.25, 4.5),
+    ]
+    page = (out / "index.html").read_text()
+    assert "latency in ms" in page
+    assert page.count("<td>1.250</td>") == 2
+    assert page.count("<td>4.500</td>") == 1
