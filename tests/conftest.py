@@ -62,6 +62,7 @@ SLOW = {
     "dense/test_training.py",
     "export/test_card.py",
     "export/test_export.py",
+    "export/test_front.py",
     "export/test_loading.py",
     "pareto/test_confidence.py",
     "pareto/test_imports.py",

@@ -15,7 +15,7 @@ from hscc_search.pareto.objectives import title
 _CARD = """\
 # {study}: {model}, {ratio:.2f}x fewer FLOPs
 
-Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {sample}{finetuned}.
+Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {sample}{finetuned}.{chosen}
 
 ## Use
 
@@ -82,6 +82,7 @@ def model_card(
         trial=metrics.trial,
         sample=_in_words(metrics.sample),
         finetuned=_finetuned(metrics),
+        chosen=f" Why this trial: {_in_markdown(metrics.chosen['in_words'])}." if metrics.chosen else "",
         **picture_fields(config.data, files),
         class_names=", ".join(map(_in_markdown, metrics.classes)),
         **_answer(metrics),

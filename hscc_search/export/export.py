@@ -13,13 +13,13 @@ from torch import nn
 
 from hscc_search.compression.compress import compress
 from hscc_search.compression.inspection import Inspection
-from hscc_search.compression.refining import Refinement, mean_divergence
+from hscc_search.compression.refining import mean_divergence
 from hscc_search.config import IN_MEMORY, Shape, StudyConfig
 from hscc_search.data import Part
 from hscc_search.data.decode import DICOM
 from hscc_search.dense.opened import Opened
 from hscc_search.dense.weights import check_values, save_weights
-from hscc_search.errors import ExportError, UnwritableError
+from hscc_search.errors import ExportError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
 from hscc_search.evaluation.draws import alone
@@ -48,8 +48,9 @@ from hscc_search.export.folder import (
 )
 from hscc_search.export.loading import build_module
 from hscc_search.export.reading import Files
-from hscc_search.files import check_new_folder, folder_written_whole
+from hscc_search.files import check_new_folder, folder_written_whole, make_parent
 from hscc_search.pareto.points import Measured, Point
+from hscc_search.pareto.selection import Choice
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.deployed import Deployed
 from hscc_search.runtime.onnx import onnx_scores, write_onnx
@@ -59,7 +60,7 @@ from hscc_search.study.record import StudyRecord
 from hscc_search.study.refinement import refinement_from_stored, refinement_of
 from hscc_search.study.space import precision_of, space_of
 from hscc_search.study.stored_study import Study
-from hscc_search.study.trial import TrialResult, measure_trial, prepare, run_trial
+from hscc_search.study.trial import Prepared, TrialResult, measure_trial, prepare, run_trial
 
 _STEPS = ("writing model.onnx", "loading the models back", "writing the model card")
 # Largest difference of scores between two runtimes, relative to the largest score: they add in different orders.
@@ -81,8 +82,9 @@ def export(
     device: str = "auto",
     report: Report = silent,
     tuned: nn.Module | None = None,
-    given: Opened | None = None,
+    given: Prepared | None = None,
     refine: bool = False,
+    choice: Choice | None = None,
 ) -> Metrics:
     """Compress a trial again, write the folder, load both models back and measure them on the test part.
 
@@ -94,32 +96,31 @@ def export(
         device: where the network is compressed.
         report: told of each step.
         tuned: the trial's network after further training elsewhere, whose weights are exported; None compresses again.
-        given: images and dense network in memory; None opens those that ``config`` names.
+        given: images and dense network, opened and calibrated; None opens those that ``config`` names.
         refine: also a trial that is not refined, as ``config`` says.
+        choice: of the trial, which the folder tells; None tells nothing.
 
     Returns:
         The content of ``metrics.json``.
 
     Raises:
-        ExportError: ``out`` exists, the network cannot be exported to ONNX, the two written models disagree, or
-            ``tuned`` is not of the trial's form.
+        ExportError: ``out`` exists, there is no ONNX of it, the models disagree, or ``tuned`` is another network.
         UnwritableError: ``out`` cannot be written, or there is no room (DiskFullError).
         StudyError: the images or the dense network are not the study's.
     """
     _check_output(out)
     record = study.record
-    opened = given or open_again(record, config, device, report)
-    refinement = refinement_of(config) if refine and not point.refined else refinement_from_stored(point.refined)
-    _make_parent(out)
+    opened = given.opened if given else open_again(record, config, device, report)
+    make_parent(out)
     with folder_written_whole(out) as folder:
-        result, inspection = _compress_again(opened, record, point, refinement, report, tuned, folder / ONNX)
+        result, inspection = _compress_again(opened, given, record, point, refine, report, tuned, folder / ONNX)
         cost = _count(result, config.data.shape)
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
         answers = _check(folder, opened, bool(result.int8))
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
-        metrics = _measure(record, point, opened, result, cost, answers, tuned is not None)
+        metrics = _measure(record, point, opened, result, cost, answers, tuned is not None, choice)
         _describe(folder, record, config, metrics, _card(record, opened, result, inspection, metrics))
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
@@ -132,13 +133,6 @@ def _card(record: StudyRecord, opened: Opened, result: TrialResult, inspection: 
     return model_card(metrics, opened.config, plan, inspection, record.notices, elsewhere, _files(opened))
 
 
-def _make_parent(out: Path) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnwritableError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
-
-
 def _check_output(out: Path) -> None:
     if os.path.lexists(out):
         raise ExportError(f"output folder {out} exists: name one that does not")
@@ -147,30 +141,32 @@ def _check_output(out: Path) -> None:
 
 def _compress_again(
     opened: Opened,
+    given: Prepared | None,
     record: StudyRecord,
     point: Point,
-    refinement: Refinement | None,
+    refine: bool,
     report: Report,
     tuned: nn.Module | None,
     int8_file: Path,
 ) -> tuple[TrialResult, Inspection]:
-    prepared = prepare(opened, record.dense, report)
+    prepared = given or prepare(opened, record.dense, report)
     setting = space_of(opened.config, prepared.calibration).setting(dict(point.sample))
     precision = precision_of(dict(point.sample))
+    refinement = refinement_of(opened.config) if refine and not point.refined else refinement_from_stored(point.refined)
     if tuned is None:
         with _threads(point.int8.get("threads", torch.get_num_threads())):
             result = run_trial(prepared, setting, refinement, report, precision, int8_file)
         return result, prepared.calibration.inspection
     compressed = compress(prepared.calibration, setting)
-    own, given = compressed.network.state_dict(), tuned.state_dict()
-    differing = [name for name in {**own, **given} if _shape(own, name) != _shape(given, name)]
+    own, weights = compressed.network.state_dict(), tuned.state_dict()
+    differing = [name for name in {**own, **weights} if _shape(own, name) != _shape(weights, name)]
     if differing:
         raise ExportError(
             f"the given network is not of the form of {point.name}: {', '.join(differing[:3])} differ; "
             "train what study.compressed() returns for this trial, without changing its layers"
         )
-    check_values(given, "the given network")
-    compressed.network.load_state_dict(given)
+    check_values(weights, "the given network")
+    compressed.network.load_state_dict(weights)
     return measure_trial(prepared, compressed, precision, int8_file, report), prepared.calibration.inspection
 
 
@@ -241,11 +237,9 @@ def _check(folder: Path, opened: Opened, of_integers: bool) -> _Answers:
     by_onnx = onnx_scores(folder / ONNX, test)
     by_torch = _torch_scores(build_module(folder, opened.network.cpu() if in_memory else None), test)
     opened.network.to(opened.device)
-    if of_integers:
-        return _Answers(by_onnx, by_torch)
     gap = float(np.abs(by_onnx - by_torch).max())
     scale = max(1.0, float(np.abs(by_torch).max()))
-    if not gap <= _TOLERANCE * scale:
+    if not (of_integers or gap <= _TOLERANCE * scale):
         raise ExportError(f"{ONNX} and {WEIGHTS} disagree: scores differ by up to {gap:g}")
     return _Answers(by_onnx, by_torch)
 
@@ -258,6 +252,7 @@ def _measure(
     cost: CountedCost,
     answers: _Answers,
     trained_further: bool,
+    choice: Choice | None,
 ) -> Metrics:
     """Measure the dense and the compressed network on the validation and the test part."""
     test, validation = opened.parts.test, opened.parts.validation
@@ -282,6 +277,7 @@ def _measure(
         validation_groups=_groups(validation),
         test_groups=_groups(test),
         maps=opened.dataset.maps,
+        chosen={} if choice is None else choice.stored(),
     )
 
 

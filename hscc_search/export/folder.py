@@ -11,7 +11,8 @@
     manifest.json       SHA-256 of every other file
 
 ``FORMAT`` is raised when a file holds other things; then ``from_stored`` learns to read the format before, and ``READ``
-names both. metrics.json and config.yaml are for people and other programs: nothing here reads them back.
+names both. metrics.json and config.yaml are for people and other programs; the index of an exported front alone reads
+metrics.json back.
 """
 
 import importlib.metadata
@@ -167,6 +168,8 @@ class Metrics:
         int8: of a ``model.onnx`` of 8-bit integers, the mean ``divergence`` of its answers to the test images from the
             torch module's, which is float32, in nats; the operators that stay ``in_float``; and whether the file is,
             byte by byte, the one of the search, ``as_measured``. Empty where it is float32.
+        chosen: why the trial was chosen: the ``reason``, the ``probability`` that it is on the front, and both
+            ``in_words``. Empty where nobody says.
     """
 
     study: str
@@ -186,6 +189,7 @@ class Metrics:
     maps: tuple[int, ...] = ()
     refined: Mapping[str, float] = field(default_factory=dict)
     int8: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def flops_ratio(self) -> float:
