@@ -118,6 +118,18 @@ def check_new_folder(path: Path) -> None:
     check_writable(nearest, path)
 
 
+def make_parent(path: Path) -> None:
+    """Make the folder that ``path`` is to be written in, with those above it.
+
+    Raises:
+        UnwritableError: it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableError(f"cannot write to {path} ({error.strerror}): name another output folder") from error
+
+
 def check_writable(folder: Path, path: Path) -> None:
     """Check that a folder exists and can be written to.
 

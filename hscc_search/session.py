@@ -26,7 +26,8 @@ from hscc_search.dense.output import picking
 from hscc_search.errors import ConfigError, DataError
 from hscc_search.evaluation.predictions import network_input
 from hscc_search.pareto.points import Point
-from hscc_search.pareto.selection import Rule, select
+from hscc_search.pareto.rules import ByTrial, Rule, WholeFront, parse_rule
+from hscc_search.pareto.selection import select
 from hscc_search.progress import Report, silent
 from hscc_search.report.terminal import progress_bars
 from hscc_search.study import stored_study
@@ -60,20 +61,17 @@ class Study(stored_study.Study):
         return f"study {self.config.name}: {trials}, {len(self.front)} on the front"
 
     def select(self, rule: Rule | str = "knee") -> Point:
-        """Choose a trial by a rule: ``knee``, ``trial:N``, ``min-accuracy:X`` or ``max-flops:X``.
+        """Choose a trial by a rule, see :func:`hscc_search.pareto.selection.select`.
+
+        Args:
+            rule: ``knee``, ``trial:N``, ``min-accuracy:X``, ``max-flops:X``, ``budget:X`` or bounds such as
+                ``accuracy>=0.9 and flops<=1.2G``. :meth:`choose` says of the same trial why it is that one.
 
         Raises:
-            ConfigError: the text is not a rule.
+            ConfigError: the text is not a rule, or the rule is of several trials.
             StudyError: no trial fits the rule.
         """
-        return select(
-            rule,
-            self.points,
-            self.objectives,
-            self.truth,
-            self.config.seed,
-            most_parameters=self.dense["parameters"],
-        )
+        return select(rule, self.points, self.objectives, self.truth, self.config.seed, self.dense)
 
     def dataframe(self) -> "pandas.DataFrame":
         """Tabulate the finished trials.
@@ -119,7 +117,7 @@ class Study(stored_study.Study):
         Raises:
             HsccError: there is no such trial, or images or weights are not on this machine: see :meth:`located`.
         """
-        point = self._trial(trial)
+        point = trial if isinstance(trial, Point) else self.select(_rule(trial))
         setting = space_of(self.config, self._prepared.calibration).setting(dict(point.sample))
         return run_trial(self._prepared, setting, refinement_from_stored(point.refined), report).compressed.network
 
@@ -136,8 +134,9 @@ class Study(stored_study.Study):
         """Write a trial as a folder with ONNX and torch models and a model card.
 
         Args:
-            trial: a finished one, its number, or a rule as for :meth:`select`.
-            out: a folder that does not exist yet.
+            trial: a finished one, its number, or a rule as for :meth:`select`; ``all`` writes each trial of the front
+                into a folder within ``out``, see :func:`hscc_search.export.front.export_front`.
+            out: a folder that does not exist yet; with ``all`` one in which the same export was begun may.
             network: what :meth:`compressed` built for the trial and was trained further; measured anew, and the card
                 says that it was trained elsewhere. None builds it again.
             device: where the network is built.
@@ -153,22 +152,26 @@ class Study(stored_study.Study):
                 not of the trial's form.
         """
         from hscc_search.export.export import export
+        from hscc_search.export.formats import Extras
+        from hscc_search.export.front import export_front
 
-        out = Path(out)
-        export(
-            self, self._trial(trial), self.config, out, device, report, network, self.given, False, accept_loss, formats
-        )
+        out, given = Path(out), self._prepared if self.given else None
+        rule = ByTrial(trial.trial) if isinstance(trial, Point) else _rule(trial)
+        extras = Extras(tuple(formats), accept_loss)
+        if isinstance(rule, WholeFront):
+            if network is not None:
+                raise ConfigError("all exports each trial of the front, and the given network is of one: name that")
+            export_front(self, self.config, out, device, report, given, extras=extras)
+            return out
+        choice = self.choose(rule)
+        point = trial if isinstance(trial, Point) else choice.point
+        export(self, point, self.config, out, device, report, network, given, choice=choice, extras=extras)
         return out
 
     def located(self, data: Path | str | None = None, checkpoint: Path | str | None = None) -> "Study":
         """The same study with its images or its checkpoint elsewhere on this machine."""
         places = (None if place is None else Path(place).absolute() for place in (data, checkpoint))
         return replace(self, record=replace(self.record, config=self.config.with_paths(*places)))
-
-    def _trial(self, trial: Point | int | str) -> Point:
-        if isinstance(trial, Point):
-            return trial
-        return self.select(f"trial:{trial}" if isinstance(trial, int) else trial)
 
     @cached_property
     def _prepared(self) -> Prepared:
@@ -219,6 +222,10 @@ def search(
         with _quiet():
             study = _whole(search_study.run_study(opened.config, device, report, given=opened))
     return replace(study, given=opened, kept=kept)
+
+
+def _rule(trial: int | str) -> Rule:
+    return ByTrial(trial) if isinstance(trial, int) else parse_rule(str(trial))
 
 
 def _config(

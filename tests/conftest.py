@@ -63,6 +63,7 @@ SLOW = {
     "export/test_card.py",
     "export/test_export.py",
     "export/test_formats.py",
+    "export/test_front.py",
     "export/test_loading.py",
     "pareto/test_confidence.py",
     "pareto/test_imports.py",

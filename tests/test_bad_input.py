@@ -298,6 +298,15 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(refused, tmp_path, 
         (["export", "digits", "--out", "file/new"], ["file"]),
         (["export", "digits", "--out", "new", "--select", "best"], ["'best'", "knee", "min-accuracy:X"]),
         (["export", "digits", "--out", "new", "--select", "min-accuracy:2"], ["'min-accuracy:2'", "from 0 to 1"]),
+        (["export", "digits", "--out", "new", "--select", "accuracy>=88"], ["'accuracy>=88'", "from 0 to 1"]),
+        (
+            ["export", "digits", "--out", "new", "--select", "flops<1 and energy<2"],
+            ["trial 0 misses flops<1 by", "FLOPs"],
+        ),
+        (["export", "digits", "--out", "new", "--select", "acuracy>=0.5"], ["no acuracy", "did you mean accuracy"]),
+        (["export", "digits", "--out", "existing", "--select", "all"], ["existing", "holds no export of a front"]),
+        (["export", "digits", "--out", "file", "--select", "all"], ["file", "holds no export of a front"]),
+        (["export", "digits", "--out", "o" * 300, "--select", "all"], ["File name too long"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -312,9 +321,18 @@ def test_bad_input_leaves_a_finished_study_as_it_is(refused, finished, tmp_path,
         assert refused(arguments[0], *storage, *arguments[1:]) == line
 
 
-def test_a_mistyped_network_is_answered_before_torch_is_imported(tmp_path):
+def test_a_mistyped_network_or_rule_is_answered_before_torch_is_imported(tmp_path):
     write_study(tmp_path, model={"name": "resnet81"}, data={"source": "digits"})
-    for command in (["run", "own.yaml"], ["train", "own.yaml"], ["compare", "own.yaml", "--out", "new"]):
+    network = "error: no network named 'resnet81' in torchvision or timm: did you mean resnet18"
+    for command, said in (
+        (["run", "own.yaml"], network),
+        (["train", "own.yaml"], network),
+        (["compare", "own.yaml", "--out", "new"], network),
+        (
+            ["export", "digits", "--select", "accuracy>=88", "--out", "new"],
+            "error: cannot select 'accuracy>=88' (accuracy",
+        ),
+    ):
         code = (
             f"import sys; sys.argv[1:] = {command!r}\n"
             "from hscc_search.cli import main\n"
@@ -326,9 +344,7 @@ def test_a_mistyped_network_is_answered_before_torch_is_imported(tmp_path):
         after = os.times()
         assert after.children_user + after.children_system - before.children_user - before.children_system < 2
         assert (ended.returncode, ended.stdout) == (2, "[]\n")
-        assert ended.stderr.startswith(
-            "error: no network named 'resnet81' in torchvision or timm: did you mean resnet18"
-        )
+        assert ended.stderr.startswith(said)
 
 
 def test_a_process_that_is_refused_ends_with_2(cli, tmp_path):

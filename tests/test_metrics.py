@@ -157,12 +157,17 @@ def test_rules_of_selection_name_them(study):
     assert select("min-among_two:0", *given) == feasible[0]
     least = min(feasible, key=lambda point: point["log_loss"])
     assert select(f"max-log_loss:{least['log_loss']}", *given) == least
-    with pytest.raises(StudyError, match="no trial has an AUROC of 1 or more"):
+    with pytest.raises(StudyError, match=r"no feasible trial keeps auroc>=1: trial \d misses auroc>=1 by 0\.0"):
         select("min-auroc:1", *given)
     with pytest.raises(StudyError, match=r"of among_two more is better: use min-among_two:0\.5"):
         select("max-among_two:0.5", *given)
     with pytest.raises(StudyError, match="has no balanced_accuracy: measured are"):
         select("min-balanced_accuracy:0.5", *given)
+    bounds = "among_two>=0.6 and sensitivity@0.9:3>=0.1 and flops<=1G"
+    fitting = [point for point in feasible if point["among_two"] >= 0.6 and point["sensitivity@0.9:3"] >= 0.1]
+    assert select(bounds, *given) == fitting[0]
+    with pytest.raises(StudyError, match="has no amongtwo: did you mean among_two"):
+        select("amongtwo>=0.6", *given)
 
 
 def test_the_card_shows_what_the_study_measured(study, tmp_path):

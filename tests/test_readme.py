@@ -15,6 +15,7 @@ from hscc_search.config.metrics import METRICS
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import StorageError
 from hscc_search.export.verifying import accuracy_on
+from hscc_search.pareto.rules import parse_rule
 from hscc_search.study.catalogue import list_studies
 from hscc_search.study.space import Space
 
@@ -98,6 +99,15 @@ def test_the_metrics_are_all_allowed():
     config = StudyConfig.from_tree(tree, "README")
     assert "sensitivity@0.95:meningioma_tumor" in config.asked_metrics
     assert all(f"`{name}`" in README for name in METRICS)
+
+
+def test_the_rules_of_selection_are_all_read():
+    table = README.split("| `--select` |")[1].split("\n\n")[0]
+    rows = [line.split(" | ")[0] for line in table.splitlines()[2:]]
+    rules = [rule.strip("'") for row in rows for rule in re.findall(r"`([^`]+)`", row)]
+    assert len(rules) == 7
+    for rule in rules:
+        parse_rule(rule.replace("trial:N", "trial:3"))
 
 
 def test_the_comparison_runs(cli, folder):

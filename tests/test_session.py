@@ -66,6 +66,8 @@ def test_a_trial_becomes_its_network_in_one_call(study, validation, trial):
 
 def test_a_point_of_the_front_is_as_good_as_its_number(study, validation):
     point = study.select("knee")
+    assert study.choose("knee").point == point
+    assert study.select("budget>=1 and accuracy>=0") == study.select("min-accuracy:0")
     assert (validation(study.compressed(point)) == validation(study.compressed())).all()
 
 

@@ -27,6 +27,9 @@ from hscc_search.report.formats import front_csv, front_json
 from hscc_search.report.terminal import measured_table, out_console
 
 if TYPE_CHECKING:
+    from hscc_search.config import StudyConfig
+    from hscc_search.export.formats import Extras
+    from hscc_search.pareto.selection import Choice
     from hscc_search.report.measured import OnDevice
     from hscc_search.study.stored_study import Study
 
@@ -140,14 +143,16 @@ def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], 
     metavar="RULE",
     default="knee",
     show_default=True,
-    help="knee, trial:N, min-METRIC:X or max-METRIC:X, such as min-accuracy:0.9 or max-flops:1e9 (validation part).",
+    help="knee; trial:N; bounds such as 'accuracy>=0.9 and flops<=1.2G', of any metrics (validation part), sampled "
+    "values and the budget, whose best trial is the one of fewest FLOPs, or the most accurate where only costs are "
+    "bounded; min-METRIC:X; max-METRIC:X; budget:X for X times fewer FLOPs; or all, the front as ranked folders.",
 )
 @click.option(
     "--out",
     metavar="DIR",
     type=click.Path(path_type=Path),
     required=True,
-    help="Folder to write; it must not exist.",
+    help="Folder to write; it must not exist. With all, the same command continues in it after a stop.",
 )
 @click.option(
     "--finetune",
@@ -181,53 +186,87 @@ def export(
     checkpoint: Path | None,
     device: str,
 ) -> None:
-    """Write one trial of STUDY_NAME as a folder with ONNX and torch models and a model card."""
-    from hscc_search.pareto.selection import parse_rule, select
+    """Write one trial of STUDY_NAME, or all of its front, as a folder with ONNX and torch models and a model card."""
+    from hscc_search.pareto.rules import WholeFront, parse_rule
 
     rule = parse_rule(rule_text)
-    from hscc_search.export.export import export as export_trial
-    from hscc_search.pareto.objectives import quality_of, title
+    from hscc_search.export.formats import Extras
     from hscc_search.study.stored_study import read_study
 
     quiet_optuna()
-    study = read_study(storage, study_name)
+    extras, study = Extras(formats, accept_loss), read_study(storage, study_name)
     config = study.config.with_paths(absolute(data), absolute(checkpoint))
     if finetune is not None:
         config = config.finetuned(finetune)
-    point = select(
-        rule,
-        study.points,
-        study.objectives,
-        study.truth,
-        config.seed,
-        most_parameters=study.dense["parameters"],
-    )
+    if isinstance(rule, WholeFront):
+        _export_front(study, config, out, device, refine, extras)
+    else:
+        _export_one(study, config, study.choose(rule), out, device, refine, extras)
+
+
+def _export_one(
+    study: "Study", config: "StudyConfig", choice: "Choice", out: Path, device: str, refine: bool, extras: "Extras"
+) -> None:
+    """Export one trial, and say what it became."""
+    from hscc_search.export.export import export as export_trial
+    from hscc_search.pareto.objectives import quality_of, title
+
+    point = choice.point
     with stoppable_bars() as report:
-        metrics = export_trial(
-            study, point, config, out, device, report, refine=refine, accept_loss=accept_loss, formats=formats
-        )
+        metrics = export_trial(study, point, config, out, device, report, refine=refine, choice=choice, extras=extras)
+    say(str(choice))
     metric = quality_of(config)
     value, dense_value = (network.test.metrics[metric] for network in (metrics.compressed, metrics.dense))
     say(
         f"trial {point.trial}: {metrics.flops_ratio:.2f}x fewer FLOPs, test {title(metric)} {value:.4f} "
         f"(dense {dense_value:.4f}) on {metrics.test_images} images"
     )
-    if metrics.finetuning_epochs and not study.config.finetuning.epochs:
-        _say_tuned(metric, point.metrics.get(metric), metrics.compressed.validation.metrics.get(metric))
+    now = metrics.compressed.validation.metrics.get(metric)
+    if metrics.finetuning_epochs and now is not None and metric in point.metrics:
+        _say_what_tuning_did(study, metric, point[metric], now)
     say(f"exported: {out}")
     say(f"next: read {out / 'README.md'}, or in Python: hscc_search.load({str(out)!r})")
 
 
-def _say_tuned(metric: str, then: float | None, now: float | None) -> None:
-    """Say what fine-tuning has made of a metric on the validation part."""
+def _say_what_tuning_did(study: "Study", metric: str, then: float, now: float) -> None:
+    """Say what fine-tuning changed on the validation part, in a study whose trials are not fine-tuned."""
     from hscc_search.config.metrics import less_is_better
     from hscc_search.pareto.objectives import title
 
-    if then is None or now is None:
+    if study.config.finetuning.epochs:
         return
     words = f"fine-tuning took the validation {title(metric)} from {then:.4f} to {now:.4f}"
     worse = now > then if less_is_better(metric) else now < then
     say(f"warning: {words}: lower finetuning.learning_rate, or export without it" if worse else words)
+
+
+def _export_front(
+    study: "Study", config: "StudyConfig", out: Path, device: str, refine: bool, extras: "Extras"
+) -> None:
+    """Export each trial of the front, and say what they became, in their places."""
+    from hscc_search.export.front import export_front
+    from hscc_search.pareto.objectives import quality_of, title
+
+    with stoppable_bars() as report:
+        entries = export_front(study, config, out, device, report, refine=refine, extras=extras)
+    metric, measured = quality_of(config), {point.trial: point for point in study.points}
+    for entry in entries:
+        compressed, dense = entry["compressed"], entry["dense"]
+        value, dense_value = (network["test"][metric]["value"] for network in (compressed, dense))
+        say(
+            f"{entry['folder']}: {dense['cost']['flops'] / compressed['cost']['flops']:.2f}x fewer FLOPs, test "
+            f"{title(metric)} {value:.4f} (dense {dense_value:.4f}); {entry['in_words']}"
+        )
+        if (
+            config.finetuning.epochs
+            and metric in compressed["validation"]
+            and metric in measured[entry["trial"]].metrics
+        ):
+            _say_what_tuning_did(
+                study, metric, measured[entry["trial"]][metric], compressed["validation"][metric]["value"]
+            )
+    say(f"exported: {out}, {len(entries)} trials")
+    say(f"next: open {out / 'index.html'}, or in Python: hscc_search.load({str(out / entries[0]['folder'])!r})")
 
 
 @click.command()

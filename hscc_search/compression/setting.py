@@ -1,5 +1,6 @@
 """The request to the compressor."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -35,6 +36,8 @@ class Setting:
         region_gain: with a budget, a layer is divided only where its regions lower the sum of its loss and the price of
             its cost by this share, 0 to 1; with 0 every layer is divided. Pieces of a map cost time, and smaller gains
             do not hold on other images.
+        weight_price: with a budget of FLOPs, the number of multiply-adds that a weight is worth beside those that it
+            takes, 0 or more. With 0 only FLOPs count.
         rank_multiple: divisor of the total rank of each region: kernels are fast at certain widths.
         region_strategy: a key of :data:`hscc_search.compression.division.regions.STRATEGIES`.
         cluster_strategy: a key of :data:`hscc_search.compression.division.clusters.STRATEGIES`.
@@ -53,6 +56,7 @@ class Setting:
     budget: float | None = None
     budget_of: BudgetOf = "flops"
     region_gain: float = 0.1
+    weight_price: float = 3.0
     rank_multiple: int = 1
     region_strategy: RegionStrategy = "grid"
     cluster_strategy: ClusterStrategy = "coactivation"
@@ -70,6 +74,8 @@ class Setting:
             raise CompressionError(f"a budget is of {' or '.join(get_args(BudgetOf))}, not of {self.budget_of!r}")
         if not 0 <= self.region_gain <= 1:
             raise CompressionError(f"region_gain must be from 0 to 1, not {self.region_gain}")
+        if not 0 <= self.weight_price < math.inf:
+            raise CompressionError(f"weight_price must be 0 or more, not {self.weight_price}")
         if self.rank_multiple < 1:
             raise CompressionError(f"rank_multiple must be 1 or more, not {self.rank_multiple}")
         self.division  # noqa: B018  (checks its values)

@@ -1,9 +1,10 @@
 """Errors in a study file, explained in one line."""
 
 import difflib
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from hscc_search.errors import quoted, shortened
 
@@ -31,17 +32,48 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         return f"{quoted(first['input'])} is not allowed as a key: keys are texts"
     if first["type"] == "model_type":
         return f"{key}: {quoted(first['input'])} is not allowed: it is a section, with keys of its own"
+    if first["type"] == "tuple_type":
+        return f"{key}: {quoted(first['input'])} is not allowed: it is a list{_such_as(first, root)}"
+    message = message.replace("Tuple should have", "it is a list of").replace(" after validation", "")
     return f"{key}: {quoted(first['input'])} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _such_as(error: ErrorDetails, root: type[BaseModel]) -> str:
+    """Give an example of the list that is allowed in place of another value: two of its choices, or what it was."""
+    location, value = error["loc"], error["input"]
+    field = _section_at(location, root).model_fields.get(str(location[-1]))
+    if field is None:
+        return ""
+    choices = _choices(field.annotation) or field.get_default() or ()
+    if isinstance(value, (str, int, float)) and not choices:
+        choices = (value, "...") if any(getattr(rule, "min_length", 0) > 1 for rule in field.metadata) else (value,)
+    if choices:
+        return f", such as [{shortened(', '.join(map(str, choices)))}]"
+    return ", each item after a '- '" if isinstance(value, dict) else ""
+
+
+def _choices(annotation: object) -> tuple[object, ...]:
+    """Two of the values that the items of a list may have, where these are named."""
+    for part in get_args(annotation):
+        found = get_args(part)[:2] if get_origin(part) is Literal else _choices(part)
+        if found:
+            return found
+    return ()
 
 
 def _keys_beside(location: tuple[int | str, ...], root: type[BaseModel]) -> list[str]:
     """The keys that are allowed in place of a wrong one."""
+    return list(_section_at(location, root).model_fields)
+
+
+def _section_at(location: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel]:
+    """The section that a key stands in."""
     section = root
     for step in location[:-1]:
         # Indices into a list, and names that are no keys, are those of items, which are all of one section.
         if step in section.model_fields:
             section = _section_of(section.model_fields[str(step)].annotation)
-    return list(section.model_fields)
+    return section
 
 
 def _section_of(annotation: object) -> type[BaseModel]:

@@ -33,6 +33,13 @@ class CompressionConfig(Section):
         le=1,
         description="with a budget, share by which regions must improve a layer for it to be divided; 0 divides all",
     )
+    weight_price: float = Field(
+        3,
+        ge=0,
+        le=1e6,
+        description="with a budget, multiply-adds that a weight is worth beside those that it takes: fully connected "
+        "layers have few, and with 0 stay large in file and memory for hardly any accuracy",
+    )
     rank_multiple: RankMultiple = Field(
         1, description="divisor of the total rank of each region; 8 or 16 suit the kernels of most processors"
     )

@@ -188,22 +188,29 @@ class StudyConfig(Section):
     def from_stored(cls, tree: dict[str, Any], origin: str) -> "StudyConfig":
         """Check a tree that :meth:`stored` gave, in this version or an earlier one.
 
-        0.1.0 had no ``training.when`` and always trained the network of a user's own function.
+        0.1.0 had no ``training.when`` and always trained the network of a user's own function, and a
+        weight had no price.
 
         Raises:
             ConfigError: as :meth:`from_tree`.
         """
         training = {"when": "always", **tree.get("training", {})}
-        return cls.from_tree({**tree, "training": training}, origin)
+        compression = {"weight_price": 0, **tree.get("compression", {})}
+        return cls.from_tree({**tree, "training": training, "compression": compression}, origin)
 
     def as_started(self, before: "StudyConfig") -> "StudyConfig":
-        """The same study, with what its file does not say as it was started: ``training.when``, mean and std."""
-        data, training = self.data, self.training
+        """The same study, with what its file does not say as it was started.
+
+        These are ``training.when``, ``compression.weight_price``, mean and std.
+        """
+        data, training, compression = self.data, self.training, self.compression
         if data.normalisation == before.data.normalisation == "dataset" and not data.mean:
             data = data.normalised_by(before.data.mean, before.data.std)
         if "when" not in training.model_fields_set:
             training = training.model_copy(update={"when": before.training.when})
-        return self.model_copy(update={"data": data, "training": training})
+        if "weight_price" not in compression.model_fields_set:
+            compression = compression.model_copy(update={"weight_price": before.compression.weight_price})
+        return self.model_copy(update={"data": data, "training": training, "compression": compression})
 
     def with_paths(self, data: Path | None, checkpoint: Path | None) -> "StudyConfig":
         """The same study with its images or its checkpoint under another path; None leaves a path as it is.

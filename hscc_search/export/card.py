@@ -24,7 +24,7 @@ _CARD = """\
 
 # {study}: {model}, {ratio:.2f}x fewer FLOPs
 
-Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {sample}{finetuned}.
+Trial {trial} of study {study}, compressed by HSCC (arXiv 2604.23375) with {sample}{finetuned}.{chosen}
 
 ## Use
 
@@ -113,9 +113,9 @@ def model_card(
         finetuned=_finetuned(metrics),
         **_taken(config, pictures or Pictures.of(config.data, np.dtype(np.uint8))),
         header=_header(metrics, config),
-        opset=metrics.onnx.get("opset", "?"),
-        operators=", ".join(metrics.onnx.get("operators", ())),
+        **_of_files(metrics),
         gap=_gap(metrics),
+        chosen=f" Why this trial: {_in_markdown(metrics.chosen['in_words'])}." if metrics.chosen else "",
         class_names=", ".join(map(_in_markdown, metrics.classes)),
         **_answer(metrics),
         results=_results(metrics),
@@ -125,14 +125,22 @@ def model_card(
         layers=_layers(plan),
         test_part=_test_part(metrics, trained_elsewhere),
         load=f'hscc_search.load("this folder"{_given(config)})',
-        int8=_int8(metrics),
-        formats=_formats(metrics),
         larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
         inspected=f"{inspection.share:.1%} of the multiply-adds of the dense network are in layers that can be "
         f"compressed; with all of these replaced at full rank its answers differ by {inspection.error:.0e} of what "
         "they vary by.\n\n",
         notices="".join(f"- {_in_markdown(_PLACE.sub('', line))}\n" for line in notices) + ("\n" if notices else ""),
     )
+
+
+def _of_files(metrics: Metrics) -> dict[str, str]:
+    """The fields on what the files of the folder hold."""
+    return {
+        "opset": str(metrics.onnx.get("opset", "?")),
+        "operators": ", ".join(metrics.onnx.get("operators", ())),
+        "int8": _int8(metrics),
+        "formats": _formats(metrics),
+    }
 
 
 def _header(metrics: Metrics, config: StudyConfig) -> str:

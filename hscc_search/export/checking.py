@@ -1,6 +1,6 @@
 """Run the models of an exported folder from their files, and write down what they answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from hscc_search.dense.opened import Opened
 from hscc_search.errors import ExportError
 from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.export.folder import ONNX, WEIGHTS
-from hscc_search.export.formats import FORMATS, write_formats
+from hscc_search.export.formats import FORMATS, Extras, write_formats
 from hscc_search.export.loading import build_module
 from hscc_search.export.manifest import write_reference
 from hscc_search.export.run import Folder
@@ -38,28 +38,25 @@ class Answers(NamedTuple):
     formats: Mapping[str, Mapping[str, Any]] = {}
 
 
-def check(
-    folder: Path, opened: Opened, of_integers: bool, accept_loss: bool = False, formats: Sequence[str] = ()
-) -> Answers:
+def check(folder: Path, opened: Opened, of_integers: bool, extras: Extras) -> Answers:
     """Run both models from their files over the test part, and write their answers to the inputs that anybody can make.
 
     Args:
         folder: of the models.
         opened: images and network of the study.
         of_integers: whether the trial is of 8-bit integers.
-        accept_loss: whether such a file may lose more.
-        formats: further files to write, of :data:`hscc_search.export.formats.FORMATS`.
+        extras: further files to write, and whether such a trial may lose more.
 
     Raises:
         ExportError: their scores differ by more than the order of additions does; or, of 8-bit integers, fewer test
-            images are right by more than a point and its standard error, and ``accept_loss`` is not said.
+            images are right by more than a point and its standard error, and ``extras`` do not accept that.
     """
     test, in_memory = opened.parts.test, opened.config.model.name == IN_MEMORY
     module = build_module(folder, opened.network.cpu() if in_memory else None, trust=True)
     opened.network.to(opened.device)
     answers = Answers(onnx_scores(folder / ONNX, test), torch_scores(module, test))
     if of_integers:
-        if not accept_loss:
+        if not extras.accept_loss:
             check_loss(answers, test.labels)
     else:
         gap = float(np.abs(answers.onnx - answers.torch).max())
@@ -69,7 +66,7 @@ def check(
     inputs = exported.made_inputs()
     made = {ONNX: exported.scores(inputs), WEIGHTS: answer(module, inputs)}
     tolerances = {ONNX: INT8_TOLERANCE if of_integers else TOLERANCE, WEIGHTS: TOLERANCE}
-    further = write_formats(folder, formats, module, test)
+    further = write_formats(folder, extras.formats, module, test)
     if FORMATS["float16"] in further:
         made[FORMATS["float16"]] = Folder(folder, onnx=FORMATS["float16"]).scores(inputs)
         tolerances[FORMATS["float16"]] = INT8_TOLERANCE

@@ -1,7 +1,7 @@
 """Export a trial: compress again, write a folder, and check it by running both models that were written."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +13,12 @@ from torch import nn
 
 from hscc_search.compression.compress import compress
 from hscc_search.compression.inspection import Inspection
-from hscc_search.compression.refining import Refinement, mean_divergence
+from hscc_search.compression.refining import mean_divergence
 from hscc_search.config import Shape, StudyConfig
 from hscc_search.data import Part
 from hscc_search.dense.opened import Opened
 from hscc_search.dense.weights import check_values, save_weights
-from hscc_search.errors import ExportError, UnwritableError
+from hscc_search.errors import ExportError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
 from hscc_search.evaluation.draws import alone
@@ -41,10 +41,11 @@ from hscc_search.export.folder import (
     Pictures,
     Results,
 )
-from hscc_search.export.formats import check_formats
+from hscc_search.export.formats import NO_EXTRAS, Extras, check_formats
 from hscc_search.export.manifest import write_json, write_manifest, write_script, write_yaml
-from hscc_search.files import check_new_folder, folder_written_whole
+from hscc_search.files import check_new_folder, folder_written_whole, make_parent
 from hscc_search.pareto.points import Measured, Point
+from hscc_search.pareto.selection import Choice
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.onnx import add_metadata, contents_of, write_onnx
 from hscc_search.study.deployment import deployed, normalisation
@@ -53,7 +54,7 @@ from hscc_search.study.record import StudyRecord
 from hscc_search.study.refinement import refinement_from_stored, refinement_of
 from hscc_search.study.space import precision_of, space_of
 from hscc_search.study.stored_study import Study
-from hscc_search.study.trial import TrialResult, measure_trial, prepare, run_trial
+from hscc_search.study.trial import Prepared, TrialResult, measure_trial, prepare, run_trial
 
 _STEPS = ("writing model.onnx", "loading the models back", "writing the model card")
 
@@ -66,10 +67,10 @@ def export(
     device: str = "auto",
     report: Report = silent,
     tuned: nn.Module | None = None,
-    given: Opened | None = None,
+    given: Prepared | None = None,
     refine: bool = False,
-    accept_loss: bool = False,
-    formats: Sequence[str] = (),
+    choice: Choice | None = None,
+    extras: Extras = NO_EXTRAS,
 ) -> Metrics:
     """Compress a trial again, write the folder, load both models back, measure them, and return ``metrics.json``.
 
@@ -81,10 +82,10 @@ def export(
         device: where the network is compressed.
         report: told of each step.
         tuned: the trial's network after further training elsewhere, whose weights are exported; None compresses again.
-        given: images and dense network in memory; None opens those that ``config`` names.
+        given: images and dense network, opened and calibrated; None opens those that ``config`` names.
         refine: also a trial that is not refined, as ``config`` says.
-        accept_loss: also an int8 trial that :func:`hscc_search.export.checking.check` refuses for its loss.
-        formats: further files to write, of :data:`hscc_search.export.formats.FORMATS`.
+        choice: of the trial, which the folder tells; None tells nothing.
+        extras: what it is to hold, and may lose, beyond what every export does.
 
     Raises:
         ExportError: ``out`` exists, a model cannot be written, the check refuses it, or ``tuned`` is of another form.
@@ -93,18 +94,18 @@ def export(
     """
     _check_output(out)
     record = study.record
-    opened = given or open_again(record, config, device, report)
-    check_formats(formats, precision_of(dict(point.sample)) == "int8", _pictures(opened))
-    refinement = refinement_of(config) if refine and not point.refined else refinement_from_stored(point.refined)
-    with folder_written_whole(_with_parent(out)) as folder:
-        result, inspection = _compress_again(opened, record, point, refinement, report, tuned, folder / ONNX)
+    opened = given.opened if given else open_again(record, config, device, report)
+    check_formats(extras.formats, precision_of(dict(point.sample)) == "int8", _pictures(opened))
+    make_parent(out)
+    with folder_written_whole(out) as folder:
+        result, inspection = _compress_again(opened, given, record, point, refine, report, tuned, folder / ONNX)
         cost = _count(result, config.data.shape)
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result, point)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
-        answers = check(folder, opened, bool(result.int8), accept_loss, formats)
+        answers = check(folder, opened, bool(result.int8), extras)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
-        metrics = _measure(folder, record, point, opened, result, cost, answers, tuned is not None)
+        metrics = _measure(folder, record, point, opened, result, cost, answers, tuned is not None, choice)
         _describe(folder, record, config, metrics, _card(record, opened, result, inspection, metrics))
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
@@ -117,15 +118,6 @@ def _card(record: StudyRecord, opened: Opened, result: TrialResult, inspection: 
     return model_card(metrics, opened.config, plan, inspection, record.notices, elsewhere, _pictures(opened))
 
 
-def _with_parent(out: Path) -> Path:
-    """The same path, whose folder is made."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return out
-    except OSError as error:
-        raise UnwritableError(f"cannot write to {out} ({error.strerror}): name another output folder") from error
-
-
 def _check_output(out: Path) -> None:
     if os.path.lexists(out):
         raise ExportError(f"output folder {out} exists: name one that does not")
@@ -134,30 +126,32 @@ def _check_output(out: Path) -> None:
 
 def _compress_again(
     opened: Opened,
+    given: Prepared | None,
     record: StudyRecord,
     point: Point,
-    refinement: Refinement | None,
+    refine: bool,
     report: Report,
     tuned: nn.Module | None,
     int8_file: Path,
 ) -> tuple[TrialResult, Inspection]:
-    prepared = prepare(opened, record.dense, report)
+    prepared = given or prepare(opened, record.dense, report)
     setting = space_of(opened.config, prepared.calibration).setting(dict(point.sample))
     precision = precision_of(dict(point.sample))
+    refinement = refinement_of(opened.config) if refine and not point.refined else refinement_from_stored(point.refined)
     if tuned is None:
         with _threads(point.int8.get("threads", torch.get_num_threads())):
             result = run_trial(prepared, setting, refinement, report, precision, int8_file)
         return result, prepared.calibration.inspection
     compressed = compress(prepared.calibration, setting)
-    own, given = compressed.network.state_dict(), tuned.state_dict()
-    differing = [name for name in {**own, **given} if _shape(own, name) != _shape(given, name)]
+    own, weights = compressed.network.state_dict(), tuned.state_dict()
+    differing = [name for name in {**own, **weights} if _shape(own, name) != _shape(weights, name)]
     if differing:
         raise ExportError(
             f"the given network is not of the form of {point.name}: {', '.join(differing[:3])} differ; "
             "train what study.compressed() returns for this trial, without changing its layers"
         )
-    check_values(given, "the given network")
-    compressed.network.load_state_dict(given)
+    check_values(weights, "the given network")
+    compressed.network.load_state_dict(weights)
     return measure_trial(prepared, compressed, precision, int8_file, report), prepared.calibration.inspection
 
 
@@ -225,6 +219,7 @@ def _measure(
     cost: CountedCost,
     answers: Answers,
     trained_further: bool,
+    choice: Choice | None,
 ) -> Metrics:
     """Measure the dense and the compressed network on the validation and the test part."""
     test, validation = opened.parts.test, opened.parts.validation
@@ -251,6 +246,7 @@ def _measure(
         maps=opened.dataset.maps,
         onnx=contents_of(folder / ONNX),
         formats=answers.formats,
+        chosen={} if choice is None else choice.stored(),
     )
 
 

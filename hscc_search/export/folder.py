@@ -14,7 +14,8 @@
 
 ``run.py`` is :mod:`hscc_search.export.run`, which reads what it needs of the folder by itself. ``FORMAT`` is raised
 when a file holds other things; then ``from_stored`` learns to read the format before, and ``READ`` names both.
-metrics.json and config.yaml are for people and other programs: loading reads neither.
+metrics.json and config.yaml are for people and other programs: loading reads neither, and of metrics.json the index of
+an exported front, ``verify --data`` and ``run.py benchmark`` read some.
 """
 
 import importlib.metadata
@@ -195,6 +196,8 @@ class Metrics:
         int8: of a ``model.onnx`` of 8-bit integers, the mean ``divergence`` of its answers to the test images from the
             torch module's, which is float32, in nats; the operators that stay ``in_float``; and whether the file is,
             but for its metadata, the one of the search byte by byte, ``as_measured``. Empty where it is float32.
+        chosen: why the trial was chosen: the ``reason``, the ``probability`` that it is on the front, and both
+            ``in_words``. Empty where nobody says.
     """
 
     study: str
@@ -216,6 +219,7 @@ class Metrics:
     int8: Mapping[str, Any] = field(default_factory=dict)
     onnx: Mapping[str, Any] = field(default_factory=dict)
     formats: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def flops_ratio(self) -> float:

@@ -1,6 +1,7 @@
 """Further files of an exported network, each checked by running it: ``export --format NAME``."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,23 @@ FORMATS = {"pt2": "model.pt2", "float16": "model-float16.onnx", "uint8": "model-
 _TOLERANCES = {"pt2": 1e-3, "float16": 0.02, "uint8": 0.05}
 # What torch keeps of each node for its own messages: the source lines and paths of the machine that exports.
 _OF_THE_MACHINE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What an export is to hold, and may lose, beyond what every export does.
+
+    Attributes:
+        formats: further files, names of :data:`FORMATS`.
+        accept_loss: whether an int8 trial may lose more on the test part than
+            :func:`hscc_search.export.checking.check_loss` lets pass.
+    """
+
+    formats: Sequence[str] = ()
+    accept_loss: bool = False
+
+
+NO_EXTRAS = Extras()
 
 
 def check_formats(names: Sequence[str], of_integers: bool, pictures: Pictures) -> None:

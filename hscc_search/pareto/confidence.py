@@ -10,6 +10,7 @@ from hscc_search.errors import StudyError
 from hscc_search.evaluation.draws import draw_counts
 from hscc_search.evaluation.own import OwnMetric
 from hscc_search.evaluation.quality import OWN_DRAWS
+from hscc_search.pareto.domination import dominates, knees, nondominated
 from hscc_search.pareto.objectives import Objective
 from hscc_search.pareto.points import Point, answers_of, oriented, predictions_of, scores_of
 from hscc_search.pareto.resampling import resample, resample_scores, stored_on_draws, widening
@@ -55,11 +56,13 @@ class Confidence:
         close: numbers of the trials that cannot be told apart from the front: no member of the front dominates them in
             95 % of the draws or more. Of equal trials all are close or none.
         knee: number of the trial that is the knee in most draws, of those that may be; None without feasible trials.
+        knees: by trial number the share of draws in which it is the knee of those that may be, where it is not 0.
     """
 
     probability: dict[int, float]
     close: frozenset[int]
     knee: int | None
+    knees: dict[int, float] = field(default_factory=dict)
 
 
 def confidence(
@@ -105,10 +108,12 @@ def confidence(
         probability[group[0].trial] = on_front
     close = frozenset(point.trial for row in tally.close for point in groups[row])
     knee = _knee(groups, values, tally)
+    often = {groups[row][0].trial: draws / len(counts) for row, draws in enumerate(tally.is_knee.tolist()) if draws}
     smaller = [point for point in feasible if most_parameters is None or point["parameters"] <= most_parameters]
     if smaller and knee not in smaller:
-        return Confidence(probability, close, confidence(smaller, objectives, truth, seed, draws).knee)
-    return Confidence(probability, close, knee.trial)
+        of_smaller = confidence(smaller, objectives, truth, seed, draws)
+        return Confidence(probability, close, of_smaller.knee, of_smaller.knees)
+    return Confidence(probability, close, knee.trial, often)
 
 
 def _draw(truth: Truth, objectives: Sequence[Objective], draws: int, seed: int) -> np.ndarray:
@@ -170,7 +175,7 @@ def _tally(bootstrap: "_Bootstrap", counts: np.ndarray) -> _Tally:
     trials = len(bootstrap.values)
     dominated = np.zeros(trials, dtype=np.int64)
     for drawn in bootstrap.draw(counts):
-        dominated += _dominates([column[bootstrap.champions] for column in drawn], drawn)
+        dominated += dominates([column[bootstrap.champions] for column in drawn], drawn)
     survivors = np.flatnonzero(dominated < len(counts))
     doubtful = np.flatnonzero(_below_95_percent(dominated, len(counts)))
 
@@ -180,12 +185,12 @@ def _tally(bootstrap: "_Bootstrap", counts: np.ndarray) -> _Tally:
     member_rows = np.searchsorted(survivors, bootstrap.members)
     doubtful_rows = np.searchsorted(survivors, doubtful)
     for drawn in bootstrap.draw(counts, survivors):
-        on = _nondominated(drawn)
+        on = nondominated(drawn)
         on_front[survivors] += on.sum(axis=1)
-        is_knee += np.bincount(survivors[_knees(drawn, on)], minlength=trials)
+        is_knee += np.bincount(survivors[knees(drawn, on)], minlength=trials)
         candidates = [column[doubtful_rows] for column in drawn]
         for position, row in enumerate(member_rows):
-            dominated_by[position] += _dominates([column[row : row + 1] for column in drawn], candidates)
+            dominated_by[position] += dominates([column[row : row + 1] for column in drawn], candidates)
     close = doubtful[_below_95_percent(dominated_by.max(axis=0), len(counts))]
     return _Tally(on_front, is_knee, close)
 
@@ -293,54 +298,3 @@ class _Bootstrap:
             better = (costs[member] <= costs).all(axis=1) & (ahead > lead)
             lead[better], champions[better] = ahead[better], member
         return champions
-
-
-def _dominates(winners: list[np.ndarray], losers: list[np.ndarray]) -> np.ndarray:
-    """Count the draws in which each winner dominates its loser, shape (trials,).
-
-    The arrays are as in :meth:`_Bootstrap.draw`.
-    """
-    as_good, better = np.ones((1, 1), dtype=np.bool_), np.zeros((1, 1), dtype=np.bool_)
-    for winner, loser in zip(winners, losers, strict=True):
-        as_good = as_good & (winner <= loser)
-        better = better | (winner < loser)
-    draws: np.ndarray = np.count_nonzero(as_good & better, axis=1)
-    return draws
-
-
-def _nondominated(drawn: list[np.ndarray]) -> np.ndarray:
-    """Which trials are on the front of each draw: bool, shape (trials, draws); arrays as in :meth:`_Bootstrap.draw`."""
-    if len(drawn) == 2 and sorted(column.shape[1] > 1 for column in drawn) == [False, True]:
-        cost, noisy = sorted(drawn, key=lambda column: column.shape[1])
-        return _nondominated_in_plane(cost[:, 0], noisy)
-    values = np.stack(np.broadcast_arrays(*drawn), axis=-1)
-    return np.stack(
-        [moocore.is_nondominated(values[:, draw], keep_weakly=True) for draw in range(values.shape[1])], axis=1
-    )
-
-
-def _nondominated_in_plane(cost: np.ndarray, noisy: np.ndarray) -> np.ndarray:
-    """Sweep all draws at once where only one of two objectives depends on images: shapes (trials,), (trials, draws)."""
-    order = np.argsort(cost, kind="stable")
-    cost, noisy = cost[order], noisy[order]
-    # Row n: the least noisy value among the n cheapest trials.
-    least = np.vstack([np.full(noisy.shape[1], np.inf), np.minimum.accumulate(noisy, axis=0)])
-    cheaper, not_dearer = np.searchsorted(cost, cost, "left"), np.searchsorted(cost, cost, "right")
-    on = np.empty(noisy.shape, dtype=np.bool_)
-    on[order] = (noisy < least[cheaper]) & (noisy == least[not_dearer])
-    return on
-
-
-def _knees(drawn: list[np.ndarray], on: np.ndarray) -> np.ndarray:
-    """The row of the knee of each draw's front, by the rule of :func:`hscc_search.pareto.front.knee`."""
-    rows = np.flatnonzero(on.any(axis=1))
-    on = on[rows]
-    goodness = np.zeros(on.shape)
-    for column in drawn:
-        values = np.broadcast_to(column[rows].astype(np.float64), on.shape)
-        best, worst = values.min(axis=0, where=on, initial=np.inf), values.max(axis=0, where=on, initial=-np.inf)
-        goodness += (worst - values) / np.where(worst > best, worst - best, 1)
-    few = on.sum(axis=0) < 3
-    goodness[:, few] = -values[:, few]  # of the last objective
-    knees: np.ndarray = rows[np.where(on, goodness, -np.inf).argmax(axis=0)]
-    return knees

@@ -23,6 +23,8 @@ from hscc_search.pareto.confidence import Confidence, Truth, confidence
 from hscc_search.pareto.front import front
 from hscc_search.pareto.objectives import Objective, objectives_of, title
 from hscc_search.pareto.points import Measured, Point
+from hscc_search.pareto.rules import Rule
+from hscc_search.pareto.selection import Choice, choose, ranked, why_none_is_feasible
 from hscc_search.storage import storage_to_read
 from hscc_search.storage_faults import in_one_line, undamaged
 from hscc_search.study.record import (
@@ -107,6 +109,25 @@ class Study:
         """The trials beside the front that cannot be told apart from it, by number."""
         members = {point.trial for point in self.front}
         return [point for point in self.points if point.trial in self.confidence.close - members]
+
+    def choose(self, rule: Rule | str) -> Choice:
+        """Choose a trial by a rule, see :func:`hscc_search.pareto.selection.select`, and say why it is that one.
+
+        Raises:
+            ConfigError: the text is not a rule, or the rule is of several trials.
+            StudyError: no trial fits the rule.
+        """
+        return choose(rule, self.points, self.objectives, lambda: self.confidence, self.dense)
+
+    def ranked(self) -> list[Choice]:
+        """Rank the front, see :func:`hscc_search.pareto.selection.ranked`.
+
+        Raises:
+            StudyError: it is empty.
+        """
+        if not self.front and self.points:
+            raise StudyError(why_none_is_feasible(self.points))
+        return ranked(self.front, self.confidence)
 
     @property
     def reference(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

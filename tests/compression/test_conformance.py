@@ -167,7 +167,7 @@ def case(request):
         zoo,
         dense,
         calibration,
-        compress(calibration, Setting(regions=4, clusters=2, budget=BUDGET, cluster_strategy=zoo.clusters)),
+        compress(calibration, Setting(4, 2, budget=BUDGET, weight_price=0, cluster_strategy=zoo.clusters)),
         compress(calibration, Setting(energy=1.0)),
     )
     gc.collect()

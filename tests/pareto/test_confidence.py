@@ -196,7 +196,7 @@ def test_of_equal_trials_the_first_carries_the_probability_and_all_are_close():
     trials = [two_classes(3, 1.0, right), two_classes(1, 1.0, right), two_classes(2, 2.0, right)]
     sure = confidence(trials, PLANE, Truth(np.zeros(20, dtype=np.int64), ("a", "b")))
     # Trial 2 costs more for the same answers.
-    assert sure == Confidence({1: 1.0, 2: 0.0, 3: 0.0}, frozenset({1, 3}), 1)
+    assert sure == Confidence({1: 1.0, 2: 0.0, 3: 0.0}, frozenset({1, 3}), 1, {1: 1.0})
 
 
 @pytest.mark.parametrize("objectives", [PLANE, (*PLANE, LATENCY)], ids=["swept", "draw by draw"])
@@ -231,7 +231,7 @@ def test_infeasible_trials_are_on_no_front_and_dominate_no_trial():
     good, poor = np.zeros(IMAGES, dtype=np.int64), np.arange(IMAGES) % 2
     trials = [point(0, good, labels, 1.0, feasible=False), point(1, poor, labels, 2.0)]
     sure = confidence(trials, PLANE, Truth(labels, CLASSES))
-    assert sure == Confidence({0: 0.0, 1: 1.0}, frozenset({1}), 1)
+    assert sure == Confidence({0: 0.0, 1: 1.0}, frozenset({1}), 1, {1: 1.0})
 
 
 def test_without_feasible_trials_there_is_no_knee_and_no_trial_is_close():

@@ -1,4 +1,8 @@
-"""Ranks for all layers at once: those with the least loss whose cost stays within a budget."""
+"""Ranks for all layers at once: those with the least loss whose cost stays within a budget.
+
+Within a budget of FLOPs, weights have a price as well. A fully connected layer takes one multiply-add for each weight
+and image, so that FLOPs alone would leave it large, and the file with it, where it is hardly needed.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,7 +41,7 @@ def design_by_budget(
     assert setting.budget is not None
     total, fixed = _dense_costs(calibration, records, setting.budget_of)
     limit = int(total / setting.budget) - fixed
-    menus = [_menu(calibration, record, setting.of(record.name).division, setting) for record in records]
+    menus = [_menu(calibration, record, setting.of(record.name).division, setting, 0.0) for record in records]
     least = cheapest(_groups(menus))
     if least > limit:
         raise CompressionError(
@@ -45,8 +49,12 @@ def design_by_budget(
             f"the lowest rank everywhere gives {total / (fixed + least):.3g}x, since "
             f"{1 - fixed / total:.0%} of the {setting.budget_of} are in layers that can be compressed"
         )
+    weight_price = 0.0
+    if setting.budget_of == "flops":
+        weight_price = setting.weight_price * relax(_groups(menus), limit).price
+        menus = [menu.with_priced_weights(weight_price) for menu in menus]
     if setting.region_gain > 0:
-        menus = _divided_where_it_pays(calibration, records, menus, setting, limit)
+        menus = _divided_where_it_pays(calibration, records, menus, setting, limit, weight_price)
     choices = solve(_groups(menus), limit)
     designs = {}
     for record, menu in zip(records, menus, strict=True):
@@ -67,7 +75,12 @@ def _dense_costs(calibration: Calibration, records: Sequence[LayerRecord], budge
 
 
 def _divided_where_it_pays(
-    calibration: Calibration, records: Sequence[LayerRecord], menus: list[LayerMenu], setting: Setting, limit: int
+    calibration: Calibration,
+    records: Sequence[LayerRecord],
+    menus: list[LayerMenu],
+    setting: Setting,
+    limit: int,
+    weight_price: float,
 ) -> list[LayerMenu]:
     """Undo the division into regions of each layer where it gains less than the setting asks for."""
     if all(len(menu.partition.blocks[0]) == 1 for menu in menus):
@@ -77,16 +90,19 @@ def _divided_where_it_pays(
     for record, menu in zip(records, menus, strict=True):
         if len(menu.partition.blocks[0]) > 1:
             undivided = replace(setting.of(record.name).division, region_strategy="none", regions=1)
-            whole = _menu(calibration, record, undivided, setting)
+            whole = _menu(calibration, record, undivided, setting, weight_price)
             if menu.priced(price) > (1 - setting.region_gain) * whole.priced(price):
                 menu = whole
         worthwhile.append(menu)
     return worthwhile
 
 
-def _menu(calibration: Calibration, record: LayerRecord, division: Division, setting: Setting) -> LayerMenu:
+def _menu(
+    calibration: Calibration, record: LayerRecord, division: Division, setting: Setting, weight_price: float
+) -> LayerMenu:
     partition = partition_of(calibration, record, division)
-    return layer_menu(calibration, record, partition, setting.rank_multiple, setting.budget_of)
+    menu = layer_menu(calibration, record, partition, setting.rank_multiple, setting.budget_of)
+    return menu.with_priced_weights(weight_price)
 
 
 def _groups(menus: list[LayerMenu]) -> list[Group]:

@@ -38,7 +38,7 @@ class BlockCost:
     @property
     def dense(self) -> int:
         """Cost of the dense filters."""
-        return int(self._cost(self.input_channels * self.taps * self.output_channels))
+        return int(self._cost(self.dense_weights))
 
     def factored(self, total_ranks: np.ndarray, input_rank: int | None) -> np.ndarray:
         """Compute the cost of basis filters and recombination.
@@ -50,12 +50,21 @@ class BlockCost:
         Returns:
             int64 (options,).
         """
-        inputs = (self.input_channels if input_rank is None else input_rank) * self.taps
-        return np.asarray(self._cost(total_ranks * (inputs + self.output_channels)))
+        return np.asarray(self._cost(self.weights(total_ranks, input_rank)))
 
     def of_ranks(self, total_rank: int | None, input_rank: int | None) -> int:
         """The cost at one rank; None stands for the dense filters."""
         return self.dense if total_rank is None else int(self.factored(np.array([total_rank]), input_rank)[0])
+
+    def weights(self, total_ranks: np.ndarray, input_rank: int | None) -> np.ndarray:
+        """Count the weights of basis filters and recombination, without the encoder's, int64 (options,)."""
+        inputs = (self.input_channels if input_rank is None else input_rank) * self.taps
+        return np.asarray(total_ranks * (inputs + self.output_channels))
+
+    @property
+    def dense_weights(self) -> int:
+        """Number of weights of the dense filters."""
+        return self.input_channels * self.taps * self.output_channels
 
     def encoder(self, input_rank: int | None) -> int:
         """The cost of bringing the group's input to fewer channels, which serves all regions; None for no encoder."""

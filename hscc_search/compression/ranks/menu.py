@@ -5,7 +5,7 @@ each block.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,11 +28,13 @@ class BlockMenu:
         block: the block.
         total_ranks: total rank of each factored option, int64 (factored,), ascending.
         options: cost and loss of each; one option more, the last, where the block may also stay dense.
+        weights: number of weights of each option, int64 (options,).
     """
 
     block: Block
     total_ranks: np.ndarray
     options: Options
+    weights: np.ndarray
 
     def ranks(self, position: int) -> RegionRanks:
         """The ranks of the clusters at the option of one position."""
@@ -40,6 +42,10 @@ class BlockMenu:
             return None
         eigenvalues = self.block.eigenvalues
         return raise_to_total(eigenvalues, [0] * len(eigenvalues), int(self.total_ranks[position]))
+
+    def with_priced_weights(self, price: float) -> "BlockMenu":
+        """The same options, whose losses hold the price of their weights as well."""
+        return replace(self, options=replace(self.options, losses=self.options.losses + price * self.weights))
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,17 @@ class LayerMenu:
     def priced(self, price: float) -> float:
         """The least sum of losses and priced costs, with the best option of each block."""
         return sum(min(least_priced(classes, price) for classes in group) for group in self.groups())
+
+    def with_priced_weights(self, price: float) -> "LayerMenu":
+        """The same options, whose losses hold the price of their weights as well."""
+        variants = tuple(
+            tuple(
+                replace(variant, menus=tuple(menu.with_priced_weights(price) for menu in variant.menus))
+                for variant in group
+            )
+            for group in self.variants
+        )
+        return replace(self, variants=variants)
 
     def chosen(self, choices: Sequence[Choice]) -> tuple[tuple[tuple[RegionRanks, ...], ...], tuple[int | None, ...]]:
         """Look up the ranks that the knapsack chose.
@@ -133,25 +150,28 @@ def _variant(
         losses: total ranks of each block and their losses, see :func:`rank_losses`.
         input_rank: see :class:`Variant`.
     """
-    # The encoder serves all blocks; its cost is added to the first one.
-    extra = costs[0].encoder(input_rank)
     menus = []
-    for cost, (total_ranks, losses_of_ranks) in zip(costs, losses, strict=True):
+    for number, (cost, (total_ranks, losses_of_ranks)) in enumerate(zip(costs, losses, strict=True)):
         loss = input_loss(calibration, record, cost, input_rank)
-        menus.append(_block_menu(cost, total_ranks, losses_of_ranks + loss, input_rank, extra))
-        extra = 0
+        menus.append(_block_menu(cost, total_ranks, losses_of_ranks + loss, input_rank, with_encoder=number == 0))
     return Variant(input_rank, tuple(menus))
 
 
 def _block_menu(
-    cost: BlockCost, total_ranks: np.ndarray, losses: np.ndarray, input_rank: int | None, extra: int
+    cost: BlockCost, total_ranks: np.ndarray, losses: np.ndarray, input_rank: int | None, with_encoder: bool
 ) -> BlockMenu:
-    """The options of one block that cost less than its dense filters, and these where there is no encoder."""
-    costs = cost.factored(total_ranks, input_rank)
+    """The options of one block that cost less than its dense filters, and these where there is no encoder.
+
+    An encoder serves all blocks of a group: its cost and its weights are those of the first one.
+    """
+    costs, weights = cost.factored(total_ranks, input_rank), cost.weights(total_ranks, input_rank)
     cheaper = int(np.searchsorted(costs, cost.dense))
     if input_rank is None:
         costs, losses = np.append(costs[:cheaper], cost.dense), np.append(losses[:cheaper], 0.0)
+        weights = np.append(weights[:cheaper], cost.dense_weights)
     else:
         cheaper = max(1, cheaper)  # each block needs an option
-        costs, losses = costs[:cheaper], losses[:cheaper]
-    return BlockMenu(cost.block, total_ranks[:cheaper], Options((costs + extra).astype(np.int64), losses))
+        costs, losses, weights = costs[:cheaper], losses[:cheaper], weights[:cheaper]
+        if with_encoder:
+            costs, weights = costs + cost.encoder(input_rank), weights + input_rank * cost.input_channels
+    return BlockMenu(cost.block, total_ranks[:cheaper], Options(costs.astype(np.int64), losses), weights)
