@@ -12,6 +12,8 @@ anything else                      optuna-dashboard
 """
 
 import socket
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Any
@@ -29,8 +31,10 @@ from hscc_search.report.importance import importances
 from hscc_search.report.page import json_in_page, live_page, resource, studies_page
 from hscc_search.storage import existing_storage, without_password
 from hscc_search.study.catalogue import list_studies
-from hscc_search.study.stored_study import read_study
+from hscc_search.study.stored_study import Study, StudyReader
 
+# Studies that are kept in memory from one request to the next.
+_MOST_KEPT = 4
 # Nothing runs but the scripts of this server; Plotly sets styles from its script.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -51,6 +55,8 @@ def application(storage: str, guard: Guard | None = None) -> Application:
     """
     opened, guard = existing_storage(storage), guard or Guard()
     dashboard: Application = optuna_dashboard.wsgi(opened)
+    read = _reader(opened)
+
     files = {
         "plotly.js": ("text/javascript", get_plotlyjs().encode()),
         "pictures.js": ("text/javascript", resource("pictures.js").encode()),
@@ -67,11 +73,11 @@ def application(storage: str, guard: Guard | None = None) -> Application:
             if path.startswith("/pages/"):
                 return _file(start, files, path.removeprefix("/pages/"))
             if path.startswith("/front/"):
-                page = live_page(read_study(opened, path.removeprefix("/front/")), without_password(storage))
+                page = live_page(read(path.removeprefix("/front/")), without_password(storage))
                 return respond(start, HTTPStatus.OK, "text/html", page, *_ON_PAGES)
             if path.startswith("/data/"):
                 asked = parse_qs(environment.get("QUERY_STRING", ""))
-                return _data(start, opened, path.removeprefix("/data/"), asked.get("known", [""])[0])
+                return _data(start, read, path.removeprefix("/data/"), asked.get("known", [""])[0])
         except StorageError as error:
             return respond(start, HTTPStatus.NOT_FOUND, "text/plain", str(error))
         except HsccError as error:
@@ -110,6 +116,25 @@ def serve(storage: str, host: str, port: int, guard: Guard, started: Callable[[s
         server.close()
 
 
+def _reader(storage: BaseStorage) -> Callable[[str], Study]:
+    """Make a function that reads studies of a storage by name, and keeps those that were asked for last."""
+    kept: OrderedDict[str, StudyReader] = OrderedDict()
+    lock = threading.Lock()
+
+    def read(name: str) -> Study:
+        with lock:
+            reader = kept.get(name) or StudyReader(storage)
+        study = reader.read(name)  # raises where there is none, so that no name of nothing displaces a study
+        with lock:
+            kept[name] = reader
+            kept.move_to_end(name)
+            while len(kept) > _MOST_KEPT:
+                kept.popitem(last=False)
+        return study
+
+    return read
+
+
 def _file(start: Callable[..., Any], files: dict[str, tuple[str, bytes]], name: str) -> Iterable[bytes]:
     if name not in files:
         return respond(start, HTTPStatus.NOT_FOUND, "text/plain", "there is no such file")
@@ -117,10 +142,10 @@ def _file(start: Callable[..., Any], files: dict[str, tuple[str, bytes]], name: 
     return respond(start, HTTPStatus.OK, media_type, content, ("Cache-Control", "max-age=3600"))
 
 
-def _data(start: Callable[..., Any], storage: BaseStorage, path: str, known: str) -> Iterable[bytes]:
+def _data(start: Callable[..., Any], read: Callable[[str], Study], path: str, known: str) -> Iterable[bytes]:
     """Answer with what is new in a study, with one of its trials, or with the importances of what it samples."""
     name, _, number = path.partition("/trial/")
-    study = read_study(storage, name.removesuffix("/importances"))
+    study = read(name.removesuffix("/importances"))
     tree: dict[str, Any]
     if name.endswith("/importances"):
         tree = dict(importances(study))
