@@ -103,10 +103,11 @@ def hypervolume_history(
     for start in range(0, len(trials), _AT_ONCE):
         some = scaled[start : start + _AT_ONCE]
         # What a member dominates already adds nothing, also when others have become members.
-        adding = (some < 1).all(axis=1) & ~(members <= some[:, None]).all(axis=2).any(axis=1)
-        for point, values, adds in zip(trials[start : start + _AT_ONCE], some, adding.tolist(), strict=True):
+        adding = np.flatnonzero((some < 1).all(axis=1) & ~np.any((members <= some[:, None]).all(axis=2), axis=1))
+        candidates = set(adding.tolist())
+        for row, (point, values) in enumerate(zip(trials[start : start + _AT_ONCE], some, strict=True)):
             share = history[-1] if history else 0.0
-            if adds and point.feasible and not (members <= values).all(axis=1).any():
+            if row in candidates and point.feasible and not (members <= values).all(axis=1).any():
                 members = np.vstack([members[~(values <= members).all(axis=1)], values])
                 share = max(share, _share(members))  # only rounding could lower it
             history.append(share)
