@@ -15,7 +15,7 @@ from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode
 
 from hscc_search.errors import StorageError, one_line
 
@@ -26,6 +26,15 @@ _COOKIE, _PARAMETER = "hscc_token", "token"
 # Characters of a token at least.
 _SHORTEST = 16
 _READING = ("GET", "HEAD")
+# A name or an address, and a port.
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
+# Headers of every answer that says nothing else itself: it is shown in no frame, runs nothing, and is what it says.
+_USUAL = (
+    ("X-Frame-Options", "DENY"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+)
 
 
 @dataclass(frozen=True)
@@ -77,16 +86,17 @@ def guarded(application: Application, guard: Guard) -> Application:
     """Let through the requests that a guard allows; the others are answered with one line."""
 
     def answer(environment: Environment, start: Callable[..., Any]) -> Iterable[bytes]:
-        def unframed(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-            return start(status, [*headers, ("X-Frame-Options", "DENY")], *rest)
+        def careful(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            given = {name.lower() for name, _ in headers}
+            return start(status, [*headers, *(each for each in _USUAL if each[0].lower() not in given)], *rest)
 
         status, reason = _refusal(environment, guard)
         if status is not None:
-            return respond(unframed, status, "text/plain", reason)
+            return respond(careful, status, "text/plain", reason)
         reading = environment["REQUEST_METHOD"] in _READING
         if guard.token is not None and reading and _same(_in_address(environment), guard.token):
-            return _into_cookie(environment, guard.token, unframed)
-        return application(environment, unframed)
+            return _into_cookie(environment, guard.token, careful)
+        return application(environment, careful)
 
     return answer
 
@@ -99,7 +109,6 @@ def respond(
     usual = [
         ("Content-Type", f"{media_type}; charset=utf-8"),
         ("Content-Length", str(len(content))),
-        ("X-Content-Type-Options", "nosniff"),
     ]
     start(f"{status.value} {status.phrase}", [*usual, *headers])
     return [content]
@@ -130,13 +139,9 @@ def _refusal(environment: Environment, guard: Guard) -> tuple[HTTPStatus | None,
 
 
 def _host_name(header: str) -> str | None:
-    """The name in a Host header, in lower case, without the port; None where it is malformed."""
-    try:
-        parts = urlsplit(f"//{header}")
-        parts.port  # noqa: B018  (checks it)
-        return parts.hostname
-    except ValueError:
-        return None
+    """The name in a Host header, without the port; None where it is malformed."""
+    found = _HOST.fullmatch(header)
+    return found["name"].strip("[]") if found else None
 
 
 def _has_token(environment: Environment, token: str) -> bool:

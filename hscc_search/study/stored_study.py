@@ -184,7 +184,8 @@ class StudyReader:
             trial.number: outcome.failure for trial, outcome in self._outcomes.items() if outcome.failure is not None
         }
         self._stored = stored
-        plan_of, divided_of = (partial(of, self._storage, study._study_id) for of in (_plan, _divided))
+        plan_of = partial(_plan, self._storage, study._study_id)
+        divided_of = partial(_divided, self._storage, study._study_id)
         self._last = Study(record, points, failures, plan_of, divided_of)
         return self._last
 
