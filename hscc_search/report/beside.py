@@ -64,6 +64,7 @@ def optuna_pages(storage: BaseStorage, read: Callable[[str], Study]) -> Applicat
         return json.dumps(tree, separators=(",", ":")).encode()
 
     def answer(environment: Environment, start: Callable[..., Any]) -> Iterable[bytes]:
+        environment.setdefault("HTTP_ACCEPT_ENCODING", "")  # without which it fails
         reading = environment["REQUEST_METHOD"] in ("GET", "HEAD")
         if reading and not _STUDY_PATH.fullmatch(environment.get("PATH_INFO", "")):
             return dashboard(environment, start)
@@ -83,7 +84,12 @@ def optuna_pages(storage: BaseStorage, read: Callable[[str], Study]) -> Applicat
 def _whole(application: Application, environment: Environment) -> tuple[str, list[tuple[str, str]], bytes]:
     """Status, headers and body of an answer."""
     started: list[tuple[str, list[tuple[str, str]]]] = []
-    content = b"".join(application(environment, lambda status, headers, *_: started.append((status, headers))))
+    answered = application(environment, lambda status, headers, *_: started.append((status, headers)))
+    try:
+        content = b"".join(answered)
+    finally:
+        if hasattr(answered, "close"):
+            answered.close()
     return *started[-1], content
 
 
