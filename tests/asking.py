@@ -1,8 +1,14 @@
-"""Requests to the application of the dashboard, without a server."""
+"""Requests to the application of the dashboard, without a server, and a server in a thread."""
 
 import json
+import threading
+from contextlib import contextmanager
 from io import BytesIO
 from wsgiref.util import setup_testing_defaults
+
+from waitress import wasyncore
+
+from hscc_search.report.live import listen
 
 
 def ask(application, path, query="", method="GET", body=b"", **more):
@@ -24,3 +30,17 @@ def ask_json(application, path, query=""):
     status, _, content = ask(application, path, query)
     assert status == 200, content
     return json.loads(content)
+
+
+@contextmanager
+def serving(served, **options):
+    """The port of a server."""
+    server = listen(served, "127.0.0.1", 0, **options)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server.effective_port
+    finally:
+        server.trigger.pull_trigger(lambda: wasyncore.close_all(server._map))  # which ends its loop
+        thread.join()
+        server.task_dispatcher.shutdown()

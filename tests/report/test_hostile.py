@@ -6,19 +6,16 @@ import random
 import re
 import socket
 import sqlite3
-import threading
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 import optuna
 import optuna_dashboard
 import pytest
-from asking import ask
+from asking import ask, serving
 from optuna.trial import TrialState, create_trial
-from waitress import wasyncore
 
-from hscc_search.report import live
 from hscc_search.report.guard import Guard
 from hscc_search.report.live import application
 from hscc_search.storage import open_storage
@@ -74,20 +71,6 @@ def rows_of(url):
         return list(connection.iterdump())
 
 
-@contextmanager
-def serving(served, **options):
-    """The port of a server."""
-    server = live.listen(served, "127.0.0.1", 0, **options)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server.effective_port
-    finally:
-        server.trigger.pull_trigger(lambda: wasyncore.close_all(server._map))  # which ends its loop
-        thread.join()
-        server.task_dispatcher.shutdown()
-
-
 def test_every_route_of_optuna_dashboard_is_among_them(study):
     """So that a new version with a new route fails here."""
     for route in optuna_dashboard.wsgi(open_storage(study.config.storage)).routes:
@@ -128,7 +111,7 @@ def test_no_path_leads_out_of_the_pages(study, name):
 
 def bytes_of(chance):
     """One request, of a real route and what may be wrong with it."""
-    method = chance.choice([*METHODS, "get", "PROPFIND", "X" * 300, "GET\0"])
+    method = chance.choice(["GET"] * 9 + [*METHODS, "get", "PROPFIND", "X" * 300, "GET\0"])
     path = chance.choice(ROUTES)
     for _ in range(chance.randrange(3)):
         at = chance.randrange(len(path) + 1)
@@ -185,8 +168,10 @@ def bytes_of(chance):
     return "\r\n".join(lines).encode("latin-1", "replace") + body
 
 
+# Bottle leaves a file to the garbage collector where a range of it is asked for that there is not.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("guard", [Guard(), Guard(TOKEN, edit=True)], ids=["reading", "token"])
-def test_whatever_is_sent_nothing_is_written_and_nothing_of_ours_fails(study, stored, guard, caplog):
+def test_whatever_is_sent_nothing_is_written_and_nothing_of_ours_fails(study, stored, guard):
     url = stored(study)
     before = rows_of(url)
     failed = []
