@@ -3,7 +3,9 @@
 A page on this machine's own address is reached by every web page that the user has open elsewhere, and a name that
 somebody else owns may be made to mean this machine. So without a token only names of this machine are answered to
 (``Host``), and it is always checked where a request came from (``Origin``, ``Sec-Fetch-Site``). Beyond this machine a
-token is needed; it is compared in constant time, and kept in a cookie after the first visit.
+token is needed; it is compared in constant time, and a cookie that is made of it is kept after the first visit.
+Browsers send a cookie to every server of a machine, whatever its port: so it does not hold the token itself, and
+servers with other tokens have cookies of other names.
 """
 
 import hmac
@@ -22,7 +24,7 @@ from hscc_search.errors import StorageError, one_line
 Environment = dict[str, Any]
 Application = Callable[[Environment, Callable[..., Any]], Iterable[bytes]]
 
-_COOKIE, _PARAMETER = "hscc_token", "token"
+_PARAMETER = "token"
 # Characters of a token at least.
 _SHORTEST = 16
 _READING = ("GET", "HEAD")
@@ -149,8 +151,8 @@ def _has_token(environment: Environment, token: str) -> bool:
     return any(
         [
             _same(_in_address(environment), token),
-            _same(_in_cookie(environment), token),
-            bearer.startswith("Bearer ") and _same(bearer.removeprefix("Bearer "), token),
+            _in_cookies(environment, token),
+            bearer[:7].lower() == "bearer " and _same(bearer[7:], token),
         ]
     )
 
@@ -165,13 +167,20 @@ def _in_address(environment: Environment) -> str | None:
     return values[0] if values else None
 
 
-def _in_cookie(environment: Environment) -> str | None:
-    """The token in the cookies, which may be those of any server of this machine, in whatever form."""
-    for cookie in environment.get("HTTP_COOKIE", "").split(";"):
-        name, _, value = cookie.strip().partition("=")
-        if name == _COOKIE:
-            return str(value)
-    return None
+def cookie(token: str) -> tuple[str, str]:
+    """The name and the value of the cookie that stands for a token, and does not tell it."""
+    digest = hmac.new(token.encode(), b"cookie of hscc-search dashboard", "sha256").hexdigest()
+    return f"hscc_{digest[:8]}", digest[8:]
+
+
+def _in_cookies(environment: Environment, token: str) -> bool:
+    """Whether the token's cookie is among those of a request, which may be of any server of this machine."""
+    wanted, right = cookie(token)
+    for each in environment.get("HTTP_COOKIE", "").split(";"):
+        name, _, value = each.strip().partition("=")
+        if name == wanted and _same(value, right):
+            return True
+    return False
 
 
 def _into_cookie(environment: Environment, token: str, start: Callable[..., Any]) -> Iterable[bytes]:
@@ -182,7 +191,7 @@ def _into_cookie(environment: Environment, token: str, start: Callable[..., Any]
     query = f"?{urlencode(rest, doseq=True)}" if rest else ""
     headers = [
         ("Location", quote(path.encode("latin-1", "replace")) + query),
-        ("Set-Cookie", f"{_COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"),
+        ("Set-Cookie", f"{'='.join(cookie(token))}; HttpOnly; SameSite=Strict; Path=/"),
         ("Content-Length", "0"),
     ]
     start(f"{HTTPStatus.SEE_OTHER.value} {HTTPStatus.SEE_OTHER.phrase}", headers)
