@@ -8,7 +8,7 @@ trials in the storage would make both slow; and a study of any version has these
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from io import BytesIO
@@ -123,10 +123,15 @@ def _complete(tree: dict[str, Any], study: Study, figure: str) -> None:
     points = {point.trial: point for point in study.points}
     page = f"/front/{quote(study.config.name, safe='')}"
     attributes = [name for name in study.dense.metrics if ":" not in name or name in study.config.objectives]
+    # Made once: there may be ten thousand trials.
+    beside = {
+        name: (f"| {_literal(title(name))} | ", f" | {_with_error(name, study.dense)} |")
+        for name in study.dense.metrics
+    }
     for trial in (*tree["trials"], *tree["best_trials"]):
         point, failure = points.get(trial["number"]), study.failures.get(trial["number"])
         if point is not None:
-            _add_note(trial, _trial_note(study, point, page))
+            _add_note(trial, _trial_note(study, point, page, beside))
             trial["user_attrs"] = [
                 *({"key": name, "value": str(point.metrics[name])} for name in attributes if name in point.metrics),
                 *(each for each in trial["user_attrs"] if not _is_record(each["key"])),
@@ -182,9 +187,15 @@ def _study_note(study: Study, page: str) -> str:
     )
 
 
-def _trial_note(study: Study, point: Point, page: str) -> str:
+def _trial_note(study: Study, point: Point, page: str, beside: Mapping[str, tuple[str, str]]) -> str:
+    """The note on a trial; ``beside`` has by metric what stands before and behind its value in a table."""
     name = point.name if point.refines is None else f"{point.name}, which is trial {point.refines} refined,"
     missed = [f"violates {name} by {size:.4g}" for name, size in point.violations.items() if size]
+    values = [
+        f"{before}{_with_error(metric, point)}{behind}"
+        for metric, (before, behind) in beside.items()
+        if metric in point.metrics
+    ]
     return "\n\n".join(
         [
             f"**[Explore {name} on the page of its study]({page}#trial={point.trial})**: its layers, its answers class "
@@ -192,14 +203,7 @@ def _trial_note(study: Study, point: Point, page: str) -> str:
             f"{study.dense['flops'] / point['flops']:.2f}x fewer FLOPs and "
             f"{study.dense['parameters'] / point['parameters']:.2f}x fewer parameters than the dense network.",
             *map(_literal, missed),
-            _table(
-                ("metric", point.name, "dense network"),
-                [
-                    (title(name), _with_error(name, point), _with_error(name, study.dense))
-                    for name in study.dense.metrics
-                    if name in point.metrics
-                ],
-            ),
+            "\n".join([f"| metric | {point.name} | dense network |", "| --- | --- | --- |", *values]),
         ]
     )
 
