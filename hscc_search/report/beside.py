@@ -25,7 +25,7 @@ from hscc_search.pareto.points import Measured, Point
 from hscc_search.report.figures import draw_front, front_info
 from hscc_search.report.guard import Application, Environment, respond
 from hscc_search.report.table import columns, front_line, rows, trials_in_words
-from hscc_search.study.record import MEASURED, PLAN, SCORES, STUDY
+from hscc_search.study.record import DIVIDED, MEASURED, PLAN, SCORES, STUDY
 from hscc_search.study.stored_study import Study, get_trial
 
 _STUDY_PATH = re.compile(r"/api/studies/\d+/*")
@@ -148,7 +148,7 @@ def _complete(tree: dict[str, Any], study: Study, figure: str) -> None:
 
 
 def _is_record(key: str) -> bool:
-    return key in (MEASURED, PLAN) or key.startswith(SCORES)
+    return key in (MEASURED, PLAN, DIVIDED) or key.startswith(SCORES)
 
 
 def _study_attributes(study: Study) -> list[dict[str, str]]:
