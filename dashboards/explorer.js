@@ -523,7 +523,7 @@
     for (const [name, size] of Object.entries(trial.violations)) list.append(make("dt", {}, `violates ${name}`), make("dd", {}, `by ${size}`));
     list.append(make("dt", {}, "on the front"), make("dd", {}, `probability ${trial.probability.toFixed(2)}`));
     const made = make("article", { "aria-label": nameOf(trial) }, make("h3", {}, nameOf(trial)), list);
-    if (page.live) made.append(make("p", {}, make("a", { href: page.dashboard }, "in optuna-dashboard")));
+    if (page.live) made.append(make("p", {}, make("a", { href: detail?.dashboard ?? page.dashboard }, "in optuna-dashboard")));
     if (!detail) {
       made.append(make("p", { class: "muted" }, page.live ? "Its layers cannot be read at the moment." : "Its layers are not in this file, which has room for those of the front and some others."));
       return made;
