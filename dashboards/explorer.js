@@ -404,7 +404,7 @@
       const near = nearest();
       sentence.textContent = "No trial keeps these bounds." + (near ? ` The nearest is ${nameOf(near)}: ` + [...chosen.bounds.keys()].map((name) => `${metrics.get(name).title} ${withError(name, near)}`).join(", ") + "." : "");
     }
-    command.textContent = found ? `${study.export} --select trial:${found.trial} --out ${study.folder}-trial${found.trial}` : "";
+    command.textContent = found ? study.export.join(found.trial) : "";
     element("copy").hidden = !found;
   }
 
@@ -480,7 +480,8 @@
     const at = chosen.compared.indexOf(number);
     if (at >= 0) chosen.compared.splice(at, 1);
     else chosen.compared = [...chosen.compared, number].slice(-MOST_COMPARED);
-    history.replaceState(null, "", chosen.compared.length ? `#trial=${chosen.compared.join(",")}` : location.pathname + location.search);
+    // In a frame that a notebook makes there is no address to change.
+    if (location.protocol !== "about:") history.replaceState(null, "", chosen.compared.length ? `#trial=${chosen.compared.join(",")}` : location.pathname + location.search);
     drawFront();
     drawParallel();
     for (const box of element("trials").querySelectorAll("input")) box.checked = chosen.compared.includes(Number(box.value));
@@ -522,7 +523,7 @@
     for (const [name, size] of Object.entries(trial.violations)) list.append(make("dt", {}, `violates ${name}`), make("dd", {}, `by ${size}`));
     list.append(make("dt", {}, "on the front"), make("dd", {}, `probability ${trial.probability.toFixed(2)}`));
     const made = make("article", { "aria-label": nameOf(trial) }, make("h3", {}, nameOf(trial)), list);
-    if (page.live) made.append(make("p", {}, make("a", { href: page.dashboard }, "in optuna-dashboard")));
+    if (page.live) made.append(make("p", {}, make("a", { href: detail?.dashboard ?? page.dashboard }, "in optuna-dashboard")));
     if (!detail) {
       made.append(make("p", { class: "muted" }, page.live ? "Its layers cannot be read at the moment." : "Its layers are not in this file, which has room for those of the front and some others."));
       return made;
@@ -638,8 +639,13 @@
       drawTable();
     });
     element("copy").addEventListener("click", async () => {
-      await navigator.clipboard.writeText(element("command").textContent);
-      element("copy").textContent = "copied";
+      try {
+        await navigator.clipboard.writeText(element("command").textContent);
+        element("copy").textContent = "copied";
+      } catch {
+        getSelection().selectAllChildren(element("command"));
+        element("copy").textContent = "marked: press Ctrl-C";
+      }
       setTimeout(() => { element("copy").textContent = "copy"; }, 1500);
     });
     boundFields();

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
+    from hscc_search.report.page import Page
+
 
 @dataclass(frozen=True, repr=False)
 class Study(stored_study.Study):
@@ -103,6 +105,12 @@ class Study(stored_study.Study):
         from hscc_search.report.figures import draw_front, front_info
 
         return draw_front(front_info(self))
+
+    def page(self) -> "Page":
+        """Make the page to explore the study. In a notebook it shows itself where it is the last value of a cell."""
+        from hscc_search.report.page import Page, frozen_page
+
+        return Page(frozen_page(self, self.config.storage))
 
     def compressed(self, trial: Point | int | str = "knee", report: Report = silent) -> nn.Module:
         """Build the network of a trial again: compressed, fine-tuned where the study says so, in evaluation mode.

@@ -9,6 +9,7 @@ def test_the_notebook_runs_and_shows_the_front(tmp_path):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("application/vnd.plotly.v1+json" in output.get("data", {}) for output in outputs)
     assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)  # the bars
+    assert any("<iframe" in output.get("data", {}).get("text/html", "") for output in outputs)  # the page
     (table,) = (output["data"]["text/html"] for output in outputs if "dataframe" in str(output.get("data", {})))
     # A head of two lines, a row for each of 12 trials, and one for each that became better when it was refined.
     assert 14 < table.count("<tr") <= 19

@@ -84,7 +84,11 @@ def copy(study_name: str, new_name: str, to: str | None, storage: str) -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File that holds the token, in place of a new one each time.",
 )
-@click.option("--allow-edit", is_flag=True, help="Let optuna-dashboard change and remove studies.")
+@click.option(
+    "--allow-edit",
+    is_flag=True,
+    help="Let optuna-dashboard change and remove studies; beside other users of this machine with --token-file.",
+)
 def dashboard(storage: str, host: str, port: int, token_file: Path | None, allow_edit: bool) -> None:
     """Serve pages to explore each study, and optuna-dashboard, on one address."""
     from hscc_search.report.guard import Guard, is_local, new_token, read_token
@@ -92,6 +96,8 @@ def dashboard(storage: str, host: str, port: int, token_file: Path | None, allow
 
     quiet_optuna()
     token = read_token(token_file) if token_file else None if is_local(host) else new_token()
+    if token_file and token_file.stat().st_mode & 0o077:
+        say(f"warning: other users of this machine may read the token in {token_file}: `chmod 600` keeps it from them")
     guard = Guard(token, edit=allow_edit)
 
     def started(address: str) -> None:

@@ -9,6 +9,9 @@ from scipy.special import entr
 from hscc_search.pareto.objectives import Objective
 from hscc_search.pareto.points import Measured, Point, oriented
 
+# Trials that are compared with the front at a time, which bounds the memory.
+_AT_ONCE = 200
+
 
 def reference_point(
     dense: Measured, objectives: Sequence[Objective], labels: np.ndarray
@@ -97,12 +100,17 @@ def hypervolume_history(
     scaled = _scaled(trials, objectives, reference, ideal)
     members = np.empty((0, len(objectives)))
     history: list[float] = []
-    for point, values in zip(trials, scaled, strict=True):
-        share = history[-1] if history else 0.0
-        if point.feasible and (values < 1).all() and not (members <= values).all(axis=1).any():
-            members = np.vstack([members[~(values <= members).all(axis=1)], values])
-            share = max(share, _share(members))  # only rounding could lower it
-        history.append(share)
+    for start in range(0, len(trials), _AT_ONCE):
+        some = scaled[start : start + _AT_ONCE]
+        # What a member dominates already adds nothing, also when others have become members.
+        adding = np.flatnonzero((some < 1).all(axis=1) & ~np.any((members <= some[:, None]).all(axis=2), axis=1))
+        candidates = set(adding.tolist())
+        for row, (point, values) in enumerate(zip(trials[start : start + _AT_ONCE], some, strict=True)):
+            share = history[-1] if history else 0.0
+            if row in candidates and point.feasible and not (members <= values).all(axis=1).any():
+                members = np.vstack([members[~(values <= members).all(axis=1)], values])
+                share = max(share, _share(members))  # only rounding could lower it
+            history.append(share)
     return history
 
 

@@ -143,5 +143,9 @@ def oriented(points: Sequence[Measured], objectives: Sequence[Objective]) -> np.
     """
     values = np.empty((len(points), len(objectives)))
     for column, objective in enumerate(objectives):
-        values[:, column] = [objective.sign * point[objective.metric] for point in points]
+        try:
+            values[:, column] = [point.metrics[objective.metric] for point in points]
+        except KeyError:  # said by the first point that lacks it
+            values[:, column] = [point[objective.metric] for point in points]
+        values[:, column] *= objective.sign
     return values

@@ -7,6 +7,7 @@ What changes with each trial, such as who is on the front, is sent for all of th
 import base64
 import hashlib
 import math
+import re
 import shlex
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hscc_search.compression.divided import DividedLayer
+from hscc_search.config import IN_MEMORY, StudyConfig
 from hscc_search.config.metrics import COSTS, is_share
 from hscc_search.pareto.objectives import title, violations
 from hscc_search.pareto.points import Measured, Point
@@ -58,8 +60,17 @@ def study_data(study: Study, storage: str) -> dict[str, Any]:
         "dense": _network(study.dense),
         "notices": list(record.notices),
         "mean": _picture(None if record.images is None else record.images.mean),
-        "export": f"hscc-search export {shlex.quote(config.name)} --storage {shlex.quote(storage)}",
+        "export": _export(config, storage),
     }
+
+
+def _export(config: StudyConfig, storage: str) -> list[str]:
+    """What exports a trial, a command or, where the network was in memory, Python: parts around the trial's number."""
+    folder = re.sub(r"[^\w.-]", "-", config.name)  # a name that needs no quotes in a shell
+    if config.model.name == IN_MEMORY:
+        return ["study.export(", f', "{folder}-trial', '")']
+    command = f"hscc-search export {shlex.quote(config.name)} --storage {shlex.quote(storage)}"
+    return [f"{command} --select trial:", f" --out {folder}-trial", ""]
 
 
 def trials_data(study: Study, known: Collection[int] = ()) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def draw_front(info: FrontInfo) -> go.Figure:
     """Draw two metrics of all trials and the dense network, with bootstrap standard errors of the vertical one."""
     figure = go.Figure([*_trial_traces(info), *_front_traces(info), _dense_trace(info)])
     figure.update_layout(
-        **_layout(f"{info.study}: {_plain(title(info.x))} against {_plain(title(info.y))}"),
+        **_layout(f"{_plain(info.study)}: {_plain(title(info.x))} against {_plain(title(info.y))}"),
         legend={"orientation": "h", "y": -0.2},
     )
     networks = (*info.members, *info.close, *info.dominated, *info.infeasible, info.dense)
@@ -190,7 +190,7 @@ def _hover(info: FrontInfo, point: Point) -> str:
     sample = list(point.sample.items())[:_MOST_HOVERED]
     lines = [
         point.name + _how_refined(point),
-        *(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in sample),
+        *(_plain(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}") for name, value in sample),
         *_hover_lines(info, point),
         *(f"violates {_plain(name)} by {size:.4g}" for name, size in point.violations.items() if size > 0),
         f"on the front with probability {info.probability[point.trial]:.2f}",

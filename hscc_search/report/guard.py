@@ -3,7 +3,9 @@
 A page on this machine's own address is reached by every web page that the user has open elsewhere, and a name that
 somebody else owns may be made to mean this machine. So without a token only names of this machine are answered to
 (``Host``), and it is always checked where a request came from (``Origin``, ``Sec-Fetch-Site``). Beyond this machine a
-token is needed; it is compared in constant time, and kept in a cookie after the first visit.
+token is needed; it is compared in constant time, and a cookie that is made of it is kept after the first visit.
+Browsers send a cookie to every server of a machine, whatever its port: so it does not hold the token itself, and
+servers with other tokens have cookies of other names.
 """
 
 import hmac
@@ -15,17 +17,26 @@ from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode
 
 from hscc_search.errors import StorageError, one_line
 
 Environment = dict[str, Any]
 Application = Callable[[Environment, Callable[..., Any]], Iterable[bytes]]
 
-_COOKIE, _PARAMETER = "hscc_token", "token"
+_PARAMETER = "token"
 # Characters of a token at least.
 _SHORTEST = 16
 _READING = ("GET", "HEAD")
+# A name or an address, and a port.
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
+# Headers of every answer that says nothing else itself: it is shown in no frame, runs nothing, and is what it says.
+_USUAL = (
+    ("X-Frame-Options", "DENY"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("Referrer-Policy", "no-referrer"),
+)
 
 
 @dataclass(frozen=True)
@@ -77,16 +88,17 @@ def guarded(application: Application, guard: Guard) -> Application:
     """Let through the requests that a guard allows; the others are answered with one line."""
 
     def answer(environment: Environment, start: Callable[..., Any]) -> Iterable[bytes]:
-        def unframed(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
-            return start(status, [*headers, ("X-Frame-Options", "DENY")], *rest)
+        def careful(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            given = {name.lower() for name, _ in headers}
+            return start(status, [*headers, *(each for each in _USUAL if each[0].lower() not in given)], *rest)
 
         status, reason = _refusal(environment, guard)
         if status is not None:
-            return respond(unframed, status, "text/plain", reason)
+            return respond(careful, status, "text/plain", reason)
         reading = environment["REQUEST_METHOD"] in _READING
         if guard.token is not None and reading and _same(_in_address(environment), guard.token):
-            return _into_cookie(environment, guard.token, unframed)
-        return application(environment, unframed)
+            return _into_cookie(environment, guard.token, careful)
+        return application(environment, careful)
 
     return answer
 
@@ -99,7 +111,6 @@ def respond(
     usual = [
         ("Content-Type", f"{media_type}; charset=utf-8"),
         ("Content-Length", str(len(content))),
-        ("X-Content-Type-Options", "nosniff"),
     ]
     start(f"{status.value} {status.phrase}", [*usual, *headers])
     return [content]
@@ -130,13 +141,9 @@ def _refusal(environment: Environment, guard: Guard) -> tuple[HTTPStatus | None,
 
 
 def _host_name(header: str) -> str | None:
-    """The name in a Host header, in lower case, without the port; None where it is malformed."""
-    try:
-        parts = urlsplit(f"//{header}")
-        parts.port  # noqa: B018  (checks it)
-        return parts.hostname
-    except ValueError:
-        return None
+    """The name in a Host header, without the port; None where it is malformed."""
+    found = _HOST.fullmatch(header)
+    return found["name"].strip("[]") if found else None
 
 
 def _has_token(environment: Environment, token: str) -> bool:
@@ -144,8 +151,8 @@ def _has_token(environment: Environment, token: str) -> bool:
     return any(
         [
             _same(_in_address(environment), token),
-            _same(_in_cookie(environment), token),
-            bearer.startswith("Bearer ") and _same(bearer.removeprefix("Bearer "), token),
+            _in_cookies(environment, token),
+            bearer[:7].lower() == "bearer " and _same(bearer[7:], token),
         ]
     )
 
@@ -160,13 +167,20 @@ def _in_address(environment: Environment) -> str | None:
     return values[0] if values else None
 
 
-def _in_cookie(environment: Environment) -> str | None:
-    """The token in the cookies, which may be those of any server of this machine, in whatever form."""
-    for cookie in environment.get("HTTP_COOKIE", "").split(";"):
-        name, _, value = cookie.strip().partition("=")
-        if name == _COOKIE:
-            return str(value)
-    return None
+def cookie(token: str) -> tuple[str, str]:
+    """The name and the value of the cookie that stands for a token, and does not tell it."""
+    digest = hmac.new(token.encode(), b"cookie of hscc-search dashboard", "sha256").hexdigest()
+    return f"hscc_{digest[:8]}", digest[8:]
+
+
+def _in_cookies(environment: Environment, token: str) -> bool:
+    """Whether the token's cookie is among those of a request, which may be of any server of this machine."""
+    wanted, right = cookie(token)
+    for each in environment.get("HTTP_COOKIE", "").split(";"):
+        name, _, value = each.strip().partition("=")
+        if name == wanted and _same(value, right):
+            return True
+    return False
 
 
 def _into_cookie(environment: Environment, token: str, start: Callable[..., Any]) -> Iterable[bytes]:
@@ -177,7 +191,7 @@ def _into_cookie(environment: Environment, token: str, start: Callable[..., Any]
     query = f"?{urlencode(rest, doseq=True)}" if rest else ""
     headers = [
         ("Location", quote(path.encode("latin-1", "replace")) + query),
-        ("Set-Cookie", f"{_COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"),
+        ("Set-Cookie", f"{'='.join(cookie(token))}; HttpOnly; SameSite=Strict; Path=/"),
         ("Content-Length", "0"),
     ]
     start(f"{HTTPStatus.SEE_OTHER.value} {HTTPStatus.SEE_OTHER.phrase}", headers)

@@ -1,8 +1,9 @@
 """HTML pages: a study to explore, as one file that needs no network or served live, and the list of studies."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,30 @@ _TEMPLATES = Environment(loader=FileSystemLoader(resource_folder("dashboards")),
 _MOST_DETAILS, _MOST_BYTES = 60, 700_000
 # Validation images that it shows small, at most.
 _MOST_THUMBNAILS = 300
+
+
+@dataclass(frozen=True, repr=False)
+class Page:
+    """The page of a study as it stands. In a notebook it shows itself where it is the last value of a cell.
+
+    Attributes:
+        html: of the page, with everything that it needs inside: 5 megabytes.
+    """
+
+    html: str
+
+    def write(self, path: Path | str) -> None:
+        """Write the page as a file."""
+        with written_whole(Path(path)) as temporary:
+            temporary.write_text(self.html, encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        # A frame of its own: nothing in it reaches the notebook.
+        style = "width: 100%; height: 60rem; border: 0"
+        return (
+            f'<iframe sandbox="allow-scripts" allow="clipboard-write" style="{style}" srcdoc="{escape(self.html)}">'
+            "</iframe>"
+        )
 
 
 def write_page(
@@ -112,11 +137,9 @@ def _details(study: Study) -> dict[int, dict[str, Any]]:
 
 
 def _content(study: Study, storage: str) -> dict[str, Any]:
-    # A folder name that needs no quotes in a shell.
-    folder = re.sub(r"[^\w.-]", "-", study.config.name)
     bounded = [bound.metric for bound in study.config.constraints]
     return {
-        "study": {**study_data(study, storage), "folder": folder},
+        "study": study_data(study, storage),
         "trials": trials_data(study),
         "bounded": [*bounded, *(name for name in ("megabytes", "parameters") if name in study.dense.metrics)],
     }

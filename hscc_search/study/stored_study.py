@@ -1,17 +1,16 @@
 """A study as it stands in its storage. Needs no torch."""
 
+import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState
-from pydantic_core import from_json
-from sqlalchemy import text
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial
 
 from hscc_search.compression.divided import DividedLayer
 from hscc_search.compression.plan import LayerPlan
@@ -27,18 +26,15 @@ from hscc_search.pareto.rules import Rule
 from hscc_search.pareto.selection import Choice, choose, ranked, why_none_is_feasible
 from hscc_search.storage import storage_to_read
 from hscc_search.storage_faults import in_one_line, undamaged
+from hscc_search.study.outcomes import Ended, Outcome, ended_trials, outcomes
 from hscc_search.study.record import (
     DIVIDED,
-    FAILURE,
     FORMAT,
-    MEASURED,
     PLAN,
-    SCORES,
     STUDY,
     StudyRecord,
     divided_from_stored,
     plan_from_stored,
-    point_from_stored,
 )
 
 
@@ -134,7 +130,7 @@ class Study:
         """The reference point of the hypervolume and the ideal point, each with a value per objective."""
         return hypervolume.reference_point(self.dense, self.objectives, self.record.labels)
 
-    @property
+    @cached_property
     def hypervolume(self) -> float:
         """The normalised hypervolume: the share of the box from reference to ideal point that the front dominates."""
         return hypervolume.hypervolume(self.points, self.objectives, *self.reference)
@@ -163,23 +159,56 @@ def study_as_it_stands(study: optuna.Study, storage: BaseStorage) -> Study:
         StorageError: the study was not started yet.
         StudyError: as :func:`read_study`.
     """
-    record = read_record(study)
-    if record is None:
-        raise StorageError(f"study {study.study_name!r} was not started yet: start it with `hscc-search run`")
-    points, failures = [], {}
-    with undamaged(storage):
-        of_scores = any(objective.on_scores for objective in objectives_of(record.config))
-        scores = _scores(study, storage) if of_scores else {}
-        for outcome in _outcomes(study, storage):
-            if outcome.state == TrialState.FAIL:
-                failures[outcome.trial] = outcome.failure or "its process ended"
-            elif outcome.state == TrialState.COMPLETE and outcome.measured is not None:
-                point = point_from_stored(outcome.trial, outcome.measured, scores.get(outcome.trial))
-                # One that refining made no better is the network that it refines, and would be on the front twice.
-                if point.refines is None or point.refined["best_epoch"]:
-                    points.append(point)
-    plan_of, divided_of = partial(_plan, storage, study._study_id), partial(_divided, storage, study._study_id)
-    return Study(record, tuple(points), failures, plan_of, divided_of)
+    return StudyReader(storage).as_it_stands(study)
+
+
+class StudyReader:
+    """Read a study of an open storage again and again, what is new in it alone. Safe for several threads.
+
+    What is stored of an ended trial changes no more, so it is kept in memory, and nowhere else: another reader, in
+    whatever process, reads the same. While nothing is new, the same object is returned, with what was computed of it.
+    """
+
+    def __init__(self, storage: BaseStorage) -> None:
+        self._storage = storage
+        self._lock = threading.Lock()
+        self._stored: Any = None
+        self._outcomes: dict[Ended, Outcome] = {}
+        self._last: Study | None = None
+
+    def read(self, name: str) -> Study:
+        """Read the study of a name, always the same one.
+
+        Raises:
+            StorageError, StudyError: as :func:`read_study`.
+        """
+        with self._lock, in_one_line(self._storage), undamaged(self._storage):
+            return self.as_it_stands(known_study(self._storage, name))
+
+    def as_it_stands(self, study: optuna.Study) -> Study:
+        """Do the work of :func:`study_as_it_stands`."""
+        with undamaged(self._storage):
+            stored = study.user_attrs.get(STUDY)
+        record = self._last.record if self._last and stored == self._stored else read_record(study)
+        if record is None:
+            raise StorageError(f"study {study.study_name!r} was not started yet: start it with `hscc-search run`")
+        with undamaged(self._storage):
+            ended = ended_trials(self._storage, study._study_id)
+            if self._last and self._last.record is record and [*self._outcomes] == ended:
+                return self._last
+            new = [trial for trial in ended if trial not in self._outcomes]
+            with_scores = any(objective.on_scores for objective in objectives_of(record.config))
+            read = outcomes(self._storage, study._study_id, new, with_scores)
+        self._outcomes = {trial: self._outcomes.get(trial) or read[trial] for trial in ended}
+        points = tuple(outcome.point for outcome in self._outcomes.values() if outcome.point is not None)
+        failures = {
+            trial.number: outcome.failure for trial, outcome in self._outcomes.items() if outcome.failure is not None
+        }
+        self._stored = stored
+        plan_of = partial(_plan, self._storage, study._study_id)
+        divided_of = partial(_divided, self._storage, study._study_id)
+        self._last = Study(record, points, failures, plan_of, divided_of)
+        return self._last
 
 
 def known_study(storage: BaseStorage, name: str) -> optuna.Study:
@@ -240,59 +269,6 @@ def upgrade_record(study: optuna.Study) -> None:
 def get_trial(storage: BaseStorage, study_id: int, number: int) -> FrozenTrial:
     """Read one trial by its number."""
     return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study_id, number))
-
-
-class _Outcome(NamedTuple):
-    """The stored outcome of one trial, see :mod:`hscc_search.study.record`."""
-
-    trial: int
-    state: TrialState
-    measured: dict[str, Any] | None
-    failure: str | None
-
-
-def _outcomes(study: optuna.Study, storage: BaseStorage) -> Iterator[_Outcome]:
-    """Read the outcome of each trial, by number.
-
-    A database is read by one query, ten times as fast for ten thousand trials as Optuna, which builds an object for
-    every value.
-    """
-    if not isinstance(storage, RDBStorage):
-        for trial in study.get_trials(deepcopy=False):
-            attributes = trial.user_attrs
-            yield _Outcome(trial.number, trial.state, attributes.get(MEASURED), attributes.get(FAILURE))
-        return
-    query = text(
-        "SELECT trials.number, trials.state, measured.value_json, failure.value_json FROM trials "
-        "LEFT JOIN trial_user_attributes AS measured "
-        "ON measured.trial_id = trials.trial_id AND measured.key = :measured "
-        "LEFT JOIN trial_user_attributes AS failure "
-        "ON failure.trial_id = trials.trial_id AND failure.key = :failure "
-        "WHERE trials.study_id = :study ORDER BY trials.number"
-    )
-    values = {"study": study._study_id, "measured": MEASURED, "failure": FAILURE}
-    with storage.engine.connect() as connection:
-        for number, state, measured, failure in connection.execute(query, values):
-            yield _Outcome(number, TrialState[state], from_json(measured or "null"), from_json(failure or "null"))
-
-
-def _scores(study: optuna.Study, storage: BaseStorage) -> dict[int, dict[str, Any]]:
-    """Read the pieces of the scores of all trials, by the number of the trial and by key."""
-    scores: dict[int, dict[str, Any]] = {}
-    if not isinstance(storage, RDBStorage):
-        for trial in study.get_trials(deepcopy=False):
-            pieces = {key: value for key, value in trial.user_attrs.items() if key.startswith(SCORES)}
-            scores |= {trial.number: pieces} if pieces else {}
-        return scores
-    query = text(
-        "SELECT trials.number, piece.key, piece.value_json FROM trials "
-        "JOIN trial_user_attributes AS piece ON piece.trial_id = trials.trial_id "
-        "WHERE trials.study_id = :study AND piece.key LIKE :scores"
-    )
-    with storage.engine.connect() as connection:
-        for number, key, value in connection.execute(query, {"study": study._study_id, "scores": f"{SCORES}%"}):
-            scores.setdefault(number, {})[key] = from_json(value)
-    return scores
 
 
 def _plan(storage: BaseStorage, study_id: int, number: int) -> tuple[LayerPlan, ...]:

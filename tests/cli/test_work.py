@@ -97,3 +97,12 @@ def test_a_proxy_for_other_machines_says_what_it_opens(tmp_path):
     started.send_signal(signal.SIGTERM)
     started.communicate()
     assert "can read, change and remove all studies" in "".join(started.printed())
+
+
+def test_a_proxy_is_reached_from_this_machine_alone_unless_it_is_told_otherwise(proxy):
+    port = int(proxy.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10):
+        pass
+    # Another address of this machine, at which a proxy for others would answer.
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port), timeout=10)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hscc_search.config import IN_MEMORY
 from hscc_search.report.explorer import _ranges, known_trials, study_data, trial_data, trials_data
 
 
@@ -130,4 +131,14 @@ def test_a_trial_shows_the_regions_and_clusters_that_it_was_divided_into(study):
 def test_the_export_command_is_quoted_for_a_shell(study):
     config = study.config.model_copy(update={"name": "my study; rm -rf"})
     data = study_data(replace(study, record=replace(study.record, config=config)), "sqlite:///a b.db")
-    assert data["export"] == "hscc-search export 'my study; rm -rf' --storage 'sqlite:///a b.db'"
+    assert "7".join(data["export"]) == (
+        "hscc-search export 'my study; rm -rf' --storage 'sqlite:///a b.db' --select trial:7 "
+        "--out my-study--rm--rf-trial7"
+    )
+
+
+def test_a_network_in_memory_is_exported_in_python(study):
+    model = study.config.model.model_copy(update={"name": IN_MEMORY})
+    config = study.config.model_copy(update={"model": model})
+    data = study_data(replace(study, record=replace(study.record, config=config)), "sqlite:///a.db")
+    assert "7".join(data["export"]) == 'study.export(7, "digits-trial7")'

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hscc_search.errors import StorageError
-from hscc_search.report.guard import Guard, guarded, is_local, new_token, read_token
+from hscc_search.report.guard import Guard, cookie, guarded, is_local, new_token, read_token
 
 TOKEN = "a-token-of-some-length"
+COOKIE = "=".join(cookie(TOKEN))
 
 
 def inner(environment, start):
@@ -32,7 +33,20 @@ def test_this_machine_may_read(host):
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "", "[", "localhost:x", "a@b"],
+    [
+        "localhost/evil.example",
+        "evil.example@localhost",
+        "localhost?a",
+        "localhost\n",
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "10.0.0.1",
+        "",
+        "[",
+        "localhost:x",
+        "a@b",
+    ],
 )
 def test_a_name_that_is_none_of_this_machine_is_refused(host):
     assert ask(Guard(), host=host)[0] == 421
@@ -54,8 +68,8 @@ def test_a_name_that_is_none_of_this_machine_is_refused(host):
 )
 @pytest.mark.parametrize("guard", [Guard(), Guard(edit=True), Guard(TOKEN)], ids=["reading", "editing", "token"])
 def test_requests_of_other_pages_are_refused(guard, headers):
-    assert ask(guard, method="POST", cookie=f"hscc_token={TOKEN}", **headers)[0] == 403
-    assert ask(guard, cookie=f"hscc_token={TOKEN}", **headers)[0] == 403
+    assert ask(guard, method="POST", cookie=COOKIE, **headers)[0] == 403
+    assert ask(guard, cookie=COOKIE, **headers)[0] == 403
 
 
 def test_a_link_from_another_page_may_be_followed():
@@ -73,19 +87,62 @@ def test_only_reading_is_allowed_unless_editing_is(method):
 def test_a_token_is_needed_and_kept_in_a_cookie():
     guard = Guard(TOKEN)
     assert ask(guard)[0] == 401
-    assert ask(guard, host="a-server.example", cookie=f"hscc_token={TOKEN}")[0] == 200
+    assert ask(guard, host="a-server.example", cookie=COOKIE)[0] == 200
     assert ask(guard, authorization=f"Bearer {TOKEN}")[0] == 200
     status, headers, _ = ask(guard, path="/front/my study", query=f"token={TOKEN}&known=0-3")
     assert status == 303
     assert headers["Location"] == "/front/my%20study?known=0-3"
-    assert headers["Set-Cookie"].startswith(f"hscc_token={TOKEN}; HttpOnly; SameSite=Strict")
+    assert headers["Set-Cookie"].startswith(f"{COOKIE}; HttpOnly; SameSite=Strict")
     for other in ("a/b=x", 'p={"a": 1}', "n=\xfc"):
-        assert ask(guard, cookie=f"{other}; hscc_token={TOKEN}")[0] == 200
+        assert ask(guard, cookie=f"{other}; {COOKIE}")[0] == 200
     assert ask(guard, authorization=TOKEN)[0] == 401
     bogus = "token=bogus%3B%20Domain%3Dx%0d%0aX:%20y"
-    status, headers, _ = ask(guard, query=bogus, cookie=f"hscc_token={TOKEN}")
+    status, headers, _ = ask(guard, query=bogus, cookie=COOKIE)
     assert status == 200
     assert "Set-Cookie" not in headers
+
+
+def test_a_cookie_does_not_tell_the_token_and_servers_of_one_machine_have_cookies_of_their_own():
+    other = f"{TOKEN}-and-another"
+    both = f"{COOKIE}; {'='.join(cookie(other))}"
+    assert TOKEN not in both
+    for token in (TOKEN, other):
+        assert ask(Guard(token), cookie=both)[0] == 200
+    name, value = cookie(TOKEN)
+    for wrong in (
+        f"{name}={TOKEN}",
+        f"{name}={value[:-1]}",
+        f"{cookie(other)[0]}={value}",
+        f"hscc_token={TOKEN}",
+        name,
+    ):
+        assert ask(Guard(TOKEN), cookie=wrong)[0] == 401
+    # A cookie of the same name that another server of this machine has set does not lock anybody out.
+    assert ask(Guard(TOKEN), cookie=f"{name}=x; {COOKIE}")[0] == 200
+
+
+def test_a_token_is_compared_as_a_whole_wherever_it_stands():
+    for wrong in (TOKEN[:-1], f"{TOKEN}x", TOKEN.upper(), "", f" {TOKEN}", f"{TOKEN}\0"):
+        assert ask(Guard(TOKEN), query=f"token={wrong}")[0] == 401
+        assert ask(Guard(TOKEN), authorization=f"Bearer {wrong}")[0] == 401
+    assert ask(Guard(TOKEN), query=f"token=x&token={TOKEN}")[0] == 401
+    assert ask(Guard(TOKEN), authorization=f"bearer {TOKEN}")[0] == 200
+
+
+def test_answers_run_nothing_unless_they_say_so_themselves():
+    _, headers, _ = ask(Guard())
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+    def page(environment, start):
+        start("200 OK", [("content-security-policy", "script-src 'self'")])
+        return []
+
+    started = []
+    environment = {"REQUEST_METHOD": "GET", "HTTP_HOST": "localhost"}
+    assert guarded(page, Guard())(environment, lambda *given: started.append(given)) == []
+    policies = [value for name, value in started[0][1] if name.lower() == "content-security-policy"]
+    assert policies == ["script-src 'self'"]
 
 
 def test_no_page_of_this_server_is_framed():

@@ -1,20 +1,29 @@
+import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from wsgiref.util import setup_testing_defaults
 
 import command_line
+import optuna
 import pytest
+from asking import ask, ask_json, serving
 from axe_playwright_python.sync_playwright import Axe
+from optuna.trial import TrialState, create_trial
 
 from hscc_search.report.live import application
+from hscc_search.storage import open_storage
+from hscc_search.study.catalogue import remove_study
+from hscc_search.study.record import TrialRecord
 from hscc_search.study.study import run_study
 
 # Addresses of the server itself, and of what a page makes.
@@ -70,14 +79,129 @@ def test_an_unknown_study_is_not_found(address):
 
 
 def test_optuna_dashboard_agrees_on_what_is_feasible(constrained):
-    environment = {"PATH_INFO": "/api/studies/1", "QUERY_STRING": "after=0"}
-    setup_testing_defaults(environment)
-    answer = b"".join(application(constrained.config.storage)(environment, lambda *answered: None))
-    trials = json.loads(answer)["trials"]
+    trials = ask_json(application(constrained.config.storage), "/api/studies/1", "after=0")["trials"]
     assert len(trials) == len(constrained.points)
     feasible = {trial["number"] for trial in trials if all(size <= 0 for size in trial["constraints"])}
     assert all(trial["constraints"] for trial in trials)
     assert feasible == {point.trial for point in constrained.points if point.feasible}
+
+
+BEFORE = Path(__file__).parents[1] / "before" / "studies-0.1.0.sqlite"
+
+
+def test_a_storage_without_a_study_says_so(tmp_path):
+    url = f"sqlite:///{tmp_path}/empty.db"
+    open_storage(url)
+    served = application(url)
+    assert "holds no study yet" in ask(served, "/")[2].decode()
+    for path in ("/front/digits", "/data/digits", "/data/digits/trial/0"):
+        status, _, content = ask(served, path)
+        assert (status, content) == (404, b"no study 'digits' in this storage: it holds none")
+
+
+STATES = {
+    "running": lambda study: (replace(study, points=()), [TrialState.RUNNING, TrialState.WAITING]),
+    "one trial": lambda study: (replace(study, points=study.points[:1]), []),
+    "failed trials only": lambda study: (replace(study, points=(), failures={0: "no memory", 1: "no disk"}), []),
+    "none feasible": lambda study: (
+        replace(study, points=tuple(replace(point, violations={"accuracy >= 1": 0.1}) for point in study.points)),
+        [],
+    ),
+    "three objectives": lambda study: (of_objectives(study, "flops", "accuracy", "parameters"), []),
+    "four objectives": lambda study: (of_objectives(study, "flops", "accuracy", "parameters", "macro_f1"), []),
+    "two costs": lambda study: (of_objectives(study, "flops", "parameters"), []),
+}
+
+
+def of_objectives(study, *names):
+    config = study.config.model_copy(update={"objectives": names})
+    return replace(study, record=replace(study.record, config=config))
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_every_state_of_a_study_is_answered(study, stored, state):
+    made, open_trials = STATES[state](study)
+    served = application(stored(made, open_trials=open_trials))
+    data = ask_json(served, "/data/made")
+    assert data["finished"] == len(made.points) == len(data["kinds"]) == len(data["new"]["trial"])
+    assert len(data["failures"]) == len(made.failures)
+    front = [point.trial for point in sorted(made.front, key=lambda point: point.trial)]
+    assert [trial for trial, kind in zip(data["new"]["trial"], data["kinds"], strict=True) if kind == "f"] == front
+    assert (data["knee"] in front) == bool(front)
+    assert ask_json(served, "/data/made", f"known={data['numbers']}")["new"]["trial"] == []
+    for point in made.points:
+        assert ask_json(served, f"/data/made/trial/{point.trial}")["trial"] == point.trial
+    assert b'id="study-data"' in ask(served, "/front/made")[2]
+    assert 'href="/front/made"' in ask(served, "/")[2].decode()
+    beside = ask_json(served, "/api/studies/1", "after=0")
+    assert len(beside["trials"]) == len(made.points) + len(made.failures) + len(open_trials)
+    assert [trial["number"] for trial in beside["best_trials"]] == front
+
+
+def test_a_study_of_the_version_before_is_answered(tmp_path):
+    shutil.copy(BEFORE, tmp_path / "studies.db")
+    served = application(f"sqlite:///{tmp_path}/studies.db")
+    data = ask_json(served, "/data/before")
+    assert len(data["new"]["trial"]) == data["finished"] > 0
+    assert ask(served, "/front/before")[0] == 200
+    notes = [trial["note"]["body"] for trial in ask_json(served, "/api/studies/1")["trials"]]
+    assert sum("#trial=" in note for note in notes) == data["finished"]
+    assert ask_json(served, f"/data/before/trial/{data['new']['trial'][0]}")["layers"]
+
+
+def test_servers_agree_and_one_that_starts_anew_loses_nothing(study, stored):
+    url = stored(replace(study, points=study.points[:3]))
+    one, other = application(url), application(url)
+    known = ask_json(one, "/data/made")["numbers"]
+    storage = open_storage(url)
+    made = optuna.load_study(study_name="made", storage=storage)
+    for point in study.points[3:6]:
+        record = TrialRecord(point, point.sample, point.violations, study.plan_of(point.trial)).stored()
+        values = [float(point[objective.metric]) for objective in study.objectives]
+        made.add_trial(create_trial(values=values, user_attrs=record))
+        # One has followed the study, the other reads it for the first time, the third has just started.
+        answers = [ask(served, "/data/made", f"known={known}")[2] for served in (one, other, application(url))]
+        assert answers[0] == answers[1] == answers[2]
+        assert json.loads(answers[0])["new"]["trial"] == list(range(3, point.trial + 1))
+
+
+def test_several_requests_at_a_time_are_answered_alike(study):
+    served = application(study.config.storage)
+    with ThreadPoolExecutor(8) as pool:
+        answers = {*pool.map(lambda _: ask(served, "/data/digits")[2], range(16))}
+    assert len(answers) == 1
+
+
+def test_a_body_is_packed_where_that_is_understood(study):
+    served = application(study.config.storage)
+    for path in ("/", "/front/digits", "/data/digits", "/pages/plotly.js", "/pages/explorer.css"):
+        plain = ask(served, path)[2]
+        for accepted, packed in (("gzip, br", True), ("br;q=1, gzip;q=0.5", True), ("gzip;q=0", False), ("br", False)):
+            _, headers, content = ask(served, path, HTTP_ACCEPT_ENCODING=accepted)
+            assert headers["Vary"] == "Accept-Encoding"
+            assert int(headers["Content-Length"]) == len(content)
+            assert (headers.get("Content-Encoding") == "gzip") == (packed and len(plain) > 1000)
+            assert (gzip.decompress(content) if "Content-Encoding" in headers else content) == plain
+
+
+def test_a_study_that_is_removed_while_its_page_is_open_does_not_break_it(study, stored, chromium):
+    url = stored(study)
+    with serving(application(url)) as port:
+        tab = chromium.context.browser.new_context().new_page()
+        wrong = []
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.clock.install()
+        tab.goto(f"http://127.0.0.1:{port}/front/made")
+        tab.wait_for_selector("#front .scatterlayer .trace")
+        remove_study(url, "made")
+        tab.clock.run_for(20_000)
+        tab.get_by_text("no study 'made' in this storage").wait_for()
+        assert sorted(points_drawn(tab)) == [point.trial for point in study.points]
+        stored(study)
+        tab.clock.run_for(20_000)
+        tab.locator("#lost").wait_for(state="hidden")
+        assert wrong == []
+        tab.context.close()
 
 
 def errors_of(page):

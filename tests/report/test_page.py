@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from hscc_search.report.page import write_page
+from hscc_search.report.page import Page, frozen_page, write_page
 
 
 def test_the_page_renders_with_the_network_off(study, chromium, tmp_path):
@@ -21,6 +21,21 @@ def test_the_page_renders_with_the_network_off(study, chromium, tmp_path):
     assert chromium.locator("#front .scatterlayer .trace").count() >= 3
     rows = chromium.locator("table.front tr").count()
     assert rows == 1 + 1 + len({*study.confidence.close, *(point.trial for point in study.front)})
+
+
+def test_a_notebook_shows_the_page_in_a_frame_of_its_own(study, chromium, tmp_path):
+    page = Page(frozen_page(study, "sqlite:///studies.db"))
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><body>{page._repr_html_()}</body>")
+    errors = []
+    chromium.on("pageerror", lambda error: errors.append(str(error)))
+    chromium.goto((tmp_path / "notebook.html").as_uri())
+    frame = chromium.frame_locator("iframe")
+    frame.locator("#front .scatterlayer .trace").first.wait_for()
+    frame.locator("#trials tbody input").first.check()
+    frame.locator("#compared article .barlayer").first.wait_for()
+    assert errors == []
+    page.write(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == page.html
 
 
 def test_names_are_escaped(study, tmp_path):
