@@ -267,9 +267,7 @@ def _int8(metrics: Metrics) -> str:
         return ""
     in_float, images = len(int8["in_float"]), metrics.test_images
     rest = f", {in_float} of them in float, as rounding these changes answers too much" if in_float else ""
-    same = (
-        "But for its metadata it is, byte by byte, the file that the search measured. " if int8["as_measured"] else ""
-    )
+    same = "It is, byte by byte, the file that the search measured. " if int8["as_measured"] else ""
     return (
         f"\n\n`model.onnx` computes with 8-bit integers: weights and what passes between operators are rounded{rest}. "
         f"{same}The torch module is the float32 network that was rounded: on the test part both differ on "

@@ -48,7 +48,7 @@ from hscc_search.pareto.points import Measured, Point
 from hscc_search.pareto.selection import Choice
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.runtime.onnx import add_metadata, contents_of, write_onnx
-from hscc_search.study.deployment import deployed, normalisation
+from hscc_search.study.deployment import deployed, in_short, normalisation
 from hscc_search.study.opening import open_again
 from hscc_search.study.record import StudyRecord
 from hscc_search.study.refinement import refinement_from_stored, refinement_of
@@ -101,7 +101,7 @@ def export(
         result, inspection = _compress_again(opened, given, record, point, refine, report, tuned, folder / ONNX)
         cost = _count(result, config.data.shape)
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
-        _write_models(folder, opened, result, point)
+        _write_models(folder, opened, result)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
         answers = check(folder, opened, bool(result.int8), extras)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
@@ -189,12 +189,13 @@ def _pictures(opened: Opened) -> Pictures:
     return Pictures.of(opened.config.data, opened.dataset.images.dtype)
 
 
-def _write_models(folder: Path, opened: Opened, result: TrialResult, point: Point) -> None:
+def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
     """Write both models; where the trial is of 8-bit integers, its ONNX file is in the folder already."""
     config, (mean, std) = opened.config, normalisation(opened)
     module = deployed(result.compressed.network, opened)
     if not result.int8:
         write_onnx(module, config.data.shape, folder / ONNX)
+        add_metadata(folder / ONNX, in_short(opened))
     save_weights(module.state_dict(), folder / WEIGHTS)
     architecture = Architecture(
         model=config.model.name,
@@ -207,7 +208,6 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult, point: Poin
         maps=opened.dataset.maps,
     )
     write_json(folder / ARCHITECTURE, architecture.stored())
-    add_metadata(folder / ONNX, {**architecture.in_short(), "study": config.name, "trial": str(point.trial)})
 
 
 def _measure(

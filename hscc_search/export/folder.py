@@ -19,7 +19,6 @@ an exported front, ``verify --data`` and ``run.py benchmark`` read some.
 """
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -128,18 +127,6 @@ class Architecture:
         del tree["pictures"]
         return {**tree, "form": self.form.stored()}
 
-    def in_short(self) -> dict[str, str]:
-        """What a program needs that has ``model.onnx`` alone, as texts."""
-        shape = ", ".join(map(str, self.pictures.shape))
-        return {
-            "classes": json.dumps(self.classes),
-            "input": f"float32, shape (images, {shape})"
-            + (", values 0 to 1" if self.pictures.values != "float32" else ""),
-            "mean": json.dumps(self.mean),
-            "std": json.dumps(self.std),
-            "normalisation": "mean and std are within the network, which takes values before normalisation",
-        }
-
     @classmethod
     def from_stored(cls, tree: Mapping[str, Any]) -> "Architecture":
         """Undo :meth:`stored`. Format 3 did not say which version wrote it."""
@@ -195,7 +182,7 @@ class Metrics:
         formats: of each further file what :func:`hscc_search.export.formats.write_formats` found.
         int8: of a ``model.onnx`` of 8-bit integers, the mean ``divergence`` of its answers to the test images from the
             torch module's, which is float32, in nats; the operators that stay ``in_float``; and whether the file is,
-            but for its metadata, the one of the search byte by byte, ``as_measured``. Empty where it is float32.
+            byte by byte, the one of the search, ``as_measured``. Empty where it is float32.
         chosen: why the trial was chosen: the ``reason``, the ``probability`` that it is on the front, and both
             ``in_words``. Empty where nobody says.
     """

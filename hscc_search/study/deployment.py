@@ -1,6 +1,7 @@
 """The network of a trial as it is deployed: with its normalisation, and as a file of 8-bit integers."""
 
 import copy
+import json
 from pathlib import Path
 
 from torch import nn
@@ -11,6 +12,7 @@ from hscc_search.evaluation.predictions import network_input, pixel_values
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.deployed import Deployed
 from hscc_search.runtime.int8 import Int8, write_int8
+from hscc_search.runtime.onnx import add_metadata
 from hscc_search.study.opening import calibration_pixels
 
 
@@ -25,6 +27,19 @@ def normalisation(opened: Opened) -> tuple[tuple[float, ...], tuple[float, ...]]
 def deployed(network: nn.Module, opened: Opened) -> Deployed:
     """The module that takes images with values 0 to 1; it holds ``network``, which is moved to the CPU."""
     return Deployed(network, *normalisation(opened), opened.config.data.shape).cpu().eval()
+
+
+def in_short(opened: Opened) -> dict[str, str]:
+    """What a program needs that has an ONNX file alone, as texts by name."""
+    mean, std = normalisation(opened)
+    values = "" if opened.dataset.images.dtype.kind == "f" else ", values 0 to 1"
+    return {
+        "classes": json.dumps(opened.dataset.classes),
+        "input": f"float32, shape (images, {', '.join(map(str, opened.config.data.shape))}){values}",
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
+        "normalisation": "mean and std are within the network, which takes values before normalisation",
+    }
 
 
 def write_int8_file(network: nn.Module, opened: Opened, path: Path, report: Report = silent) -> Int8:
@@ -42,4 +57,6 @@ def write_int8_file(network: nn.Module, opened: Opened, path: Path, report: Repo
     config, images = opened.config, calibration_pixels(opened)
     network = copy.deepcopy(network).cpu()
     balance(network, network_input(images, config.data))
-    return write_int8(deployed(network, opened), config.data.shape, pixel_values(images).numpy(), path, report)
+    course = write_int8(deployed(network, opened), config.data.shape, pixel_values(images).numpy(), path, report)
+    add_metadata(path, in_short(opened))
+    return course
