@@ -290,7 +290,7 @@
   function parallelAxes() {
     const points = all();
     const names = [...sampleNames().map((name) => [name, (trial) => trial.sample[name] ?? null]), ...shownMetrics().map((name) => [metrics.get(name).axis.split(" (")[0].replace(", validation part", ""), (trial) => scaled(name, trial)])];
-    return names.map(([name, value]) => {
+    return names.filter(([, value]) => points.some((trial) => value(trial) !== null)).map(([name, value]) => {
       const values = points.map(value).filter((each) => each !== null);
       const numbers = values.every((each) => typeof each === "number");
       const order = numbers ? null : [...new Set(values.map(String))].sort();
@@ -302,7 +302,7 @@
       };
       const ends = numbers ? [low, high].map((each) => Number(each.toPrecision(4)).toString()) : [order[0], order.at(-1)];
       return { name, position, ends };
-    }).filter((each) => each.ends[0] !== undefined);
+    });
   }
 
   function drawParallel() {
@@ -310,7 +310,7 @@
     const last = all();
     const step = Math.ceil(last.length / MOST_LINES);
     const groups = [
-      ["dominated", last.filter((trial, row) => (trial.kind === "d" || trial.kind === "i") && row % step === 0), { color: colourOf("faint"), width: 0.6 }, 0.45],
+      ["dominated, or infeasible", last.filter((trial, row) => (trial.kind === "d" || trial.kind === "i") && row % step === 0), { color: colourOf("faint"), width: 0.6 }, 0.45],
       ["cannot be told apart from the front", last.filter((trial) => trial.kind === "c").slice(0, MOST_LINES), { color: colourOf("accent"), width: 0.8, dash: "dot" }, 0.7],
       ["front", last.filter((trial) => trial.kind === "f"), { color: colourOf("accent"), width: 1.8 }, 1],
       ["side by side", chosen.compared.map((number) => trials.get(number)).filter(Boolean), { color: colourOf("ink"), width: 3.5 }, 1],
@@ -329,7 +329,11 @@
     Plotly.react("parallel", lines, figure, { ...PLOTLY, displayModeBar: false });
   }
 
+  // Number of trials that the importances were asked for with: they change little with each.
+  let importancesOf = 0;
+
   async function drawImportances() {
+    importancesOf = trials.size;
     const shares = page.importances ?? await importancesNow();
     const objectives = Object.keys(shares ?? {});
     element("importances").hidden = !objectives.length;
@@ -346,7 +350,7 @@
       const response = await fetch(`${page.live}/importances`);
       return response.ok ? await response.json() : null;
     } catch {
-      return null; // the server is away: the next look asks again
+      return null; // the server is away: they are asked for again when trials come in
     }
   }
 
@@ -683,6 +687,7 @@
         draw();
         drawHypervolume();
         drawCompared();
+        if (trials.size >= 1.1 * importancesOf) drawImportances();
         const offered = new Set([...element("colour").options].map((option) => option.value));
         element("colour").append(...sampleNames().filter((name) => !offered.has(name)).map((name) => make("option", { value: name }, name)));
       } else {

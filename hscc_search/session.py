@@ -163,8 +163,8 @@ class Study(stored_study.Study):
         from hscc_search.export.formats import Extras
         from hscc_search.export.front import export_front
 
-        out, given = Path(out), self._prepared if self.given else None
-        rule = ByTrial(trial.trial) if isinstance(trial, Point) else _rule(trial)
+        out, rule = Path(out), ByTrial(trial.trial) if isinstance(trial, Point) else _rule(trial)
+        given = self._prepared if self.given else None
         extras = Extras(tuple(formats), accept_loss)
         if isinstance(rule, WholeFront):
             if network is not None:

@@ -67,30 +67,6 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         _release(temporary, handle)
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Yield a folder among the system's temporary ones; it is removed at the end of the block.
-
-    Raises:
-        UnwritableError: there is no such place.
-        DiskFullError: there is no room for what the block writes.
-    """
-    try:
-        parent = Path(tempfile.gettempdir())
-    except OSError as error:
-        raise UnwritableError(f"no temporary folder ({error.strerror}): set TMPDIR to a folder") from error
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-    except Exception as error:
-        if isinstance(error, DiskFullError) or not _is_full(error, parent):
-            raise
-        raise DiskFullError(
-            f"no room for temporary files: {shutil.disk_usage(parent).free / 1e6:.1f} MB are free in {parent}: make "
-            "room, or set TMPDIR to another folder, and the same command continues"
-        ) from error
-
-
 class TemporaryFolder:
     """A folder that is removed with this object, or when the process ends; what killed processes left of the same name.
 
@@ -103,6 +79,7 @@ class TemporaryFolder:
 
         Raises:
             UnwritableError: there is no such place.
+            DiskFullError: there is no room in it.
         """
         try:
             parent = Path(tempfile.gettempdir())
@@ -110,9 +87,42 @@ class TemporaryFolder:
             self.path, handle = _claim(parent, name)
             self.path.mkdir(mode=0o700)
         except OSError as error:
+            if error.errno in FULL:
+                raise _no_room(Path(tempfile.gettempdir())) from error
             raise UnwritableError(f"no temporary folder ({error.strerror}): set TMPDIR to a folder") from error
         # tempfile.TemporaryDirectory does the same, but warns where nobody called its cleanup.
-        weakref.finalize(self, _discard, self.path, handle)
+        self._remove = weakref.finalize(self, _discard, self.path, handle)
+
+    def remove(self) -> None:
+        """Remove the folder now."""
+        self._remove()
+
+
+@contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """Yield a :class:`TemporaryFolder`'s path, and remove it at the end of the block.
+
+    Raises:
+        UnwritableError: there is no place for it.
+        DiskFullError: there is no room for what the block writes.
+    """
+    folder = TemporaryFolder(name)
+    try:
+        yield folder.path
+    except Exception as error:
+        if isinstance(error, DiskFullError) or not _is_full(error, folder.path.parent):
+            raise
+        folder.remove()  # so that the error tells what is free for others
+        raise _no_room(folder.path.parent) from error
+    finally:
+        folder.remove()
+
+
+def _no_room(parent: Path) -> DiskFullError:
+    return DiskFullError(
+        f"no room for temporary files: {shutil.disk_usage(parent).free / 1e6:.1f} MB are free in {parent}: make room, "
+        "or set TMPDIR to another folder, and the same command continues"
+    )
 
 
 def remove_abandoned(folder: Path, name: str = "") -> None:

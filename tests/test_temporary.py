@@ -185,7 +185,7 @@ def test_no_room_for_temporary_files_names_their_place(small_disk, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     with (
         pytest.raises(DiskFullError, match=rf"no room for temporary files: 0\.4 MB are free in {folder}: .*TMPDIR"),
-        temporary_folder() as temporary,
+        temporary_folder("hscc-trial") as temporary,
     ):
         (temporary / "model.onnx").write_bytes(bytes(3_000_000))
     assert listed(folder) == []

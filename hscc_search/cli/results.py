@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -88,12 +88,13 @@ def front(
     for option, given in (("--comparison", comparison), ("--images", images)):
         if given and html is None:
             raise click.UsageError(f"{option} shows more on the page: name a file for it with --html")
-    from hscc_search.report.comparison import peers_of
+    if data is not None and not images:
+        raise click.UsageError("--data says where the images are that --images shows: give that, too")
     from hscc_search.study.stored_study import read_study
 
     quiet_optuna()
     study = read_study(storage, study_name)
-    peers = peers_of(study, comparison) if comparison is not None else ()
+    peers = _peers(study, comparison) if comparison is not None else []
     on_devices = _on_devices(measured, study)
     if output_format == "json":
         click.echo(front_json(study, on_devices))
@@ -120,6 +121,12 @@ def _on_devices(paths: tuple[Path, ...], study: "Study") -> "tuple[OnDevice, ...
     from hscc_search.report.measured import read_measured
 
     return read_measured(paths, study)
+
+
+def _peers(study: "Study", comparison: Path) -> list[dict[str, Any]]:
+    from hscc_search.report.comparison import peers_of
+
+    return peers_of(study, comparison)
 
 
 def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], dict[int, str]]:

@@ -87,7 +87,7 @@ def copy(study_name: str, new_name: str, to: str | None, storage: str) -> None:
 @click.option(
     "--allow-edit",
     is_flag=True,
-    help="Let optuna-dashboard change and remove studies; beside other users of this machine with --token-file.",
+    help="Let optuna-dashboard change and remove studies. Where others use this machine, add --token-file.",
 )
 def dashboard(storage: str, host: str, port: int, token_file: Path | None, allow_edit: bool) -> None:
     """Serve pages to explore each study, and optuna-dashboard, on one address."""

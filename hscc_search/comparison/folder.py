@@ -84,7 +84,7 @@ def read_comparison(folder: Path) -> tuple[ComparisonRecord, list[ComparedNetwor
     if not (folder / "comparison.json").is_file():
         raise ConfigError(f"{folder} holds no comparison: name a folder that `hscc-search compare --out` wrote")
     return _read_record(folder / "comparison.json"), [
-        read_network(path) for path in sorted((folder / "rows").iterdir())
+        read_network(path) for path in sorted((folder / "rows").glob("split*.json"))
     ]
 
 

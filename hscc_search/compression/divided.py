@@ -27,7 +27,7 @@ class DividedLayer:
         clusters: for each region the number of channels in each cluster. Of a grouped convolution, in its first group.
         coactivation: for each region the correlations between its channels after the activation, -127 to 127 for -1 to
             1, int8, shape (side, side): channels in the order of their clusters, neighbours averaged where there are
-            more than ``SIDE``. None where there is one cluster.
+            more than ``SIDE``. None where there is one cluster, or no room for a picture.
     """
 
     name: str

@@ -75,7 +75,7 @@ class Setting:
         if not 0 <= self.region_gain <= 1:
             raise CompressionError(f"region_gain must be from 0 to 1, not {self.region_gain}")
         if not 0 <= self.weight_price < math.inf:
-            raise CompressionError(f"weight_price must be 0 or more, not {self.weight_price}")
+            raise CompressionError(f"weight_price must be a finite number, 0 or more, not {self.weight_price}")
         if self.rank_multiple < 1:
             raise CompressionError(f"rank_multiple must be 1 or more, not {self.rank_multiple}")
         self.division  # noqa: B018  (checks its values)

@@ -88,7 +88,7 @@ def export(
         extras: what it is to hold, and may lose, beyond what every export does.
 
     Raises:
-        ExportError: ``out`` exists, a model cannot be written, the check refuses it, or ``tuned`` is of another form.
+        ExportError: ``out`` exists, a model cannot be written, answers as it should not, or is not of the trial's form.
         UnwritableError: ``out`` cannot be written, or there is no room (DiskFullError).
         StudyError: the images or the dense network are not the study's.
     """

@@ -98,7 +98,7 @@ class Index:
             return
         try:
             tree = json.loads((out / INDEX).read_text(encoding="utf-8"))
-            stored_format, before = tree["format"], tree["asked"]
+            stored_format, before = tree["format"], dict(tree["asked"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ExportError(
                 f"output folder {out} exists and holds no export of a front: name one that does not"

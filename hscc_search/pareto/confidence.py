@@ -56,7 +56,7 @@ class Confidence:
         close: numbers of the trials that cannot be told apart from the front: no member of the front dominates them in
             95 % of the draws or more. Of equal trials all are close or none.
         knee: number of the trial that is the knee in most draws, of those that may be; None without feasible trials.
-        knees: by trial number the share of draws in which it is the knee of those that may be, where it is not 0.
+        knees: by trial number the share of draws in which it is the knee, where it is not 0, of those that may be.
     """
 
     probability: dict[int, float]
@@ -108,12 +108,17 @@ def confidence(
         probability[group[0].trial] = on_front
     close = frozenset(point.trial for row in tally.close for point in groups[row])
     knee = _knee(groups, values, tally)
-    often = {groups[row][0].trial: draws / len(counts) for row, draws in enumerate(tally.is_knee.tolist()) if draws}
     smaller = [point for point in feasible if most_parameters is None or point["parameters"] <= most_parameters]
+    often = _knees(groups, tally, {point.trial for point in smaller or feasible}, len(counts))
     if smaller and knee not in smaller:
         of_smaller = confidence(smaller, objectives, truth, seed, draws)
         return Confidence(probability, close, of_smaller.knee, of_smaller.knees)
     return Confidence(probability, close, knee.trial, often)
+
+
+def _knees(groups: Sequence[list[Point]], tally: "_Tally", allowed: set[int], draws: int) -> dict[int, float]:
+    times = zip((group[0].trial for group in groups), tally.is_knee.tolist(), strict=True)
+    return {trial: count / draws for trial, count in times if count and trial in allowed}
 
 
 def _draw(truth: Truth, objectives: Sequence[Objective], draws: int, seed: int) -> np.ndarray:

@@ -81,7 +81,7 @@ class Bound:
 
     @property
     def at_least(self) -> bool:
-        """Whether it bounds the value from below."""
+        """Tell a bound from below from one from above."""
         return self.operator in (">=", ">")
 
     def keeps(self, value: float) -> bool:
@@ -168,7 +168,7 @@ def _single(kind: str, number: str) -> Bound | None:
     if kind == BUDGET:
         return Bound(BUDGET, ">=", _number(number))
     direction, _, metric = kind.partition("-")
-    if direction not in ("min", "max") or math.isnan(_number(number)):
+    if direction not in ("min", "max"):
         return None
     return Bound(metric, ">=" if direction == "min" else "<=", _number(number))
 
@@ -190,9 +190,12 @@ def _fault(bound: Bound) -> str:
     """Say why no trial can keep a bound, or what it bounds cannot be a metric; empty where neither is certain."""
     name, value = bound.metric, bound.value
     if name != BUDGET and not known_metric(name) and not _NAME.fullmatch(name):
-        return f"{quoted(name)} is no name of a metric; bounds are joined by 'and'"
+        return f"{quoted(name)} is no name of a metric; bounds are joined by 'and', each written as accuracy>=0.9"
     if math.isnan(value):
-        return f"{name} is compared with what is no number; k, M and G stand for 10^3, 10^6 and 10^9"
+        return (
+            f"{name} is compared with what is no number; k, M and G stand for 10^3, 10^6 and 10^9, and bounds that are "
+            "joined by 'and' are each written as accuracy>=0.9"
+        )
     if is_share(name) and not 0 <= value <= 1:
         return f"{name} is a share, from 0 to 1"
     if (name == BUDGET or (known_metric(name) and not is_share(name))) and value <= 0:

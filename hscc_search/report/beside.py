@@ -128,7 +128,8 @@ def _complete(tree: dict[str, Any], study: Study, figure: str) -> None:
         name: (f"| {_literal(title(name))} | ", f" | {_with_error(name, study.dense)} |")
         for name in study.dense.metrics
     }
-    for trial in (*tree["trials"], *tree["best_trials"]):
+    # A best trial may be one of the trials, and not only equal to one.
+    for trial in {id(trial): trial for trial in (*tree["trials"], *tree["best_trials"])}.values():
         point, failure = points.get(trial["number"]), study.failures.get(trial["number"])
         if point is not None:
             _add_note(trial, _trial_note(study, point, page, beside))

@@ -44,7 +44,7 @@ def peers_of(study: Study, folder: Path) -> list[dict[str, Any]]:
         Name, symbol, metrics and errors of each method at each budget and stage.
 
     Raises:
-        ConfigError: the folder holds no comparison, or one of another network or of other images.
+        ConfigError: the folder holds no comparison, or one of a network of another name or of other images.
     """
     record, networks = read_comparison(folder)
     for name, there, here in (

@@ -136,7 +136,7 @@ def _in_onnxruntime(network: nn.Module, shape: int | Shape) -> Runner:
     # Imported here: the exporter takes seconds to import, and few studies measure latency.
     from hscc_search.runtime.onnx import write_onnx
 
-    with temporary_folder() as folder:
+    with temporary_folder("hscc-latency") as folder:
         path = folder / "model.onnx"
         write_onnx(network, shape, path)
         return file_runner(path)

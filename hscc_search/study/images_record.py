@@ -1,6 +1,7 @@
 """What a stored study keeps of its images for pages to show. Needs no torch."""
 
 import base64
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,20 +37,20 @@ class ImagesRecord:
             calibration: images, shape (images, channels, height, width), or inputs of another shape, which have no mean
                 to show.
         """
-        fits = len(_packed("\n".join(names).encode())) <= _MOST_CHARACTERS
+        fits = len(_packed(json.dumps(names).encode())) <= _MOST_CHARACTERS
         return cls(tuple(names) if fits else (), _mean(calibration))
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
         mean = {} if self.mean is None else {"mean": _packed(self.mean.tobytes()), "shape": list(self.mean.shape)}
-        return {"names": _packed("\n".join(self.names).encode()), **mean}
+        return {"names": _packed(json.dumps(self.names).encode()), **mean}
 
     @classmethod
     def from_stored(cls, tree: Mapping[str, Any]) -> "ImagesRecord":
         """Undo :meth:`stored`."""
-        names = _unpacked(tree["names"]).decode()
+        names = json.loads(_unpacked(tree["names"]))
         mean = np.frombuffer(_unpacked(tree["mean"]), np.uint8).reshape(tree["shape"]) if "mean" in tree else None
-        return cls(tuple(names.split("\n")) if names else (), mean)
+        return cls(tuple(names), mean)
 
 
 def _mean(images: np.ndarray) -> np.ndarray | None:
@@ -58,12 +59,13 @@ def _mean(images: np.ndarray) -> np.ndarray | None:
         return None
     mean = images.mean(axis=0, dtype=np.float64)
     mean = mean.transpose(1, 2, 0) if len(mean) == 3 else mean.mean(axis=0)
-    step = -(-max(mean.shape[:2]) // _SIDE)
-    height, width = (length // step * step for length in mean.shape[:2])
-    tiles = mean[:height, :width].reshape(height // step, step, width // step, step, *mean.shape[2:])
-    small = tiles.mean(axis=(1, 3))
-    span = np.ptp(small)
-    return np.asarray(np.rint(255 * (small - small.min()) / (span if span > 0 else 1)), np.uint8)
+    for axis in (0, 1):
+        starts = np.arange(0, mean.shape[axis], -(-mean.shape[axis] // _SIDE))
+        lengths = np.diff(np.append(starts, mean.shape[axis]))
+        shape = [-1 if each == axis else 1 for each in range(mean.ndim)]
+        mean = np.add.reduceat(mean, starts, axis) / lengths.reshape(shape)
+    span = np.ptp(mean)
+    return np.asarray(np.rint(255 * (mean - mean.min()) / (span if span > 0 else 1)), np.uint8)
 
 
 def _packed(values: bytes) -> str:

@@ -16,7 +16,7 @@ import lzma
 import platform
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -201,7 +201,7 @@ class TrialRecord:
         return {
             MEASURED: _shortened(measured),
             PLAN: _shortened([layer.stored() for layer in self.plan]),
-            **({DIVIDED: _shortened([layer.stored() for layer in self.divided])} if self.divided else {}),
+            **_stored_divided(self.divided),
             **_stored_scores(self.measured.scores),
         }
 
@@ -256,6 +256,16 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _stored_divided(layers: Sequence[DividedLayer]) -> dict[str, Any]:
+    """The attribute of divided layers: without their pictures, or none at all, where it would be too long."""
+    without = [replace(layer, coactivation=(None,) * len(layer.clusters)) for layer in layers]
+    for kept in (layers, without):
+        tree = _shortened([layer.stored() for layer in kept])
+        if layers and len(json.dumps(tree)) <= _PIECE:
+            return {DIVIDED: tree}
+    return {}
 
 
 def _stored_measured(measured: Measured) -> dict[str, Any]:

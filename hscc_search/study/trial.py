@@ -190,7 +190,7 @@ def measure_trial(
     if precision == "int8":
         if int8_file is not None:
             return _measure_int8(prepared, compressed, cost, int8_file, report)
-        with temporary_folder() as folder:
+        with temporary_folder("hscc-trial") as folder:
             return _measure_int8(prepared, compressed, cost, folder / "model.onnx", report)
     measured = measure(prepared.opened, compressed.network, cost, _latency(prepared, compressed.network))
     return TrialResult(compressed, measured)

@@ -33,6 +33,7 @@ def test_each_trial_has_a_note_that_leads_to_its_page_and_back(constrained):
         back = ask_json(served, f"/data/digits/trial/{point.trial}")["dashboard"]
         assert back == f"/dashboard/studies/1/trials?numbers={point.trial}"
         metrics = {each["key"]: each["value"] for each in trial["user_attrs"]}
+        assert len(metrics) == len(trial["user_attrs"])
         assert float(metrics["parameters"]) == point["parameters"]
         assert "measured" not in metrics
     assert "(/front/digits)" in shown["note"]["body"]

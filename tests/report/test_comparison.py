@@ -148,6 +148,7 @@ def compared(folder, study):
 
 def test_peers_stand_among_the_trials_of_a_study(study, tmp_path):
     compared(tmp_path / "comparison", study)
+    (tmp_path / "comparison" / "rows" / ".split1-tucker-2-3x.json.abc.hscc-lock").touch()  # as of one that is running
     (peer,) = peers_of(study, tmp_path / "comparison")
     assert peer["name"] == "tucker-2 at 3x, 1 splits"
     assert peer["metrics"]["flops"] == pytest.approx(study.dense["flops"] / 3, rel=1e-4)
@@ -162,3 +163,6 @@ def test_a_comparison_of_other_images_or_none_is_refused(study, tmp_path):
     compared(tmp_path / "comparison", other)
     with pytest.raises(ConfigError, match="another study's images"):
         peers_of(study, tmp_path / "comparison")
+    config = study.config.model_copy(update={"model": study.config.model.model_copy(update={"name": "resnet18"})})
+    with pytest.raises(ConfigError, match="another study's network"):
+        peers_of(replace(other, record=replace(other.record, config=config)), tmp_path / "comparison")

@@ -7,18 +7,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored_values import counts, layer_plans, metrics, names, plan_in_format_4, samples, shares
 
+from hscc_search.compression.divided import DividedLayer
+from hscc_search.compression.form import Piece
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.cost import CountedCost
 from hscc_search.pareto.points import Measured
 from hscc_search.study.record import (
+    DIVIDED,
     FORMAT,
     MEASURED,
     PLAN,
     DenseRecord,
     StudyRecord,
     TrialRecord,
+    divided_from_stored,
     plan_from_stored,
     point_from_stored,
     versions,
@@ -160,6 +164,30 @@ def test_what_is_long_is_stored_short_and_comes_back():
     np.testing.assert_array_equal(again.labels, labels)
     # What another version needs to say that it does not read the study stays as it is.
     assert (study["version"], study["config"]["name"]) == (FORMAT, "digits")
+
+
+@pytest.mark.parametrize(("layers", "pieces", "pictured"), [(3, 16, True), (12, 700, False), (60, 3000, None)])
+def test_divided_layers_fit_into_any_database_and_lose_pictures_first(layers, pieces, pictured):
+    chance = np.random.default_rng(0)
+    pictures = tuple(chance.integers(-127, 128, (20, 20), np.int8) for _ in range(9))
+    divided = [
+        DividedLayer(
+            f"layer{number}",
+            (56, 56),
+            tuple(Piece(*map(int, chance.integers(0, 56, 5))) for _ in range(pieces)),
+            ((3, 4),) * 9,
+            pictures,
+        )
+        for number in range(layers)
+    ]
+    stored = TrialRecord(NO_PREDICTIONS, {"energy": 0.9}, {}, (), divided=divided).stored()
+    if pictured is None:
+        assert DIVIDED not in stored
+        return
+    assert len(json.dumps(stored[DIVIDED])) < COLUMN
+    again = divided_from_stored(through_json(stored[DIVIDED]))
+    assert [layer.pieces for layer in again] == [layer.pieces for layer in divided]
+    assert all((picture is not None) == pictured for layer in again for picture in layer.coactivation)
 
 
 def test_what_is_short_is_stored_as_it_is():

@@ -27,7 +27,7 @@ def signature() -> dict[str, Any]:
 
 
 def of_this_process(trial: FrozenTrial) -> bool:
-    """Whether this process was the last to take a trial."""
+    """Tell the trials that this process took last."""
     return worker_of(trial) == _this_process()
 
 
