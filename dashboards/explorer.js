@@ -12,9 +12,11 @@
     d: ["dominated", "square"],
     i: ["violates a constraint", "x-thin-open"],
   };
+  const REFINED = { c: "star-open", d: "star", i: "star-open-dot" };
   const MOST_COMPARED = 4;
   const MOST_ROWS = 200;
   const MOST_LINES = 400;
+  const MOST_FACTS = 12;
   const REFRESH_MILLISECONDS = 5000;
   const FINISHED_MILLISECONDS = 15000;
 
@@ -32,6 +34,7 @@
     colour: "",
     bounds: new Map(),
     selected: null,
+    every: false,
     compared: [],
     order: "",
     descending: false,
@@ -55,7 +58,7 @@
 
   function written(name, value) {
     if (value === null || value === undefined) return "-";
-    if (name === "flops" || name === "macs") return `${(value / 1e9).toFixed(4)} G`;
+    if (name === "flops" || name === "macs") return `${Number((value / 1e9).toPrecision(4))} G`;
     if (name === "parameters") return Math.round(value).toLocaleString("en-GB");
     return value.toFixed(name === "latency" || name === "megabytes" ? 3 : 4);
   }
@@ -76,6 +79,9 @@
   // ---- data
 
   function take(news) {
+    const there = new Set(numbersIn(news.numbers));
+    for (const number of trials.keys()) if (!there.has(number)) trials.delete(number);
+    chosen.compared = chosen.compared.filter((number) => there.has(number));
     const columns = news.new;
     columns.trial.forEach((number, row) => {
       const at = (table) => Object.fromEntries(Object.entries(table).map(([name, values]) => [name, values[row]]));
@@ -112,8 +118,8 @@
   function inBounds(trial) {
     for (const [name, { least, most }] of chosen.bounds) {
       const value = trial.metrics[name] / metrics.get(name).scale;
-      // Values on the page have six digits.
-      const rounding = 1e-5 * Math.abs(value);
+      // A value keeps a bound that is as it is shown: with four digits behind the point, or four in all of a cost.
+      const rounding = metrics.get(name).cost ? 5e-4 * Math.abs(value) : 5.1e-5;
       if ((least !== null && !(value >= least - rounding)) || (most !== null && !(value <= most + rounding))) return false;
     }
     return true;
@@ -128,7 +134,7 @@
   function facts(trial) {
     const lines = [nameOf(trial)];
     for (const [name, value] of Object.entries(trial.sample).slice(0, 12)) lines.push(`${name} ${sampledText(value)}`);
-    for (const metric of study.metrics) lines.push(`${metric.title} ${withError(metric.name, trial)}`);
+    for (const metric of study.metrics.slice(0, MOST_FACTS)) lines.push(`${metric.title} ${withError(metric.name, trial)}`);
     lines.push(`${(study.dense.metrics.flops / trial.metrics.flops).toFixed(2)}x fewer FLOPs`);
     for (const [name, size] of Object.entries(trial.violations)) lines.push(`violates ${name} by ${size}`);
     lines.push(`on the front with probability ${trial.probability.toFixed(2)}`);
@@ -161,7 +167,7 @@
   }
 
   function trace(points, name, symbol, style = {}) {
-    const colours = colouring(points);
+    const colours = style.plain ? null : colouring(points);
     return {
       type: "scatter",
       mode: "markers",
@@ -176,7 +182,7 @@
         symbol,
         size: 9,
         color: colourOf("faint"),
-        line: { width: String(symbol).endsWith("open") ? 1.6 : 0.6, color: colours ? undefined : colourOf("faint") },
+        line: { width: String(symbol).includes("open") ? 1.6 : 0.6, color: colours ? undefined : colourOf("faint") },
         opacity: points.map((trial) => (inBounds(trial) ? 1 : 0.15)),
         ...style.marker,
         ...(colours ? { color: colours, colorscale: "Cividis", coloraxis: "coloraxis" } : {}),
@@ -190,7 +196,8 @@
     const of = (kind) => points.filter((trial) => trial.kind === kind);
     const made = [];
     for (const [kind, style] of [["i", {}], ["d", { marker: { size: 6 } }], ["c", { marker: { color: accent } }]]) {
-      if (of(kind).length) made.push(trace(of(kind), KINDS[kind][0], KINDS[kind][1], style));
+      const symbols = of(kind).map((trial) => (trial.refined ? REFINED[kind] : KINDS[kind][1]));
+      if (of(kind).length) made.push(trace(of(kind), KINDS[kind][0], symbols, style));
     }
     const front = of("f").sort((one, other) => scaled(chosen.x, one) - scaled(chosen.x, other));
     const plane = study.objectives.length === 2 && study.objectives.includes(chosen.x) && study.objectives.includes(chosen.y);
@@ -198,17 +205,17 @@
       made.push(
         trace(front, "front (± 1 standard error)", front.map((trial) => (trial.refined ? "star" : "circle")), {
           mode: plane ? "lines+markers" : "markers",
-          line: { color: accent, shape: metrics.get(chosen.x).cost ? "hv" : "vh", width: 1.5 },
+          line: { color: accent, shape: metrics.get(chosen.x).less ? "hv" : "vh", width: 1.5 },
           marker: { color: accent, size: 11, line: { width: 0 } },
           ...errorBars(front, accent),
         }),
       );
     }
     const knee = points.filter((trial) => trial.trial === standing.knee);
-    if (knee.length) made.push(trace(knee, "knee", "circle-open", { marker: { size: 20, color: accent, line: { width: 2.5 } }, hoverinfo: "skip", hovertemplate: null }));
+    if (knee.length) made.push(trace(knee, "knee", "circle-open", { plain: true, marker: { size: 20, color: accent, line: { width: 2.5 } }, hoverinfo: "skip", hovertemplate: null }));
     if (chosen.compared.length) {
       const compared = chosen.compared.map((number) => trials.get(number)).filter(Boolean);
-      made.push(trace(compared, "side by side", "diamond-tall-open", { marker: { size: 22, color: colourOf("ink"), line: { width: 2 } }, hovertemplate: null, hoverinfo: "skip" }));
+      made.push(trace(compared, "side by side", "diamond-tall-open", { plain: true, marker: { size: 22, color: colourOf("ink"), line: { width: 2 } }, hovertemplate: null, hoverinfo: "skip" }));
     }
     for (const peer of (page.peers ?? []).filter((each) => [chosen.x, chosen.y].every((name) => name in each.metrics))) made.push(peerTrace(peer));
     made.push({
@@ -238,7 +245,7 @@
   function axis(name, logarithmic) {
     const metric = metrics.get(name);
     return {
-      title: { text: escaped(metric.axis) + (logarithmic ? ", logarithmic" : "") },
+      title: { text: escaped(innerWidth < 600 ? metric.axis.split(" (")[0] : metric.axis) + (logarithmic ? ", logarithmic" : "") },
       type: logarithmic ? "log" : "linear",
       ...(metric.share && !logarithmic ? { tickformat: ".4~p" } : {}),
       ...(logarithmic ? ticks(name) : {}),
@@ -271,7 +278,7 @@
     };
   }
 
-  const PLOTLY = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["autoScale2d"] };
+  const PLOTLY = { displaylogo: false, showSendToCloud: false, responsive: true, modeBarButtonsToRemove: ["autoScale2d"] };
 
   function drawFront() {
     const figure = { ...layout(520), xaxis: axis(chosen.x, chosen.xlog), yaxis: axis(chosen.y, chosen.ylog), dragmode: "zoom" };
@@ -341,7 +348,7 @@
     const names = [...new Set(objectives.flatMap((objective) => Object.keys(shares[objective])))].slice(0, 12).reverse();
     const bars = objectives.map((objective, at) => ({ type: "bar", orientation: "h", name: metrics.get(objective)?.title ?? objective, y: names.map(escaped), x: names.map((name) => shares[objective][name] ?? 0),
       marker: { color: colourOf(["accent", "dense", "faint", "ink"][at]), pattern: { shape: ["", "/", ".", "x"][at] } }, hovertemplate: "%{y}: %{x:.2f}<extra>%{fullData.name}</extra>" }));
-    Plotly.react("importance", bars, { ...layout(90 + 28 * names.length * objectives.length), barmode: "group", xaxis: { title: { text: "importance" }, range: [0, 1], ...plain() }, yaxis: { type: "category", ...plain() } }, { ...PLOTLY, displayModeBar: false });
+    Plotly.react("importance", bars, { ...layout(90 + 28 * names.length * objectives.length), barmode: "group", legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, xaxis: { title: { text: "importance" }, range: [0, 1], ...plain() }, yaxis: { type: "category", ...plain() } }, { ...PLOTLY, displayModeBar: false });
   }
 
   async function importancesNow() {
@@ -370,11 +377,23 @@
 
   // ---- asking
 
+  const goal = qualities.includes("accuracy") || !qualities.length ? "accuracy" : qualities[0];
+  const answersAreBounded = () => [...chosen.bounds.keys()].some((name) => !metrics.get(name).cost);
+  const keeping = () => all().filter((trial) => trial.kind !== "i" && inBounds(trial));
+
+  // The knee without bounds, and else what `export --select` takes: fewest FLOPs where answers are bounded, else the best answers.
   function winner() {
-    const allowed = all().filter((trial) => trial.kind !== "i" && inBounds(trial));
-    const knee = allowed.find((trial) => trial.trial === standing.knee);
-    if (knee) return knee;
-    return allowed.sort((one, other) => other.probability - one.probability || one.trial - other.trial)[0] ?? null;
+    const allowed = keeping();
+    if (!chosen.bounds.size) return allowed.find((trial) => trial.trial === standing.knee) ?? null;
+    const order = answersAreBounded() ? (trial) => trial.metrics.flops : (trial) => (metrics.get(goal).less ? 1 : -1) * trial.metrics[goal];
+    return allowed.sort((one, other) => order(one) - order(other) || one.metrics.flops - other.metrics.flops || one.trial - other.trial)[0] ?? null;
+  }
+
+  function whyThat() {
+    if (!chosen.bounds.size) return `The knee, in ${Math.round(100 * standing.knee_share)} % of draws of the images`;
+    const count = keeping().length;
+    if (count === 1) return `1 of ${trials.size} trials keeps these bounds`;
+    return `${count} of ${trials.size} trials keep these bounds; ${answersAreBounded() ? "of these the one of fewest FLOPs" : `best of these by ${metrics.get(goal).title}`}`;
   }
 
   function nearest() {
@@ -392,16 +411,16 @@
 
   function answer() {
     const found = winner();
-    const count = all().filter((trial) => trial.kind !== "i" && inBounds(trial)).length;
     const sentence = element("winner");
     const command = element("command");
     if (!trials.size) {
       sentence.textContent = "No trial is finished yet.";
     } else if (found) {
       const fewer = (study.dense.metrics.flops / found.metrics.flops).toFixed(2);
-      sentence.textContent = `${count} of ${trials.size} trials keep these bounds. Of them ${nameOf(found)}: ${fewer}x fewer FLOPs, ` +
+      sentence.textContent = `${whyThat()}: ${nameOf(found)}, ${fewer}x fewer FLOPs, ` +
         qualities.map((name) => `${metrics.get(name).title} ${withError(name, found)}`).join(", ") +
-        (found.trial === standing.knee ? "; it is the knee" : "") + `; on the front with probability ${found.probability.toFixed(2)}.`;
+        (chosen.bounds.size && found.trial === standing.knee ? "; it is the knee" : "") + `; on the front with probability ${found.probability.toFixed(2)}.` +
+        (found.kind === "d" ? " It is dominated: the knee is chosen among trials with no more parameters than the dense network." : "");
     } else if (!chosen.bounds.size) {
       sentence.textContent = `${standing.line.split("; ")[0]}.`;
     } else {
@@ -417,7 +436,7 @@
     const names = [...new Set([...study.objectives, ...page.bounded])].filter((name) => metrics.has(name));
     for (const metric of names.map((name) => metrics.get(name))) {
       const field = (side, label) => make("input", {
-        type: "number", step: "any", "aria-label": `${metric.title}, ${label}`, "data-metric": metric.name, "data-side": side,
+        type: "number", step: "any", placeholder: metric.share ? "0 to 1" : null, "aria-label": `${metric.title}, ${label}`, "data-metric": metric.name, "data-side": side,
         oninput: (event) => {
           const bound = chosen.bounds.get(metric.name) ?? { least: null, most: null };
           bound[side] = event.target.value === "" ? null : Number(event.target.value);
@@ -447,9 +466,10 @@
   }
 
   function rowsShown() {
-    if (chosen.selected) return all().filter((trial) => chosen.selected.has(trial.trial));
-    if (chosen.bounds.size) return all().filter((trial) => trial.kind !== "i" && inBounds(trial));
-    return all().filter((trial) => trial.kind === "f" || trial.kind === "c");
+    if (chosen.selected) return all().filter((trial) => chosen.selected.has(trial.trial) && inBounds(trial));
+    if (chosen.bounds.size) return keeping();
+    if (chosen.every || all().every((trial) => trial.kind === "i")) return all();
+    return all().filter((trial) => trial.kind === "f" || trial.kind === "c" || trial.trial === standing.knee);
   }
 
   function drawTable() {
@@ -473,8 +493,9 @@
     const focused = document.activeElement?.dataset?.key;
     element("trials").replaceChildren(make("thead", {}, head), make("tbody", {}, dense, ...body));
     if (focused) [...element("trials").querySelectorAll("[data-key]")].find((each) => each.dataset.key === focused)?.focus();
-    const which = chosen.selected ? "selected in the figure" : chosen.bounds.size ? "that keep the bounds" : "on the front, and those that cannot be told apart from it";
-    element("shown").textContent = `${total} trials ${which}` + (total > MOST_ROWS ? `; the first ${MOST_ROWS} are shown` : "") + `. ${standing.line}.`;
+    const whole = chosen.every || all().every((trial) => trial.kind === "i");
+    const which = chosen.selected ? "selected in the figure" : chosen.bounds.size ? "that keep the bounds" : whole ? "in all" : "on the front, and those that cannot be told apart from it";
+    element("shown").textContent = `${total} ${total === 1 ? "trial" : "trials"} ${which}` + (total > MOST_ROWS ? `; the first ${MOST_ROWS} are shown` : "") + `. ${standing.line[0].toUpperCase()}${standing.line.slice(1)}.`;
     element("everything").hidden = !chosen.selected;
   }
 
@@ -510,7 +531,9 @@
     const wanted = [...chosen.compared];
     const cards = await Promise.all(wanted.map(async (number) => card(trials.get(number), await detailOf(number))));
     if (wanted.join() !== chosen.compared.join()) return; // chosen anew while this was fetched
+    const opened = new Set([...element("compared").querySelectorAll("details[open]")].map((each) => each.dataset.key));
     element("compared").replaceChildren(...cards);
+    for (const each of element("compared").querySelectorAll("details")) each.open = opened.has(each.dataset.key);
     for (const number of wanted) {
       const detail = details.get(number);
       if (detail) drawLayers(number, detail);
@@ -537,6 +560,7 @@
     made.append(make("div", { id: `layers-${trial.trial}` }));
     if (detail.divided.length) made.append(dividedOf(detail.divided));
     if (detail.answers) made.append(...answersOf(detail.answers));
+    [...made.querySelectorAll("details")].forEach((each, at) => { each.dataset.key = `${trial.trial} ${at}`; });
     return made;
   }
 
@@ -547,11 +571,11 @@
     const made = make("details", {}, make("summary", {}, `regions and clusters: ${many} divided`), maps);
     for (const layer of layers) {
       const regions = layer.clusters.length;
-      const about = `${layer.name}: ${regions} ${regions === 1 ? "region" : "regions"} of ${layer.size.join(" x ")} positions`;
+      const about = `layer ${layer.name}: its map of ${layer.size.join(" x ")} positions in ${regions} ${regions === 1 ? "region" : "regions"}`;
       const matrices = layer.clusters.map((sizes, region) => (layer.coactivation[region] === null ? null
         : make("figure", {}, Pictures.coactivation(layer, region), make("figcaption", {}, `${regions > 1 ? `region ${region + 1}: ` : ""}${sizes.length} clusters of ${sizes.join(", ")} channels`))));
       if (regions > 1) maps.append(make("figure", {}, Pictures.regionMap(layer, study.mean), make("figcaption", {}, about)));
-      if (matrices.some(Boolean)) made.append(make("p", {}, `${layer.name}: channels that activate together`), make("div", { class: "matrices" }, ...matrices));
+      if (matrices.some(Boolean)) made.append(make("p", {}, `layer ${layer.name}: channels that activate together`), make("div", { class: "matrices" }, ...matrices));
     }
     if (layers.some((layer) => layer.coactivation.some(Boolean))) {
       made.append(make("p", { class: "muted" }, "Squares show how the channels of a region activate together, cluster by cluster: orange together, white independent, blue opposite."));
@@ -595,9 +619,10 @@
 
   function drawLayers(number, detail) {
     const names = detail.layers.map((layer) => escaped(layer.name));
-    const bars = (name, key, colour) => ({ type: "bar", orientation: "h", name, y: names, x: detail.layers.map((layer) => layer[key] / 1e9), text: detail.layers.map((layer) => escaped(layer.note)), textposition: "none", marker: { color: colour }, hovertemplate: "%{y}: %{x:.4f} GMACs<br>%{text}<extra></extra>" });
+    const [unit, scale] = Math.max(...detail.layers.map((layer) => layer.dense)) < 1e8 ? ["MMACs", 1e6] : ["GMACs", 1e9];
+    const bars = (name, key, colour) => ({ type: "bar", orientation: "h", name, y: names, x: detail.layers.map((layer) => layer[key] / scale), text: detail.layers.map((layer) => escaped(layer.note)), textposition: "none", marker: { color: colour }, hovertemplate: `%{y}: %{x:.4f} ${unit}<br>%{text}<extra></extra>` });
     const figure = { ...layout(Math.min(900, 110 + 26 * names.length)), margin: { l: 10, r: 10, t: 5, b: 40 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
-      xaxis: { title: { text: "GMACs per image" }, ...plain() }, yaxis: { autorange: "reversed", type: "category", ...plain() } };
+      xaxis: { title: { text: `${unit} per image` }, ...plain() }, yaxis: { autorange: "reversed", type: "category", ...plain() } };
     Plotly.react(`layers-${number}`, [bars("compressed", "macs", colourOf("accent")), bars("dense", "dense", colourOf("faint"))], figure, { ...PLOTLY, displayModeBar: false });
   }
 
@@ -632,11 +657,13 @@
       logarithmic.addEventListener("change", () => { chosen[`${side}log`] = logarithmic.checked; draw(); });
       options(element(side), names, chosen[side], (value) => {
         chosen[side] = value;
+        chosen.selected = null; // of points that stood elsewhere
         chosen[`${side}log`] = logarithmic.checked = metrics.get(value).cost;
         draw();
       });
     }
     options(element("colour"), [["", "the kind of trial"], ...sampleNames().map((name) => [name, name]), ...names], "", (value) => { chosen.colour = value; draw(); });
+    element("every").addEventListener("change", () => { chosen.every = element("every").checked; drawTable(); });
     element("everything").addEventListener("click", () => {
       chosen.selected = null;
       Plotly.restyle("front", { selectedpoints: [null] });
@@ -677,7 +704,8 @@
       if (!response.ok) throw new Error(await response.text());
       const before = trials.size;
       const news = await response.json();
-      if (news.identity !== standing.identity) {
+      const there = new Set(numbersIn(news.numbers));
+      if (news.identity !== standing.identity || [...trials.keys()].some((number) => !there.has(number))) {
         location.reload(); // another study of the same name
         return;
       }

@@ -117,6 +117,7 @@ def undamaged(storage: str | BaseStorage) -> Iterator[None]:
 
 def name_of(storage: str | BaseStorage) -> str:
     """The URL of a storage without its password, for messages."""
+    storage = getattr(storage, "_backend", storage)  # of Optuna's cache around a database
     if isinstance(storage, RDBStorage):
         return storage.engine.url.render_as_string(hide_password=True)
     return make_url(storage).render_as_string(hide_password=True) if isinstance(storage, str) else "behind a proxy"

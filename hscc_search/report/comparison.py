@@ -62,13 +62,13 @@ def peers_of(study: Study, folder: Path) -> list[dict[str, Any]]:
 def _peer(dense: Measured, summary: Summary, symbol: str) -> dict[str, Any]:
     assert summary.flops_ratio and summary.to_dense and summary.parameters
     return {
-        "name": f"{summary.name} at {summary.budget:g}x, {summary.splits} splits",
+        "name": f"{summary.name} at {summary.budget:g}x, {summary.splits} split{'' if summary.splits == 1 else 's'}",
         "symbol": symbol,
         "metrics": {
             "flops": dense["flops"] / summary.flops_ratio,
             "macs": dense["macs"] / summary.flops_ratio,
             "parameters": summary.parameters,
-            "accuracy": dense["accuracy"] + summary.to_dense.value,
+            "accuracy": min(1.0, dense["accuracy"] + summary.to_dense.value),
         },
         "errors": {"accuracy": summary.to_dense.se},
     }
@@ -90,6 +90,7 @@ def draw_comparison(study: str, summaries: Sequence[Summary]) -> go.Figure:
         yaxis_title="accuracy in %",
         template="plotly_white",
         font={"color": INK},
+        modebar={"remove": ["sendChartToCloud"]},
         width=1000,
         height=640,
     )

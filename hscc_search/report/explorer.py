@@ -17,7 +17,7 @@ import numpy as np
 
 from hscc_search.compression.divided import DividedLayer
 from hscc_search.config import IN_MEMORY, StudyConfig
-from hscc_search.config.metrics import COSTS, is_share
+from hscc_search.config.metrics import COSTS, is_share, less_is_better
 from hscc_search.pareto.objectives import title, violations
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.report.table import front_line
@@ -28,7 +28,7 @@ _MOST_RANGES = 1000
 # Validation images that are named of those that one network alone gets right.
 _MOST_NAMED = 40
 # Significant digits of values on the page.
-_DIGITS = 6
+_DIGITS = 8
 # The unit of a metric's axis, in words, and how many of the metric's own it is.
 _UNITS = {
     "flops": ("GFLOPs per image (1 multiply-add = 2 FLOPs)", 1e9),
@@ -56,7 +56,7 @@ def study_data(study: Study, storage: str) -> dict[str, Any]:
         "validation_images": len(record.labels),
         "objectives": [objective.metric for objective in study.objectives],
         "constraints": list(violations(config, study.dense.metrics)),
-        "metrics": [_metric(name) for name in study.dense.metrics],
+        "metrics": [_metric(name, study) for name in study.dense.metrics],
         "dense": _network(study.dense),
         "notices": list(record.notices),
         "mean": _picture(None if record.images is None else record.images.mean),
@@ -104,6 +104,7 @@ def trials_data(study: Study, known: Collection[int] = ()) -> dict[str, Any]:
         "kinds": "".join(map(kind, study.points)),
         "probability": {trial: round(share, 3) for trial, share in probability.items() if share},
         "knee": study.confidence.knee,
+        "knee_share": round(study.confidence.knees.get(study.confidence.knee or 0, 0.0), 3),
         "finished": len(searched.points),
         "refined": len(study.points) - len(searched.points),
         "wanted": study.config.trials,
@@ -178,7 +179,8 @@ def _changes(trials: Sequence[int], values: Sequence[float]) -> list[list[float]
     return changes
 
 
-def _metric(name: str) -> dict[str, Any]:
+def _metric(name: str, study: Study) -> dict[str, Any]:
+    maximised = {objective.metric: objective.maximise for objective in study.objectives}
     unit, scale = _UNITS.get(name, (title(name), 1.0))
     return {
         "name": name,
@@ -187,6 +189,7 @@ def _metric(name: str) -> dict[str, Any]:
         "scale": scale,
         "cost": name in COSTS,
         "share": is_share(name),
+        "less": not maximised[name] if name in maximised else less_is_better(name),
     }
 
 

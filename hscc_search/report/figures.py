@@ -233,6 +233,7 @@ def _layout(heading: str) -> dict[str, Any]:
         "paper_bgcolor": "white",
         "margin": {"l": 70, "r": 20, "t": 50, "b": 60},
         "height": 520,
+        "modebar": {"remove": ["sendChartToCloud"]},  # nothing of a study leaves the machine by a click
     }
 
 

@@ -150,7 +150,7 @@ def test_peers_stand_among_the_trials_of_a_study(study, tmp_path):
     compared(tmp_path / "comparison", study)
     (tmp_path / "comparison" / "rows" / ".split1-tucker-2-3x.json.abc.hscc-lock").touch()  # as of one that is running
     (peer,) = peers_of(study, tmp_path / "comparison")
-    assert peer["name"] == "tucker-2 at 3x, 1 splits"
+    assert peer["name"] == "tucker-2 at 3x, 1 split"
     assert peer["metrics"]["flops"] == pytest.approx(study.dense["flops"] / 3, rel=1e-4)
     assert peer["metrics"]["accuracy"] == pytest.approx(study.dense["accuracy"] - 5 / TEST_IMAGES)
     assert peer["errors"]["accuracy"] == pytest.approx((5 / 40 * 35 / 40 / 40) ** 0.5)
