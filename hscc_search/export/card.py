@@ -113,7 +113,7 @@ def model_card(
         finetuned=_finetuned(metrics),
         **_taken(config, pictures or Pictures.of(config.data, np.dtype(np.uint8))),
         header=_header(metrics, config),
-        **_of_files(metrics),
+        **_of_files(metrics, config),
         gap=_gap(metrics),
         chosen=f" Why this trial: {_in_markdown(metrics.chosen['in_words'])}." if metrics.chosen else "",
         class_names=", ".join(map(_in_markdown, metrics.classes)),
@@ -133,13 +133,13 @@ def model_card(
     )
 
 
-def _of_files(metrics: Metrics) -> dict[str, str]:
+def _of_files(metrics: Metrics, config: StudyConfig) -> dict[str, str]:
     """The fields on what the files of the folder hold."""
     return {
         "opset": str(metrics.onnx.get("opset", "?")),
         "operators": ", ".join(metrics.onnx.get("operators", ())),
         "int8": _int8(metrics),
-        "formats": _formats(metrics),
+        "formats": _formats(metrics, config.data.channels == 1),
     }
 
 
@@ -275,19 +275,21 @@ def _int8(metrics: Metrics) -> str:
     )
 
 
-def _formats(metrics: Metrics) -> str:
+def _formats(metrics: Metrics, grey: bool) -> str:
     """A list of the further files, and how each is run."""
     words = {
         "model.pt2": 'the torch module for torch alone: `torch.export.load("model.pt2").module()(pixels)`; as any such '
         "file it can run code when it is loaded, so take it from nobody whom you do not trust",
         "model-float16.onnx": "the same in 16-bit floats, which takes and returns float32",
-        "model-uint8.onnx": 'takes one upright image of any size as uint8, `numpy.asarray(PIL.Image.open("image.jpg"))`'
+        "model-uint8.onnx": "takes one upright image of any size as uint8, "
+        f'`numpy.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open("image.jpg")).convert("{"L" if grey else "RGB"}"))`'
         ", and resizes and scales it within the graph",
     }
     lines = []
     for name, found in metrics.formats.items():
         accuracy = f", accuracy on the test part {found['accuracy']:.4f}" if "accuracy" in found else ""
-        measured = f"{found['bytes'] / 1e6:.1f} MB, scores differ by up to {found['gap']:.1g} of the largest{accuracy}"
+        measured = f"{found['bytes'] / 1e6:.1f} MB, scores of made images differ by up to "
+        measured += f"{found['gap']:.1g} of the largest{accuracy}"
         lines.append(f"- `{name}`: {words[name]} ({measured})")
     return "\n\n" + "\n".join(lines) if lines else ""
 

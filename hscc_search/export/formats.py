@@ -11,6 +11,7 @@ import onnx_ir
 import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 from torch import nn
 
 from hscc_search.config import Shape
@@ -83,7 +84,7 @@ def write_formats(folder: Path, names: Sequence[str], module: nn.Module, test: P
 
 def _written(folder: Path, name: str, module: nn.Module, test: Part) -> dict[str, Any]:
     path, exported = folder / FORMATS[name], Folder(folder)
-    images, inputs = list(exported.made_images()), exported.made_inputs()
+    inputs = exported.made_inputs()
     found: dict[str, Any] = {}
     try:
         if name == "pt2":
@@ -96,7 +97,9 @@ def _written(folder: Path, name: str, module: nn.Module, test: Part) -> dict[str
             found["accuracy"] = float((onnx_scores(path, test).argmax(axis=1) == test.labels).mean())
         else:
             _write_uint8(folder / ONNX, exported.shape, path)
+            images = [*exported.made_images(), *_noise(exported.shape)]
             scores = np.concatenate([_run(path, np.asarray(image)) for image in images])
+            inputs = np.concatenate([exported.pixels(image) for image in images])
     except Exception as error:  # exporters and converters raise whatever they meet in a user's network
         raise ExportError(
             f"this network cannot be written in format {name}: {one_line(error, with_type=True)}"
@@ -112,6 +115,14 @@ def _written(folder: Path, name: str, module: nn.Module, test: Part) -> dict[str
             f"{_TOLERANCES[name]:g}: leave it out"
         )
     return {"bytes": path.stat().st_size, "gap": gap, **found}
+
+
+def _noise(shape: Shape, count: int = 8) -> list[Image.Image]:
+    """Images whose pixels have nothing to do with their neighbours: they show best where resizing rounds otherwise."""
+    channels, height, width = shape
+    numbers = np.random.default_rng(0)
+    sizes = (height * 3 // 2 + 1, width * 2 + 1, *([] if channels == 1 else [3]))
+    return [Image.fromarray(numbers.integers(0, 256, sizes, np.uint8)) for _ in range(count)]
 
 
 def _write_pt2(module: nn.Module, shape: Shape, path: Path) -> None:

@@ -33,6 +33,8 @@ METRICS = "metrics.json"
 UNLISTED = (MANIFEST, f"{MANIFEST}.sig")
 # Bytes of a JSON file, files of a folder, sides, values and classes of a network, beyond which none is read.
 _MOST_BYTES, _MOST_FILES, _LARGEST_SIDE, _MOST_VALUES, _MOST_CLASSES = 1 << 25, 100, 4096, 1 << 24, 1 << 16
+# Bytes of an ONNX file: protobuf reads no more.
+_LARGEST_ONNX = 1 << 31
 # Modes of Pillow with 8 bits per channel, and with a single channel of more; of 16-bit colours the upper 8 are read.
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -68,7 +70,10 @@ class Folder:
             size, bounds = tree["image_size"], tree.get("bounds")
             height, width = (size, size) if isinstance(size, int) else size
             self.shape = (int(tree.get("channels", 3)), int(height), int(width))
-            self.classes = tuple(map(str, tree["classes"]))
+            self.classes = tuple(tree["classes"])
+            texts = isinstance(tree["classes"], list) and all(isinstance(name, str) for name in self.classes)
+            if not texts or len({*self.classes}) < len(self.classes):
+                raise ValueError("classes are no distinct texts")
             self.values, self.resize = str(tree.get("values", "uint8")), str(tree.get("resize", "squeeze"))
             self.resize_to = None if tree.get("resize_to") is None else int(tree["resize_to"])
             self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
@@ -85,14 +90,24 @@ class Folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = self.threads, 3
         try:
-            content = regular(self.onnx).read_bytes()  # as bytes it cannot refer to other files
+            content = regular(self.onnx, _LARGEST_ONNX).read_bytes()  # as bytes it cannot refer to other files
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Refused:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no class in common
             raise Refused(f"ONNX Runtime cannot open {self.onnx}: {_line(error)}") from error
         taken = tuple(session.get_inputs()[0].shape[1:])
         if taken != self.shape:
             raise Refused(f"{self.onnx} takes inputs of shape {taken}, and {ARCHITECTURE} states {self.shape}")
+        self._check_classes(session)
         return session
+
+    def _check_classes(self, session: Any) -> None:
+        count, said = session.get_outputs()[0].shape[1], session.get_modelmeta().custom_metadata_map.get("classes")
+        if isinstance(count, int) and count != len(self.classes):
+            raise Refused(f"{self.onnx} scores {count} classes, and {ARCHITECTURE} names {len(self.classes)}")
+        if said is not None and said != json.dumps(self.classes):
+            raise Refused(f"{self.onnx} has other classes, or in another order, than {ARCHITECTURE} names")
 
     def opened(self) -> "Folder":
         """The same, with the network in memory: a size that was made up is refused before inputs of it are made."""
@@ -135,6 +150,8 @@ class Folder:
         """The scores of inputs, before softmax: float32, shape (inputs, classes), or (..., height, width) for maps."""
         try:
             return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: pixels})[0])
+        except Refused:
+            raise
         except Exception as error:  # as above
             raise Refused(f"ONNX Runtime cannot run {self.onnx}: {_line(error)}") from error
 
@@ -317,10 +334,12 @@ def check_files(folder: Path) -> int:
 
 
 def in_words(answer: dict[str, Any]) -> str:
-    """An answer in one line."""
+    """An answer in one line; what a terminal cannot show of a name, or would obey, is a question mark."""
     if "class" in answer:
-        return f"{answer['image']}: {answer['class']} ({answer['probabilities'][answer['class']]:.4f})"
-    return f"{answer['image']}: " + ", ".join(f"{name} {share:.4f}" for name, share in answer["shares"].items())
+        line = f"{answer['image']}: {answer['class']} ({answer['probabilities'][answer['class']]:.4f})"
+    else:
+        line = f"{answer['image']}: " + ", ".join(f"{name} {share:.4f}" for name, share in answer["shares"].items())
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def some_numbers(scores: np.ndarray) -> list[list[float]]:

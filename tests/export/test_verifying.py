@@ -10,6 +10,7 @@ from PIL import Image
 
 from hscc_search.errors import ConfigError, DataError, ExportError, HsccError
 from hscc_search.export.folder import ONNX, WEIGHTS
+from hscc_search.export.run import Folder, Refused, in_words
 from hscc_search.export.verifying import accuracy_on, verify
 
 FILES = (
@@ -242,3 +243,36 @@ def test_the_commands_verify_and_predict(cli, exported, digits_as_files, tmp_pat
         assert answer["class"] == likeliest
     refused = cli("predict", exported, exported / "README.md", cwd=tmp_path, code=2)
     assert (refused.stdout, len(refused.stderr.splitlines())) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (lambda names: names[::-1], "has other classes, or in another order"),
+        (lambda names: names[:-1], r"scores 10 classes, and architecture.json names 9"),
+        (lambda names: names[:1] * len(names), "does not say how images are read"),
+        (lambda names: "0123456789", "has other classes, or in another order|does not say how"),
+        (lambda names: ["\ud800", *names[1:]], "has other classes"),
+    ],
+)
+def test_classes_are_those_that_the_onnx_file_names(changed, classes, words):
+    def change(content):
+        tree = json.loads(content)
+        return json.dumps({**tree, "classes": classes(tree["classes"])}).encode()
+
+    folder = changed("architecture.json", change)
+    with pytest.raises(HsccError, match=words):
+        verify(folder)
+
+
+def test_a_line_holds_nothing_that_a_terminal_obeys():
+    answer = {"image": "a\nb.png", "class": "\x1b[31mill\ud800", "probabilities": {"\x1b[31mill\ud800": 1.0}}
+    assert in_words(answer) == "a?b.png: ?[31mill? (1.0000)"
+
+
+def test_an_onnx_file_that_no_reader_takes_is_refused_before_it_is_read(changed):
+    folder = changed("model.onnx", lambda content: content)
+    with (folder / "model.onnx").open("r+b") as file:
+        file.truncate(3 << 30)  # of which the disk holds nothing
+    with pytest.raises(Refused, match=r"model.onnx is larger than 2,147,483,648 bytes"):
+        _ = Folder(folder).session

@@ -270,11 +270,34 @@ def test_bounds_name_a_winner_and_the_command_that_exports_it(study, explored, t
     assert explored.inner_text("#command") == ""
 
 
+def test_a_lasso_selects_into_the_table_and_bounds_hold_in_it(study, explored):
+    explored.evaluate("() => Plotly.relayout('front', { dragmode: 'lasso' })")
+    plane = explored.locator("#front .nsewdrag").bounding_box()
+    left, top = plane["x"] + 2, plane["y"] + 2
+    right, bottom = left + plane["width"] - 4, top + plane["height"] - 4
+    explored.mouse.move(left, top)
+    explored.mouse.down()
+    for x, y in ((right, top), (right, bottom), (left, bottom), (left, top)):
+        explored.mouse.move(x, y, steps=8)
+    explored.mouse.up()
+    rows = explored.locator("#trials tbody tr[data-trial]")
+    selected = {int(row.get_attribute("data-trial")) for row in rows.all()}
+    assert len(selected) >= len(study.points) - 1  # one may stand at the very edge
+    assert f"{len(selected)} trials selected in the figure" in explored.inner_text("#shown")
+    least = sorted(point["accuracy"] for point in study.points if point.trial in selected)[-3]
+    explored.get_by_label("accuracy, at least").fill(str(least))
+    assert 3 <= rows.count() < len(selected)
+    explored.get_by_label("accuracy, at least").fill("")
+    explored.locator("#everything").click()
+    assert "selected" not in explored.inner_text("#shown")
+
+
 def test_up_to_four_trials_stand_side_by_side(study, explored):
-    for box in explored.locator("#trials tbody input").all()[:2]:
+    explored.locator("#every").check()
+    for box in explored.locator("#trials tbody input").all()[:5]:
         box.check()
-    explored.locator("#compared article").nth(1).locator(".barlayer").first.wait_for()
-    assert explored.locator("#compared article").count() == 2
+    explored.locator("#compared article").nth(3).locator(".barlayer").first.wait_for()
+    assert explored.locator("#compared article").count() == 4
     text = explored.inner_text("#compared")
     assert "confusion matrices" in text
     assert "validation images only this network gets right" in text
