@@ -280,6 +280,7 @@ def test_a_lasso_selects_into_the_table_and_bounds_hold_in_it(study, explored):
     for x, y in ((right, top), (right, bottom), (left, bottom), (left, top)):
         explored.mouse.move(x, y, steps=8)
     explored.mouse.up()
+    explored.get_by_text("selected in the figure").wait_for()
     rows = explored.locator("#trials tbody tr[data-trial]")
     selected = {int(row.get_attribute("data-trial")) for row in rows.all()}
     assert len(selected) >= len(study.points) - 1  # one may stand at the very edge
