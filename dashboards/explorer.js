@@ -56,9 +56,16 @@
   // Plotly takes some markup in labels.
   const escaped = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
+  // A value in the unit of its axis, with the digits that are shown of it.
+  function rounded(name, value) {
+    if (name === "flops" || name === "macs") return Number((value / 1e9).toPrecision(4));
+    if (name === "parameters") return Math.round(value) / 1e6;
+    return Number(value.toFixed(name === "latency" || name === "megabytes" ? 3 : 4));
+  }
+
   function written(name, value) {
     if (value === null || value === undefined) return "-";
-    if (name === "flops" || name === "macs") return `${Number((value / 1e9).toPrecision(4))} G`;
+    if (name === "flops" || name === "macs") return `${rounded(name, value)} G`;
     if (name === "parameters") return Math.round(value).toLocaleString("en-GB");
     return value.toFixed(name === "latency" || name === "megabytes" ? 3 : 4);
   }
@@ -79,9 +86,6 @@
   // ---- data
 
   function take(news) {
-    const there = new Set(numbersIn(news.numbers));
-    for (const number of trials.keys()) if (!there.has(number)) trials.delete(number);
-    chosen.compared = chosen.compared.filter((number) => there.has(number));
     const columns = news.new;
     columns.trial.forEach((number, row) => {
       const at = (table) => Object.fromEntries(Object.entries(table).map(([name, values]) => [name, values[row]]));
@@ -117,10 +121,11 @@
 
   function inBounds(trial) {
     for (const [name, { least, most }] of chosen.bounds) {
-      const value = trial.metrics[name] / metrics.get(name).scale;
-      // A value keeps a bound that is as it is shown: with four digits behind the point, or four in all of a cost.
-      const rounding = metrics.get(name).cost ? 5e-4 * Math.abs(value) : 5.1e-5;
-      if ((least !== null && !(value >= least - rounding)) || (most !== null && !(value <= most + rounding))) return false;
+      const value = trial.metrics[name];
+      if (value === null || value === undefined) return false;
+      // A trial keeps a bound that is its value as it is shown, too.
+      const values = [scaled(name, trial), rounded(name, value)];
+      if ((least !== null && Math.max(...values) < least) || (most !== null && Math.min(...values) > most)) return false;
     }
     return true;
   }
@@ -134,7 +139,8 @@
   function facts(trial) {
     const lines = [nameOf(trial)];
     for (const [name, value] of Object.entries(trial.sample).slice(0, 12)) lines.push(`${name} ${sampledText(value)}`);
-    for (const metric of study.metrics.slice(0, MOST_FACTS)) lines.push(`${metric.title} ${withError(metric.name, trial)}`);
+    const named = new Set([...shownMetrics(), ...metrics.keys()]);
+    for (const name of [...named].slice(0, MOST_FACTS)) lines.push(`${metrics.get(name).title} ${withError(name, trial)}`);
     lines.push(`${(study.dense.metrics.flops / trial.metrics.flops).toFixed(2)}x fewer FLOPs`);
     for (const [name, size] of Object.entries(trial.violations)) lines.push(`violates ${name} by ${size}`);
     lines.push(`on the front with probability ${trial.probability.toFixed(2)}`);
@@ -314,20 +320,20 @@
 
   function drawParallel() {
     const axes = parallelAxes();
-    const last = all();
-    const step = Math.ceil(last.length / MOST_LINES);
+    const points = all();
+    const step = Math.ceil(points.length / MOST_LINES);
     const groups = [
-      ["dominated, or infeasible", last.filter((trial, row) => (trial.kind === "d" || trial.kind === "i") && row % step === 0), { color: colourOf("faint"), width: 0.6 }, 0.45],
-      ["cannot be told apart from the front", last.filter((trial) => trial.kind === "c").slice(0, MOST_LINES), { color: colourOf("accent"), width: 0.8, dash: "dot" }, 0.7],
-      ["front", last.filter((trial) => trial.kind === "f"), { color: colourOf("accent"), width: 1.8 }, 1],
+      ["dominated, or infeasible", points.filter((trial, row) => (trial.kind === "d" || trial.kind === "i") && row % step === 0), { color: colourOf("faint"), width: 0.6 }, 0.45],
+      ["cannot be told apart from the front", points.filter((trial) => trial.kind === "c").slice(0, MOST_LINES), { color: colourOf("accent"), width: 0.8, dash: "dot" }, 0.7],
+      ["front", points.filter((trial) => trial.kind === "f"), { color: colourOf("accent"), width: 1.8 }, 1],
       ["side by side", chosen.compared.map((number) => trials.get(number)).filter(Boolean), { color: colourOf("ink"), width: 3.5 }, 1],
     ];
-    const lines = groups.filter(([, points]) => points.length).map(([name, points, line, opacity]) => ({
+    const lines = groups.filter(([, members]) => members.length).map(([name, members, line, opacity]) => ({
       type: "scatter", mode: "lines", name, opacity, line, connectgaps: false, hovertemplate: "%{text}<extra></extra>",
-      x: points.flatMap(() => [...axes.keys(), null]),
-      y: points.flatMap((trial) => [...axes.map((each) => each.position(trial)), null]),
-      text: points.flatMap((trial) => [...axes.map(() => facts(trial)), ""]),
-      customdata: points.flatMap((trial) => [...axes.map(() => trial.trial), null]),
+      x: members.flatMap(() => [...axes.keys(), null]),
+      y: members.flatMap((trial) => [...axes.map((each) => each.position(trial)), null]),
+      text: members.flatMap((trial) => [...Array(axes.length).fill(facts(trial)), ""]),
+      customdata: members.flatMap((trial) => [...Array(axes.length).fill(trial.trial), null]),
     }));
     const ends = axes.flatMap(({ ends }, column) => ends.map((text, top) => ({ x: column, y: top, text: escaped(text), showarrow: false, yshift: top ? 12 : -12, font: { size: 11 } })));
     const figure = { ...layout(360), margin: { l: 40, r: 40, t: 10, b: 40 }, annotations: ends, hovermode: "closest",
@@ -385,8 +391,11 @@
   function winner() {
     const allowed = keeping();
     if (!chosen.bounds.size) return allowed.find((trial) => trial.trial === standing.knee) ?? null;
-    const order = answersAreBounded() ? (trial) => trial.metrics.flops : (trial) => (metrics.get(goal).less ? 1 : -1) * trial.metrics[goal];
-    return allowed.sort((one, other) => order(one) - order(other) || one.metrics.flops - other.metrics.flops || one.trial - other.trial)[0] ?? null;
+    const best = (trial) => (metrics.get(goal).less ? 1 : -1) * trial.metrics[goal];
+    const bounded = [...chosen.bounds].map(([name, { least }]) => (trial) => (least !== null ? -1 : 1) * trial.metrics[name]);
+    const orders = [answersAreBounded() ? (trial) => trial.metrics.flops : best, ...bounded, best, (trial) => trial.trial];
+    const compared = (one, other) => orders.map((order) => order(one) - order(other)).find((difference) => difference) ?? 0;
+    return allowed.sort(compared)[0] ?? null;
   }
 
   function whyThat() {
@@ -420,7 +429,9 @@
       sentence.textContent = `${whyThat()}: ${nameOf(found)}, ${fewer}x fewer FLOPs, ` +
         qualities.map((name) => `${metrics.get(name).title} ${withError(name, found)}`).join(", ") +
         (chosen.bounds.size && found.trial === standing.knee ? "; it is the knee" : "") + `; on the front with probability ${found.probability.toFixed(2)}.` +
-        (found.kind === "d" ? " It is dominated: the knee is chosen among trials with no more parameters than the dense network." : "");
+        (found.kind === "d" && !chosen.bounds.size && all().some((trial) => trial.metrics.parameters > study.dense.metrics.parameters)
+          ? " It is dominated: the knee is chosen among trials with no more parameters than the dense network."
+          : "");
     } else if (!chosen.bounds.size) {
       sentence.textContent = `${standing.line.split("; ")[0]}.`;
     } else {
@@ -639,7 +650,6 @@
   function draw() {
     state();
     drawFront();
-    drawParallel();
     answer();
     drawTable();
   }
@@ -713,6 +723,7 @@
       element("lost").hidden = true;
       if (trials.size !== before) {
         draw();
+        drawParallel();
         drawHypervolume();
         drawCompared();
         if (trials.size >= 1.1 * importancesOf) drawImportances();
@@ -737,17 +748,21 @@
     if (!named.length) return false;
     chosen.compared = [...new Set(named)].slice(-MOST_COMPARED);
     draw();
+    drawParallel();
     drawCompared().then(() => element("compared").scrollIntoView());
     return true;
   }
 
   take(page.trials);
   controls();
-  if (!compareNamed()) draw();
+  if (!compareNamed()) {
+    draw();
+    drawParallel();
+  }
   drawHypervolume();
   drawImportances();
   figureEvents();
   addEventListener("hashchange", compareNamed);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { draw(); drawHypervolume(); drawImportances(); drawCompared(); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { draw(); drawParallel(); drawHypervolume(); drawImportances(); drawCompared(); });
   if (page.live) later();
 })();

@@ -164,16 +164,16 @@ class Study(stored_study.Study):
         from hscc_search.export.front import export_front
 
         out, rule = Path(out), ByTrial(trial.trial) if isinstance(trial, Point) else _rule(trial)
-        given = self._prepared if self.given else None
+        prepared = self._prepared if self.given else None
         extras = Extras(tuple(formats), accept_loss)
         if isinstance(rule, WholeFront):
             if network is not None:
                 raise ConfigError("all exports each trial of the front, and the given network is of one: name that")
-            export_front(self, self.config, out, device, report, given, extras=extras)
+            export_front(self, self.config, out, device, report, prepared, extras=extras)
             return out
         choice = self.choose(rule)
         point = trial if isinstance(trial, Point) else choice.point
-        export(self, point, self.config, out, device, report, network, given, choice=choice, extras=extras)
+        export(self, point, self.config, out, device, report, network, prepared, choice=choice, extras=extras)
         return out
 
     def located(self, data: Path | str | None = None, checkpoint: Path | str | None = None) -> "Study":

@@ -223,12 +223,17 @@ def serve_proxy(url: str, host: str, port: int, started: Callable[[str], None]) 
     storage = open_storage(url)
     if not isinstance(storage, RDBStorage):
         raise StorageError(f"{without_password(url)} is a proxy already: name the database behind it")
-    named = f"[{host}]" if ":" in host else host
+    named = in_address(host)
     started(f"grpc://{named}:{port}")
     try:
         run_grpc_proxy_server(storage, host=named, port=port)
     except RuntimeError as error:
         raise StorageError(f"cannot listen at {host}:{port} ({one_line(error)}): choose another with --port") from error
+
+
+def in_address(host: str) -> str:
+    """A host as it stands before a port: of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _proxy(url: URL) -> GrpcStorageProxy:
@@ -241,7 +246,7 @@ def _proxy(url: URL) -> GrpcStorageProxy:
         raise StorageError(
             f"no proxy at {url.host}:{url.port} ({error.strerror}): name the host on which `hscc-search proxy` runs"
         ) from error
-    proxy = GrpcStorageProxy(host=f"[{url.host}]" if ":" in url.host else url.host, port=url.port)
+    proxy = GrpcStorageProxy(host=in_address(url.host), port=url.port)
     try:
         proxy.wait_server_ready(timeout=CONNECT_SECONDS)
     except (ConnectionError, TimeoutError, RpcError) as error:

@@ -20,7 +20,7 @@ from playwright.sync_api import sync_playwright
 
 from hscc_search.config import StudyConfig
 from hscc_search.report.live import application
-from hscc_search.report.page import write_page
+from hscc_search.report.page import Page, frozen_page
 from hscc_search.study.stored_study import read_study
 from hscc_search.study.study import run_study
 
@@ -43,7 +43,7 @@ def main():
         run_study(config, "cpu")
         fill(config, FROZEN)
         page = Path(folder) / "front.html"
-        write_page(read_study(config.storage, "digits"), page, "sqlite:///studies.db")
+        Page(frozen_page(read_study(config.storage, "digits"), "sqlite:///studies.db")).write(page)
         print(f"frozen page of {FROZEN} trials: {page.stat().st_size / 1e6:.2f} MB", flush=True)
         fill(config, MANY)
         server = application(config.storage)
@@ -69,7 +69,7 @@ def main():
         with sync_playwright() as playwright:
             started = playwright.chromium.launch(executable_path=browser.find(), args=["--no-sandbox"])
             tab = started.new_page()
-            write_page(read_study(config.storage, "digits"), page, "sqlite:///studies.db")
+            Page(frozen_page(read_study(config.storage, "digits"), "sqlite:///studies.db")).write(page)
             drawing, _ = seconds_of(
                 lambda: (tab.goto(page.as_uri()), tab.wait_for_selector("#front .scatterlayer .trace"))
             )

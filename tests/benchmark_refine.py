@@ -48,7 +48,7 @@ STAGES, PARTS = ("compressed", "refined", "int8"), ("validation", "test")
 def compressed(calibration, method, budget, seed):
     if method in DIVIDED:
         return compress(calibration, Setting(budget=budget, rank_multiple=8, seed=seed, **DIVIDED[method])).network
-    return COMPARED[method](calibration, budget, seed)
+    return COMPARED[method](calibration, budget, seed, Setting.weight_price)
 
 
 class Split:

@@ -105,9 +105,10 @@ def front(
         if on_devices:
             out_console.print(measured_table(study, on_devices))
     if html is not None:
-        from hscc_search.report.page import write_page
+        from hscc_search.report.page import Page, frozen_page
 
-        write_page(study, html, storage, peers, _thumbnails(study, data) if images else None, on_devices)
+        draw = _thumbnails(study, data) if images else None
+        Page(frozen_page(study, storage, peers, draw, on_devices)).write(html)
         beside_data = output_format != "table"  # other programs read JSON or CSV, so nothing else is printed there
         click.echo(f"page: {printable(html)}", err=beside_data)
         if study.front:

@@ -188,7 +188,7 @@ def _measure_stages(split: _Split, stages: Sequence[Asked]) -> Iterator[Compared
             # The network as it was opened, for fine-tuning it with its batch norms, which calibrating folds.
             network = copy.deepcopy(opened.network)
         else:
-            network = METHODS[method](calibration, budget, split.seed)
+            network = METHODS[method](calibration, budget, split.seed, opened.config.compression.weight_price)
     except CompressionError as error:
         for asked in stages:
             yield ComparedNetwork(asked, failure=str(error))

@@ -10,8 +10,9 @@ from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.compress import compress
 from hscc_search.compression.setting import Setting
 
-# Compresses the calibrated network to a budget (dense over compressed FLOPs, above 1); the seed is the split's.
-Method = Callable[[Calibration, float, int], nn.Module]
+# Compresses the calibrated network to a budget (dense over compressed FLOPs, above 1), with the seed of the split and
+# the price of weights that the study names, which HSCC alone has.
+Method = Callable[[Calibration, float, int, float], nn.Module]
 
 # HSCC's values beside the budget: regions save FLOPs, but cutting a map into pieces costs more time than they save.
 RECOMMENDED: dict[str, Any] = {"regions": 1, "clusters": 1, "rank_multiple": 8}
@@ -20,17 +21,17 @@ RECOMMENDED: dict[str, Any] = {"regions": 1, "clusters": 1, "rank_multiple": 8}
 def _hscc(**changes: Any) -> Method:
     """Make a method of HSCC at its recommended values but for some changes."""
 
-    def method(calibration: Calibration, budget: float, seed: int) -> nn.Module:
-        setting = Setting(**{**RECOMMENDED, "budget": budget, "seed": seed, **changes})
+    def method(calibration: Calibration, budget: float, seed: int, weight_price: float) -> nn.Module:
+        setting = Setting(**{**RECOMMENDED, "budget": budget, "seed": seed, "weight_price": weight_price, **changes})
         return compress(calibration, setting).network
 
     return method
 
 
 def _peer(compressor: Callable[[Calibration, float], nn.Module]) -> Method:
-    """Make a method of a peer; none of them draws random numbers, so the seed has no effect."""
+    """Make a method of a peer; none of them draws random numbers or prices weights."""
 
-    def method(calibration: Calibration, budget: float, seed: int) -> nn.Module:
+    def method(calibration: Calibration, budget: float, seed: int, weight_price: float) -> nn.Module:
         return compressor(calibration, budget)
 
     return method

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hscc_search.compression.calibration.calibrate import Calibration
-from hscc_search.compression.divided import DividedLayer, within_bounds
+from hscc_search.compression.divided import DividedLayer, with_smaller_pictures
 from hscc_search.compression.fitting.layer import fit_layer
 from hscc_search.compression.form import NetworkForm
 from hscc_search.compression.plan import LayerPlan
@@ -88,7 +88,7 @@ def _divided(designs: dict[str, LayerDesign]) -> tuple[DividedLayer, ...]:
         if len(blocks) > 1 or len(sizes[0]) > 1:
             pictures = tuple(block.coactivation for block in blocks)
             layers.append(DividedLayer(name, design.form.output_size, design.form.pieces, sizes, pictures))
-    return within_bounds(layers)
+    return with_smaller_pictures(layers)
 
 
 def _plan(calibration: Calibration, designs: dict[str, LayerDesign]) -> tuple[LayerPlan, ...]:

@@ -74,7 +74,7 @@ def coactivation_picture(correlations: np.ndarray, clusters: np.ndarray) -> np.n
     return np.asarray(np.rint(127 * _averaged(correlations[np.ix_(order, order)], SIDE)), np.int8)
 
 
-def within_bounds(layers: Sequence[DividedLayer]) -> tuple[DividedLayer, ...]:
+def with_smaller_pictures(layers: Sequence[DividedLayer]) -> tuple[DividedLayer, ...]:
     """Make the pictures of all layers smaller, where they are too many to be stored as they are."""
     count = sum(picture is not None for layer in layers for picture in layer.coactivation)
     side = min(SIDE, int((_MOST_POINTS / max(count, 1)) ** 0.5))

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from hscc_search.compression.compress import compress
-from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.refining import mean_divergence
 from hscc_search.config import Shape, StudyConfig
 from hscc_search.data import Part
@@ -67,7 +66,7 @@ def export(
     device: str = "auto",
     report: Report = silent,
     tuned: nn.Module | None = None,
-    given: Prepared | None = None,
+    prepared: Prepared | None = None,
     refine: bool = False,
     choice: Choice | None = None,
     extras: Extras = NO_EXTRAS,
@@ -82,7 +81,7 @@ def export(
         device: where the network is compressed.
         report: told of each step.
         tuned: the trial's network after further training elsewhere, whose weights are exported; None compresses again.
-        given: images and dense network, opened and calibrated; None opens those that ``config`` names.
+        prepared: images and dense network, opened and calibrated; None opens those that ``config`` names.
         refine: also a trial that is not refined, as ``config`` says.
         choice: of the trial, which the folder tells; None tells nothing.
         extras: what it is to hold, and may lose, beyond what every export does.
@@ -93,25 +92,26 @@ def export(
         StudyError: the images or the dense network are not the study's.
     """
     _check_output(out)
-    record = study.record
-    opened = given.opened if given else open_again(record, config, device, report)
+    opened = prepared.opened if prepared else open_again(study.record, config, device, report)
     check_formats(extras.formats, precision_of(dict(point.sample)) == "int8", _pictures(opened))
     make_parent(out)
     with folder_written_whole(out) as folder:
-        result, inspection = _compress_again(opened, given, record, point, refine, report, tuned, folder / ONNX)
+        prepared = prepared or prepare(opened, study.record.dense, report)
+        result = _compress_again(prepared, point, refine, report, tuned, folder / ONNX)
         cost = _count(result, config.data.shape)
         report(Progress(f"exporting to {out}", 0, len(_STEPS), _STEPS[0]))
         _write_models(folder, opened, result)
         report(Progress(f"exporting to {out}", 1, len(_STEPS), _STEPS[1]))
         answers = check(folder, opened, bool(result.int8), extras)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
-        metrics = _measure(folder, record, point, opened, result, cost, answers, tuned is not None, choice)
-        _describe(folder, record, config, metrics, _card(record, opened, result, inspection, metrics))
+        metrics = _measure(folder, study.record, point, opened, result, cost, answers, tuned is not None, choice)
+        _describe(folder, study.record, config, metrics, _card(study.record, prepared, result, metrics))
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
 
 
-def _card(record: StudyRecord, opened: Opened, result: TrialResult, inspection: Inspection, metrics: Metrics) -> str:
+def _card(record: StudyRecord, prepared: Prepared, result: TrialResult, metrics: Metrics) -> str:
+    opened, inspection = prepared.opened, prepared.calibration.inspection
     # A split that was given is that of the training, too.
     elsewhere = opened.trained_elsewhere and opened.dataset.sides is None
     plan = result.compressed.plan
@@ -125,23 +125,20 @@ def _check_output(out: Path) -> None:
 
 
 def _compress_again(
-    opened: Opened,
-    given: Prepared | None,
-    record: StudyRecord,
+    prepared: Prepared,
     point: Point,
     refine: bool,
     report: Report,
     tuned: nn.Module | None,
     int8_file: Path,
-) -> tuple[TrialResult, Inspection]:
-    prepared = given or prepare(opened, record.dense, report)
-    setting = space_of(opened.config, prepared.calibration).setting(dict(point.sample))
+) -> TrialResult:
+    config = prepared.config
+    setting = space_of(config, prepared.calibration).setting(dict(point.sample))
     precision = precision_of(dict(point.sample))
-    refinement = refinement_of(opened.config) if refine and not point.refined else refinement_from_stored(point.refined)
+    refinement = refinement_of(config) if refine and not point.refined else refinement_from_stored(point.refined)
     if tuned is None:
         with _threads(point.int8.get("threads", torch.get_num_threads())):
-            result = run_trial(prepared, setting, refinement, report, precision, int8_file)
-        return result, prepared.calibration.inspection
+            return run_trial(prepared, setting, refinement, report, precision, int8_file)
     compressed = compress(prepared.calibration, setting)
     own, weights = compressed.network.state_dict(), tuned.state_dict()
     differing = [name for name in {**own, **weights} if _shape(own, name) != _shape(weights, name)]
@@ -152,7 +149,7 @@ def _compress_again(
         )
     check_values(weights, "the given network")
     compressed.network.load_state_dict(weights)
-    return measure_trial(prepared, compressed, precision, int8_file, report), prepared.calibration.inspection
+    return measure_trial(prepared, compressed, precision, int8_file, report)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def export_front(
     out: Path,
     device: str = "auto",
     report: Report = silent,
-    given: Prepared | None = None,
+    prepared: Prepared | None = None,
     refine: bool = False,
     extras: Extras = NO_EXTRAS,
 ) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def export_front(
         out: a folder that does not exist yet, or in which the same export was begun.
         device: where networks are compressed.
         report: told of each trial, and of the steps of its export.
-        given: images and dense network, opened and calibrated; None opens those that ``config`` names, once.
+        prepared: images and dense network, opened and calibrated; None opens those that ``config`` names, once.
         refine: also trials that are not refined, as ``config`` says.
         extras: as for one export; the same ones where an export goes on.
 
@@ -51,7 +51,6 @@ def export_front(
     """
     index = _index(study, config, refine, tuple(extras.formats))
     index.claim(out)
-    prepared = given
     if prepared is None and index.lacking(out):
         prepared = prepare(open_again(study.record, config, device, report), study.record.dense, report)
     folders, task = index.folders(), f"exporting the front to {out}"

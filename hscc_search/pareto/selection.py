@@ -26,7 +26,7 @@ from hscc_search.pareto.rules import (
     wrong_side,
 )
 
-# Trials that an answer to a wish that none fulfils names.
+# Trials that are named where none keeps the bounds.
 _NEAREST = 3
 _DRAWS = "bootstrap draws"
 
@@ -76,7 +76,8 @@ def select(
     Bounds are kept by feasible trials alone. Of those that keep all of them the best is taken: the one of fewest FLOPs
     where a metric of answers is among the metrics that are bounded; where only costs, the budget or sampled values are,
     the most accurate one, or the best by a metric of scores in a study that has one among its objectives, and not
-    accuracy. Of equal ones it is the best by the bounded values, in the order of the bounds, then the first trial.
+    accuracy. Of equal ones it is the best by the bounded values, in the order of the bounds, then the most accurate (or
+    the best by that metric), then the first trial.
 
     Args:
         rule: a text that :func:`hscc_search.pareto.rules.parse_rule` reads, or what it read.
@@ -170,14 +171,14 @@ def _best(
     if not fitting:
         whose = "trial" if len(feasible) == len(points) else "feasible trial"
         raise StudyError(f"no {whose} keeps {rule}: {_nearest(rule, feasible, values)}")
-    goal = _goal(objectives)
+    answers = goal = _goal(objectives)
     if any(bound.metric in feasible[0].metrics and bound.metric not in COSTS for bound in rule.bounds):
         goal = Objective("flops", maximise=False)
 
     def order(point: Point) -> tuple[float, ...]:
         bounded = zip(rule.bounds, values[point.trial], strict=True)
         towards = (-value if bound.at_least else value for bound, value in bounded)
-        return (goal.sign * point[goal.metric], *towards, point.trial)
+        return (goal.sign * point[goal.metric], *towards, answers.sign * point[answers.metric], point.trial)
 
     words = (
         "fewest FLOPs" if goal.metric == "flops" else f"{'highest' if goal.maximise else 'lowest'} {title(goal.metric)}"

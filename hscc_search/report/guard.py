@@ -158,7 +158,7 @@ def _has_token(environment: Environment, token: str) -> bool:
 
 
 def _same(given: str | None, token: str) -> bool:
-    """Whether a token is the right one, in a time that does not tell how much of it is."""
+    """Compare a token with the right one, in a time that does not tell how much of it is right."""
     return given is not None and hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
 
 
@@ -174,7 +174,7 @@ def cookie(token: str) -> tuple[str, str]:
 
 
 def _in_cookies(environment: Environment, token: str) -> bool:
-    """Whether the token's cookie is among those of a request, which may be of any server of this machine."""
+    """Look for the token's cookie among those of a request, which may be of any server of this machine."""
     wanted, right = cookie(token)
     for each in environment.get("HTTP_COOKIE", "").split(";"):
         name, _, value = each.strip().partition("=")

@@ -33,7 +33,7 @@ from hscc_search.report.explorer import known_trials, trial_data, trials_data
 from hscc_search.report.guard import Application, Environment, Guard, guarded, respond
 from hscc_search.report.importance import importances
 from hscc_search.report.page import json_in_page, live_page, resource, studies_page
-from hscc_search.storage import existing_storage, without_password
+from hscc_search.storage import existing_storage, in_address, without_password
 from hscc_search.storage_faults import in_one_line
 from hscc_search.study.catalogue import list_studies
 from hscc_search.study.stored_study import Study, StudyReader
@@ -120,7 +120,7 @@ def serve(storage: str, host: str, port: int, guard: Guard, started: Callable[[s
             f"cannot listen at {host}:{port} ({getattr(error, 'strerror', None) or error}): "
             "choose others with --host and --port"
         ) from error
-    started(f"http://{f'[{host}]' if ':' in host else host}:{server.effective_port}")
+    started(f"http://{in_address(host)}:{server.effective_port}")
     try:
         server.run()
     finally:

@@ -1,5 +1,6 @@
 """What ``run.py benchmark`` measured of exported trials on some device, beside the search's own figures."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def _read(path: Path, study: Study) -> OnDevice:
         latency, memory = tree["latency"], tree.get("peak_memory_mb")
         median, p95 = (tuple(float(latency[batch][name]) for batch in _BATCHES) for name in ("median_ms", "p95_ms"))
         found = OnDevice(
-            trial=tree["trial"],
+            trial=operator.index(tree["trial"]),
             median=median,
             p95=p95,
             threads=int(tree["threads"]),

@@ -41,7 +41,11 @@ class Page:
     html: str
 
     def write(self, path: Path | str) -> None:
-        """Write the page as a file."""
+        """Write the page as a file that needs no internet connection.
+
+        Raises:
+            UnwritableError: it cannot be written there, or there is no room (DiskFullError).
+        """
         with written_whole(Path(path)) as temporary:
             temporary.write_text(self.html, encoding="utf-8")
 
@@ -52,19 +56,6 @@ class Page:
             f'<iframe sandbox="allow-scripts" allow="clipboard-write" style="{style}" srcdoc="{escape(self.html)}">'
             "</iframe>"
         )
-
-
-def write_page(
-    study: Study,
-    path: Path,
-    storage: str,
-    peers: Sequence[dict[str, Any]] = (),
-    draw: Callable[[Iterable[int]], dict[int, str]] | None = None,
-    measured: Sequence[OnDevice] = (),
-) -> None:
-    """Write the page of a study as one HTML file that needs no internet connection, see :func:`frozen_page`."""
-    with written_whole(path) as temporary:
-        temporary.write_text(frozen_page(study, storage, peers, draw, measured), encoding="utf-8")
 
 
 def frozen_page(

@@ -1,10 +1,12 @@
 import hostile
 import pytest
-from geometry import smooth_images
+from designs import parameters_of
+from geometry import SIDE, seeded, smooth_images
 
 from hscc_search.comparison.methods import METHODS
 from hscc_search.compression.baselines import METHODS as PEERS
 from hscc_search.compression.calibration.calibrate import calibrate
+from hscc_search.dense.networks import DigitsCNN
 from hscc_search.errors import CompressionError
 from hscc_search.evaluation.counters import count_macs
 
@@ -21,9 +23,20 @@ def test_every_method_keeps_to_the_budget_on_tokens_and_computed_weights(block):
     calibration = calibrate(hostile.Hostile([getattr(hostile, block)] * 2).eval(), smooth_images(48, side=16))
     for name, method in METHODS.items():
         try:
-            network = method(calibration, 1.5, 0)
+            network = method(calibration, 1.5, 0, 3.0)
         except CompressionError:
             assert name == "pruning"  # torch-pruning follows no tokens
             assert block != "parametrised"
             continue
         assert 1.5 * count_macs(network, calibration.images[:1])[""] <= calibration.macs
+
+
+def test_hscc_prices_weights_as_the_study_says_and_peers_do_not():
+    calibration = calibrate(seeded(lambda: DigitsCNN(5, SIDE)), smooth_images(48))
+
+    def weights(method, price):
+        return parameters_of(METHODS[method](calibration, 2.0, 0, price))
+
+    for method in ("hscc", "hscc-clusters"):
+        assert weights(method, 1000.0) < weights(method, 0.0)
+    assert weights("response-pca", 1000.0) == weights("response-pca", 0.0)

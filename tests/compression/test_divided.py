@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hscc_search.compression.calibration.calibrate import calibrate
 from hscc_search.compression.compress import compress
-from hscc_search.compression.divided import SIDE, DividedLayer, coactivation_picture, within_bounds
+from hscc_search.compression.divided import SIDE, DividedLayer, coactivation_picture, with_smaller_pictures
 from hscc_search.compression.division.clusters import coactivations
 from hscc_search.compression.form import Piece
 from hscc_search.compression.setting import Setting
@@ -42,11 +42,11 @@ def test_a_picture_has_the_mean_correlation_and_blocks_in_the_order_of_clusters(
 
 @pytest.mark.parametrize("count", [1, 35, 400, 40_000])
 def test_what_is_stored_fits_into_an_attribute_of_any_database(count):
-    (small,) = within_bounds([layer_of(count)])
+    (small,) = with_smaller_pictures([layer_of(count)])
     assert len(small.coactivation) == count
     values = np.random.default_rng(0).integers(-127, 128, (SIDE, SIDE), np.int8)  # pictures that pack badly
     noisy = DividedLayer("features.0", (4, 4), WHOLE, ((2, 1),) * count, (values,) * count)
-    pictures = [text for text in within_bounds([noisy])[0].stored()["coactivation"] if text is not None]
+    pictures = [text for text in with_smaller_pictures([noisy])[0].stored()["coactivation"] if text is not None]
     assert sum(map(len, pictures)) < 60_000
 
 

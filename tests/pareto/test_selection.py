@@ -101,6 +101,15 @@ def test_max_flops_takes_the_most_accurate_that_it_affords(cloud, bound, objecti
     assert chosen["accuracy"] == max(fitting)
 
 
+def test_of_equal_costs_and_bounded_values_the_most_accurate_is_taken():
+    """Trials whose bounded recalls and FLOPs are alike: the first one is dominated by the second."""
+    values = ((0, 0.5), (1, 0.8), (2, 0.7))
+    cloud = [
+        Point({"flops": 10, "accuracy": accuracy, "recall:a": 0.9}, {}, b"", trial, {}) for trial, accuracy in values
+    ]
+    assert selected("recall:a>=0.9 and flops<=10", cloud).trial == 1
+
+
 @given(cloud=clouds, bound=st.integers(0, 6))
 @settings(max_examples=100, deadline=None)
 def test_in_the_plane_both_bounds_select_from_the_front(cloud, bound):

@@ -46,7 +46,8 @@ def test_what_a_device_measured_stands_beside_the_figures_of_the_trial(constrain
     [
         ({"study": "another"}, "is of study 'another', not of"),
         ({"trial": 999}, "is of trial 999, which this study has not finished"),
-        ({"trial": None}, "is of trial None"),
+        ({"trial": None}, "is not what run.py benchmark --out writes"),
+        ({"trial": [1]}, "is not what run.py benchmark --out writes"),
         ({"latency": {"1": {}}}, "is not what run.py benchmark --out writes"),
         ({"latency": 3}, "is not what run.py benchmark --out writes"),
     ],

@@ -2,12 +2,12 @@ from dataclasses import replace
 
 import pytest
 
-from hscc_search.report.page import Page, frozen_page, write_page
+from hscc_search.report.page import Page, frozen_page
 
 
 def test_the_page_renders_with_the_network_off(study, chromium, tmp_path):
     path = tmp_path / "front.html"
-    write_page(study, path, "sqlite:///studies.db")
+    Page(frozen_page(study, "sqlite:///studies.db")).write(path)
     errors, requests = [], []
     chromium.on("pageerror", lambda error: errors.append(str(error)))
     chromium.on("request", lambda request: requests.append(request.url))
@@ -40,7 +40,7 @@ def test_a_notebook_shows_the_page_in_a_frame_of_its_own(study, chromium, tmp_pa
 
 def test_names_are_escaped(study, tmp_path):
     record = replace(study.record, classes=("<script>alert(1)</script>", *study.record.classes[1:]))
-    write_page(replace(study, record=record), tmp_path / "page.html", "sqlite:///studies.db")
+    Page(frozen_page(replace(study, record=record), "sqlite:///studies.db")).write(tmp_path / "page.html")
     assert "<script>alert(1)</script>" not in (tmp_path / "page.html").read_text()
 
 
@@ -50,7 +50,7 @@ def test_a_page_names_objectives_and_constraints_and_says_whether_there_is_a_fro
 ):
     infeasible = tuple(replace(point, violations={"accuracy >= 0.75": 0.5}) for point in constrained.points)
     points = {"some feasible": constrained.points, "none feasible": infeasible, "none finished": ()}[trials]
-    write_page(replace(constrained, points=points), tmp_path / "front.html", "sqlite:///studies.db")
+    Page(frozen_page(replace(constrained, points=points), "sqlite:///studies.db")).write(tmp_path / "front.html")
     errors = []
     chromium.on("pageerror", lambda error: errors.append(str(error)))
     chromium.goto((tmp_path / "front.html").as_uri())

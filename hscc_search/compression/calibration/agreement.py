@@ -144,7 +144,7 @@ class Answers:
         return (None if difference <= allowed else _words(difference)), difference
 
     def _amplifies(self, network: nn.Module) -> bool:
-        """Whether a copy with the weights of the network answers otherwise in single precision, by rounding alone."""
+        """Tell if a copy with the weights of the network answers otherwise in single precision, by rounding alone."""
         try:
             difference = _distance(_answers(network, self.images), _answers(self._network, self.images))
         except Exception:  # whatever a forward pass raises when a module is not what it expects

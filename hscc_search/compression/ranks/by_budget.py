@@ -41,7 +41,7 @@ def design_by_budget(
     assert setting.budget is not None
     total, fixed = _dense_costs(calibration, records, setting.budget_of)
     limit = int(total / setting.budget) - fixed
-    menus = [_menu(calibration, record, setting.of(record.name).division, setting, 0.0) for record in records]
+    menus = [_menu(calibration, record, setting.of(record.name).division, setting) for record in records]
     least = cheapest(_groups(menus))
     if least > limit:
         raise CompressionError(
@@ -50,7 +50,7 @@ def design_by_budget(
             f"{1 - fixed / total:.0%} of the {setting.budget_of} are in layers that can be compressed"
         )
     weight_price = 0.0
-    if setting.budget_of == "flops":
+    if setting.budget_of == "flops" and setting.weight_price:
         weight_price = setting.weight_price * relax(_groups(menus), limit).price
         menus = [menu.with_priced_weights(weight_price) for menu in menus]
     if setting.region_gain > 0:
@@ -90,19 +90,16 @@ def _divided_where_it_pays(
     for record, menu in zip(records, menus, strict=True):
         if len(menu.partition.blocks[0]) > 1:
             undivided = replace(setting.of(record.name).division, region_strategy="none", regions=1)
-            whole = _menu(calibration, record, undivided, setting, weight_price)
+            whole = _menu(calibration, record, undivided, setting).with_priced_weights(weight_price)
             if menu.priced(price) > (1 - setting.region_gain) * whole.priced(price):
                 menu = whole
         worthwhile.append(menu)
     return worthwhile
 
 
-def _menu(
-    calibration: Calibration, record: LayerRecord, division: Division, setting: Setting, weight_price: float
-) -> LayerMenu:
+def _menu(calibration: Calibration, record: LayerRecord, division: Division, setting: Setting) -> LayerMenu:
     partition = partition_of(calibration, record, division)
-    menu = layer_menu(calibration, record, partition, setting.rank_multiple, setting.budget_of)
-    return menu.with_priced_weights(weight_price)
+    return layer_menu(calibration, record, partition, setting.rank_multiple, setting.budget_of)
 
 
 def _groups(menus: list[LayerMenu]) -> list[Group]:
