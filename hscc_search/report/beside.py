@@ -1,9 +1,10 @@
 """optuna-dashboard beside the pages, with what it does not show by itself.
 
-What it answers about a study is completed on its way: notes on the study and on each of its trials, the front as a
-figure, and metrics in place of the records that only hscc-search reads. Nothing of it is stored. Optuna reads all
-attributes of a study at once, and optuna-dashboard looks through them for each trial, so that notes of ten thousand
-trials in the storage would make both slow; and a study of any version has these. What a user wrote as a note stays.
+What it answers about a study is completed on its way: notes on the study and on each of its trials, the front and a
+trial's regions as figures, and metrics in place of the records that only hscc-search reads. Nothing of it is stored.
+Optuna reads all attributes of a study at once, and optuna-dashboard looks through them for each trial, so that notes of
+ten thousand trials in the storage would make both slow; and a study of any version has these. What a user wrote as a
+note stays.
 """
 
 import json
@@ -24,6 +25,7 @@ from hscc_search.pareto.objectives import title, violations, written
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.report.figures import draw_front, front_info
 from hscc_search.report.guard import Application, Environment, respond
+from hscc_search.report.regions import divided_trial, draw_regions
 from hscc_search.report.table import columns, front_line, rows, trials_in_words
 from hscc_search.study.record import DIVIDED, MEASURED, PLAN, SCORES, STUDY
 from hscc_search.study.stored_study import Study, get_trial
@@ -44,21 +46,20 @@ def optuna_pages(storage: BaseStorage, read: Callable[[str], Study]) -> Applicat
         read: reads a study of it by name.
     """
     dashboard: Application = optuna_dashboard.wsgi(storage)
-    figures: dict[str, tuple[Study, str]] = {}
+    drawn: tuple[Study, dict[str, str]] | None = None  # of one study: that is looked at
 
-    def figure_of(study: Study) -> str:
-        known = figures.get(study.config.name)
-        if known is None or known[0] is not study:
-            figures.clear()  # one study is looked at
-            known = figures[study.config.name] = (study, _figure(study))
-        return known[1]
+    def figures_of(study: Study) -> dict[str, str]:
+        nonlocal drawn
+        found = drawn[1] if drawn is not None and drawn[0] is study else _figures(study)
+        drawn = (study, found)
+        return found
 
     def completed(content: bytes) -> bytes:
         tree = json.loads(content)
         try:
             study = read(tree["name"])
             _correct_best(tree, study, storage)
-            _complete(tree, study, figure_of(study))
+            _complete(tree, study, figures_of(study))
         except HsccError:  # not a study of hscc-search, or one that cannot be read
             return content
         return json.dumps(tree, separators=(",", ":")).encode()
@@ -118,7 +119,7 @@ def _correct_best(tree: dict[str, Any], study: Study, storage: BaseStorage) -> N
     tree["best_trials"] = [known[trial] for trial in front]
 
 
-def _complete(tree: dict[str, Any], study: Study, figure: str) -> None:
+def _complete(tree: dict[str, Any], study: Study, figures: Mapping[str, str]) -> None:
     """Add to optuna-dashboard's view of a study, in place."""
     points = {point.trial: point for point in study.points}
     page = f"/front/{quote(study.config.name, safe='')}"
@@ -144,7 +145,8 @@ def _complete(tree: dict[str, Any], study: Study, figure: str) -> None:
         *(each for each in tree["union_user_attrs"] if not _is_record(each["key"])),
     ]
     tree["user_attrs"] = [*_study_attributes(study), *(each for each in tree["user_attrs"] if each["key"] != STUDY)]
-    tree["plotly_graph_objects"] = [{"id": "front", "graph_object": figure}, *tree["plotly_graph_objects"]]
+    ours = [{"id": name, "graph_object": figure} for name, figure in figures.items()]
+    tree["plotly_graph_objects"] = [*ours, *tree["plotly_graph_objects"]]
     _add_note(tree, _study_note(study, page))
 
 
@@ -168,12 +170,15 @@ def _add_note(of: dict[str, Any], text: str) -> None:
         of["note"] = {"version": 0, "body": text}
 
 
-def _figure(study: Study) -> str:
+def _figures(study: Study) -> dict[str, str]:
+    """The front, and the regions of a trial on it, as optuna-dashboard takes figures."""
     info = front_info(study)
     if len(study.points) > _MOST_DRAWN:
         info = replace(info, dominated=(), infeasible=())
-    figure: str = draw_front(info).update_layout(height=_HEIGHT).to_json()
-    return figure
+    figures = {"front": draw_front(info).update_layout(height=_HEIGHT).to_json()}
+    if (point := divided_trial(study)) is not None:
+        figures["regions"] = draw_regions(study, point).to_json()
+    return figures
 
 
 def _study_note(study: Study, page: str) -> str:
