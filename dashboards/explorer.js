@@ -530,7 +530,10 @@
     if (!details.has(number) && page.live) {
       try {
         const response = await fetch(`${page.live}/trial/${number}`);
-        if (response.ok) details.set(number, await response.json());
+        if (response.ok) {
+          details.set(number, await response.json());
+          page.thumbnails = { ...page.thumbnails, ...details.get(number).thumbnails };
+        }
       } catch {
         return null; // the server is away: the card says so, and the next click asks again
       }
@@ -571,6 +574,7 @@
     made.append(make("div", { id: `layers-${trial.trial}` }));
     if (detail.divided.length) made.append(dividedOf(detail.divided));
     if (detail.answers) made.append(...answersOf(detail.answers));
+    if (detail.no_thumbnails) made.append(make("p", { class: "muted" }, `Images cannot be shown: ${detail.no_thumbnails}`));
     [...made.querySelectorAll("details")].forEach((each, at) => { each.dataset.key = `${trial.trial} ${at}`; });
     return made;
   }

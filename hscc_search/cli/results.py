@@ -133,13 +133,8 @@ def _peers(study: "Study", comparison: Path) -> list[dict[str, Any]]:
 def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], dict[int, str]]:
     from hscc_search.study.thumbnails import thumbnails
 
-    config = study.config.with_paths(absolute(data), None)
-
-    def draw(images: Iterable[int]) -> dict[int, str]:
-        with stoppable_bars() as report:
-            return thumbnails(study.record, config, images, report)
-
-    return draw
+    with stoppable_bars() as report:
+        return thumbnails(study.record, study.config.with_paths(absolute(data), None), report)
 
 
 @click.command()

@@ -3,12 +3,17 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from hscc_search.cli.options import group_storage_option, storage_option, table_or_json_option
+from hscc_search.cli.options import absolute, data_option, group_storage_option, storage_option, table_or_json_option
 from hscc_search.cli.printing import confirm, quiet_optuna, say
 from hscc_search.report.terminal import out_console, studies_table
+
+if TYPE_CHECKING:
+    from hscc_search.report.live import OpenImages
+    from hscc_search.study.stored_study import Study
 
 
 @click.group(invoke_without_command=True)
@@ -89,11 +94,17 @@ def copy(study_name: str, new_name: str, to: str | None, storage: str) -> None:
     is_flag=True,
     help="Let optuna-dashboard change and remove studies. Where others use this machine, add --token-file.",
 )
-def dashboard(storage: str, host: str, port: int, token_file: Path | None, allow_edit: bool) -> None:
+@click.option("--images", is_flag=True, help="Show small those validation images that one of two networks gets wrong.")
+@data_option
+def dashboard(
+    storage: str, host: str, port: int, token_file: Path | None, allow_edit: bool, images: bool, data: Path | None
+) -> None:
     """Serve pages to explore each study, and optuna-dashboard, on one address."""
     from hscc_search.report.guard import Guard, is_local, new_token, read_token
     from hscc_search.report.live import serve
 
+    if data is not None and not images:
+        raise click.UsageError("--data says where the images are that --images shows: give that, too")
     quiet_optuna()
     token = read_token(token_file) if token_file else None if is_local(host) else new_token()
     if token_file and token_file.stat().st_mode & 0o077:
@@ -104,4 +115,14 @@ def dashboard(storage: str, host: str, port: int, token_file: Path | None, allow
         shown = f"/?token={token}" if token and not token_file else ""
         click.echo(f"dashboard: {address}{shown} (Ctrl-C ends it)")
 
-    serve(storage, host, port, guard, started)
+    serve(storage, host, port, guard, started, _opening_images(absolute(data)) if images else None)
+
+
+def _opening_images(data: Path | None) -> "OpenImages":
+    """Make what opens the images of a study, where ``data`` or the study says that they are."""
+    from hscc_search.study.thumbnails import Draw, thumbnails
+
+    def open_images(study: "Study") -> Draw:
+        return thumbnails(study.record, study.config.with_paths(data, None))
+
+    return open_images

@@ -10,7 +10,7 @@ import math
 import re
 import shlex
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,12 @@ def trial_data(study: Study, point: Point) -> dict[str, Any]:
         "refined": {name: _short(value) for name, value in point.refined.items()},
         "int8": {name: _short(value) for name, value in point.int8.items() if name in ("divergence", "in_float")},
     }
+
+
+def named_images(answers: Mapping[str, Any] | None) -> list[int]:
+    """The positions of the validation images that the answers of a trial name."""
+    sides = () if answers is None else (answers["only_dense"], answers["only_compressed"])
+    return [row[0] for side in sides for row in side["images"]]
 
 
 def known_trials(text: str, trials: Sequence[int]) -> set[int]:

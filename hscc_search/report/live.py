@@ -29,13 +29,14 @@ from waitress.channel import HTTPChannel
 
 from hscc_search.errors import HsccError, StorageError
 from hscc_search.report.beside import optuna_pages
-from hscc_search.report.explorer import known_trials, trial_data, trials_data
+from hscc_search.report.explorer import known_trials, named_images, trial_data, trials_data
 from hscc_search.report.guard import Application, Environment, Guard, guarded, respond
 from hscc_search.report.importance import importances
 from hscc_search.report.page import json_in_page, live_page, resource, studies_page
 from hscc_search.storage import existing_storage, in_address, without_password
 from hscc_search.storage_faults import in_one_line
 from hscc_search.study.catalogue import list_studies
+from hscc_search.study.record import StudyRecord
 from hscc_search.study.stored_study import Study, StudyReader
 
 # Studies that are kept in memory from one request to the next.
@@ -54,11 +55,16 @@ _POLICY = (
 _ON_PAGES = [("Content-Security-Policy", _POLICY), ("Referrer-Policy", "no-referrer"), ("Cache-Control", "no-store")]
 
 
-def application(storage: str, guard: Guard | None = None) -> Application:
+# Opens the images of a study, and returns what draws them, see :mod:`hscc_search.study.thumbnails`.
+OpenImages = Callable[[Study], Callable[[Iterable[int]], dict[int, str]]]
+
+
+def application(storage: str, guard: Guard | None = None, open_images: OpenImages | None = None) -> Application:
     """Make the WSGI application of a storage.
 
     Args:
         storage: database URL.
+        open_images: opens the images that pages show small; None shows none.
         guard: who may ask for what; by default everybody who reaches the address by a name of this machine may read.
 
     Raises:
@@ -67,6 +73,7 @@ def application(storage: str, guard: Guard | None = None) -> Application:
     opened, guard = existing_storage(storage), guard or Guard()
     read = _reader(opened)
     dashboard = optuna_pages(opened, read)
+    draw = _drawing(open_images) if open_images is not None else None
 
     files = {
         "plotly.js": ("text/javascript", get_plotlyjs().encode()),
@@ -90,7 +97,7 @@ def application(storage: str, guard: Guard | None = None) -> Application:
                 if name.endswith("/importances"):
                     return send.data(importances(read(name.removesuffix("/importances"))))
                 known = parse_qs(environment.get("QUERY_STRING", "")).get("known", [""])[0]
-                return send.data(_trial(opened, read(name), trial) if trial else _news(read(name), known))
+                return send.data(_trial(opened, read(name), trial, draw) if trial else _news(read(name), known))
         except StorageError as error:
             return send.line(HTTPStatus.NOT_FOUND, str(error))
         except HsccError as error:
@@ -100,7 +107,14 @@ def application(storage: str, guard: Guard | None = None) -> Application:
     return guarded(answer, guard)
 
 
-def serve(storage: str, host: str, port: int, guard: Guard, started: Callable[[str], None]) -> None:
+def serve(
+    storage: str,
+    host: str,
+    port: int,
+    guard: Guard,
+    started: Callable[[str], None],
+    open_images: OpenImages | None = None,
+) -> None:
     """Serve the pages of a storage until interrupted.
 
     Args:
@@ -109,12 +123,13 @@ def serve(storage: str, host: str, port: int, guard: Guard, started: Callable[[s
         port: number of the port to listen at; 0 takes a free one.
         guard: who may ask for what.
         started: called with the address once the server listens.
+        open_images: as for :func:`application`.
 
     Raises:
         StorageError: the storage cannot be reached, or the address is taken.
     """
     try:
-        server = listen(application(storage, guard), host, port)
+        server = listen(application(storage, guard, open_images), host, port)
     except (OSError, ValueError) as error:  # waitress raises ValueError for a host that does not resolve
         raise StorageError(
             f"cannot listen at {host}:{port} ({getattr(error, 'strerror', None) or error}): "
@@ -193,7 +208,30 @@ def _news(study: Study, known: str) -> dict[str, Any]:
     return trials_data(study, known_trials(known, [point.trial for point in study.points]))
 
 
-def _trial(storage: BaseStorage, study: Study, number: str) -> dict[str, Any]:
+def _drawing(open_images: OpenImages) -> Callable[[Study, list[int]], dict[str, Any]]:
+    """Make a function that draws images of a study, which are opened once, or says why they cannot be drawn."""
+    opened: dict[str, tuple[StudyRecord, Callable[[Iterable[int]], dict[int, str]]]] = {}
+    lock = threading.Lock()
+
+    def draw(study: Study, images: list[int]) -> dict[str, Any]:
+        with lock:  # images are read once, whoever asks for them
+            try:
+                name = study.config.name
+                if name not in opened or opened[name][0] is not study.record:  # another study of the same name
+                    opened[name] = (study.record, open_images(study))
+                return {"thumbnails": opened[name][1](images)}
+            except HsccError as error:
+                return {"no_thumbnails": str(error)}
+
+    return draw
+
+
+def _trial(
+    storage: BaseStorage,
+    study: Study,
+    number: str,
+    draw: Callable[[Study, list[int]], dict[str, Any]] | None,
+) -> dict[str, Any]:
     """What a page shows of one trial, with its address in optuna-dashboard.
 
     Raises:
@@ -205,7 +243,8 @@ def _trial(storage: BaseStorage, study: Study, number: str) -> dict[str, Any]:
     name = study.config.name
     with in_one_line(storage):
         address = f"/dashboard/studies/{storage.get_study_id_from_name(name)}/trials?numbers={point.trial}"
-    return {**trial_data(study, point), "dashboard": address}
+    detail = trial_data(study, point)
+    return {**detail, **(draw(study, named_images(detail["answers"])) if draw else {}), "dashboard": address}
 
 
 @dataclass(frozen=True)

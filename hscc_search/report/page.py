@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from hscc_search.files import written_whole
 from hscc_search.pareto.objectives import title
 from hscc_search.pareto.points import Point
-from hscc_search.report.explorer import study_data, trial_data, trials_data
+from hscc_search.report.explorer import named_images, study_data, trial_data, trials_data
 from hscc_search.report.importance import importances
 from hscc_search.report.measured import HEADS, OnDevice, measured_rows
 from hscc_search.report.table import reference_text
@@ -75,7 +75,8 @@ def frozen_page(
         measured: what was measured of its trials on devices.
     """
     details = _details(study)
-    thumbnails = draw(_named_images(details.values())) if draw is not None else {}
+    named = dict.fromkeys(image for detail in details.values() for image in named_images(detail["answers"]))
+    thumbnails = draw([*named][:_MOST_THUMBNAILS]) if draw is not None else {}
     frozen = {"details": details, "importances": importances(study), "peers": peers, "thumbnails": thumbnails}
     return _page(study, {**_content(study, without_password(storage)), **frozen}, live=False, measured=measured)
 
@@ -99,13 +100,6 @@ def studies_page(studies: list[StudyStatus], edit: bool) -> str:
 def resource(name: str) -> str:
     """The text of a script or a style sheet of the pages."""
     return (resource_folder("dashboards") / name).read_text(encoding="utf-8")
-
-
-def _named_images(details: Iterable[dict[str, Any]]) -> list[int]:
-    """The positions of the first validation images that the details of trials name, each once."""
-    answers = [detail["answers"] for detail in details if detail["answers"]]
-    rows = [row for each in answers for side in ("only_dense", "only_compressed") for row in each[side]["images"]]
-    return list(dict.fromkeys(row[0] for row in rows))[:_MOST_THUMBNAILS]
 
 
 def _details(study: Study) -> dict[int, dict[str, Any]]:

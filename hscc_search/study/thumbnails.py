@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image
@@ -15,29 +15,31 @@ from hscc_search.study.record import StudyRecord
 # Longest side in pixels.
 _SIDE = 64
 
+# Draws the images at positions of the validation part: a ``data:`` address of a PNG by position.
+Draw = Callable[[Iterable[int]], dict[int, str]]
 
-def thumbnails(
-    record: StudyRecord, config: StudyConfig, images: Iterable[int], report: Report = silent
-) -> dict[int, str]:
-    """Draw validation images small.
+
+def thumbnails(record: StudyRecord, config: StudyConfig, report: Report = silent) -> Draw:
+    """Open the images of a study, and make a function that draws validation images small.
 
     Args:
         record: of the study.
         config: its configuration with the paths of this machine.
-        images: positions in the validation part.
         report: told of reading.
 
     Returns:
-        A ``data:`` address of a PNG by position; none for inputs that are no images.
+        The function; of inputs that are no images it draws none.
 
     Raises:
         HsccError: the images cannot be read, or are others than those of the study.
     """
     _, parts = same_images(config, report, record.fingerprint, record.labels)
     pixels = parts.validation.images
-    if len(pixels.shape) != 4:
-        return {}
-    return {image: _address(pixels[image]) for image in images}
+
+    def draw(images: Iterable[int]) -> dict[int, str]:
+        return {image: _address(pixels[image]) for image in images} if len(pixels.shape) == 4 else {}
+
+    return draw
 
 
 def _address(pixels: np.ndarray) -> str:

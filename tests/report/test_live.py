@@ -20,12 +20,14 @@ from asking import ask, ask_json, serving
 from axe_playwright_python.sync_playwright import Axe
 from optuna.trial import TrialState, create_trial
 
+from hscc_search.errors import DataError
 from hscc_search.pareto.selection import select
 from hscc_search.report.live import application
 from hscc_search.storage import open_storage
 from hscc_search.study.catalogue import remove_study
 from hscc_search.study.record import TrialRecord
 from hscc_search.study.study import run_study
+from hscc_search.study.thumbnails import thumbnails
 
 # Addresses of the server itself, and of what a page makes.
 OWN = ("http://127.0.0.1", "data:", "blob:")
@@ -397,3 +399,27 @@ def test_a_server_for_others_asks_for_its_token(study, tmp_path):
                 assert answer.status == 200
     command.send_signal(signal.SIGTERM)
     command.communicate()
+
+
+def test_images_are_shown_small_where_they_are_and_else_it_is_said(study):
+    opened = []
+
+    def open_images(study):
+        opened.append(study.config.name)
+        return thumbnails(study.record, study.config)
+
+    served = application(study.config.storage, open_images=open_images)
+    worst = min(study.points, key=lambda point: point["accuracy"])
+    for _ in range(2):
+        detail = ask_json(served, f"/data/digits/trial/{worst.trial}")
+        named = {str(row[0]) for side in ("only_dense", "only_compressed") for row in detail["answers"][side]["images"]}
+        assert detail["thumbnails"].keys() == named != set()
+        assert all(address.startswith("data:image/png;base64,") for address in detail["thumbnails"].values())
+    assert opened == ["digits"]
+
+    def refuse(study):
+        raise DataError("there is no folder images")
+
+    detail = ask_json(application(study.config.storage, open_images=refuse), f"/data/digits/trial/{worst.trial}")
+    assert detail["no_thumbnails"] == "there is no folder images"
+    assert "thumbnails" not in ask_json(application(study.config.storage), f"/data/digits/trial/{worst.trial}")
