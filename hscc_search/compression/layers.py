@@ -60,7 +60,7 @@ class RegionConv2d(nn.Module):
     def __init__(self, layer: nn.Conv2d, form: LayerForm, group: int) -> None:
         super().__init__()
         self.form = form
-        self.kernel_reach = tuple(d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+        self.kernel_reach = kernel_reach(layer)
         self.stride = layer.stride
         self.whole = len(form.pieces) == 1
         self.zeros = conv_padding(layer)
@@ -180,6 +180,12 @@ def group_modules(module: nn.Module) -> list[nn.Module]:
 def region_modules(module: nn.Module) -> list[nn.Module]:
     """The modules that :func:`build` made for the regions of one group: two stages each, or one where it is dense."""
     return list(module.regions) if isinstance(module, RegionConv2d) else [module]
+
+
+def kernel_reach(layer: nn.Conv2d) -> tuple[int, int]:
+    """The rows and columns of the input that one output position sees."""
+    rows, columns = (d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True))
+    return rows, columns
 
 
 def conv_padding(layer: nn.Conv2d) -> Padding:

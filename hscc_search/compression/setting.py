@@ -38,6 +38,9 @@ class Setting:
             do not hold on other images.
         weight_price: with a budget of FLOPs, the number of multiply-adds that a weight is worth beside those that it
             takes, 0 or more. With 0 only FLOPs count.
+        copy_price: with a budget of FLOPs, the number of multiply-adds that a value is worth which is copied into or
+            out of a region, 0 or more. With 0 regions are chosen for their FLOPs alone, and can cost more time than
+            they save.
         rank_multiple: divisor of the total rank of each region: kernels are fast at certain widths.
         region_strategy: a key of :data:`hscc_search.compression.division.regions.STRATEGIES`.
         cluster_strategy: a key of :data:`hscc_search.compression.division.clusters.STRATEGIES`.
@@ -57,6 +60,7 @@ class Setting:
     budget_of: BudgetOf = "flops"
     region_gain: float = 0.1
     weight_price: float = 3.0
+    copy_price: float = 0.0
     rank_multiple: int = 1
     region_strategy: RegionStrategy = "grid"
     cluster_strategy: ClusterStrategy = "coactivation"
@@ -74,8 +78,9 @@ class Setting:
             raise CompressionError(f"a budget is of {' or '.join(get_args(BudgetOf))}, not of {self.budget_of!r}")
         if not 0 <= self.region_gain <= 1:
             raise CompressionError(f"region_gain must be from 0 to 1, not {self.region_gain}")
-        if not 0 <= self.weight_price < math.inf:
-            raise CompressionError(f"weight_price must be a finite number, 0 or more, not {self.weight_price}")
+        for name in ("weight_price", "copy_price"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise CompressionError(f"{name} must be a finite number, 0 or more, not {getattr(self, name)}")
         if self.rank_multiple < 1:
             raise CompressionError(f"rank_multiple must be 1 or more, not {self.rank_multiple}")
         self.division  # noqa: B018  (checks its values)

@@ -12,6 +12,8 @@ Precision = Literal["float32", "int8"]
 RankMultiple = Annotated[int, Field(ge=1, le=64)]
 # The largest ratio of dense to compressed FLOPs that is asked for.
 MOST_BUDGET = 10_000
+# What copying a value takes in multiply-adds, where time is asked for: see "Regions chosen for time" in FINDINGS.md.
+COPY_PRICE = 100.0
 
 
 class CompressionConfig(Section):
@@ -39,6 +41,14 @@ class CompressionConfig(Section):
         le=1e6,
         description="with a budget, multiply-adds that a weight is worth beside those that it takes: fully connected "
         "layers have few, and with 0 stay large in file and memory for hardly any accuracy",
+    )
+    copy_price: float | None = Field(
+        None,
+        ge=0,
+        le=1e6,
+        description="with a budget, multiply-adds that a value is worth which is copied into or out of a region; "
+        f"without it {COPY_PRICE:g} where latency is an objective or a constraint, so that regions are where they save "
+        "time, else 0",
     )
     rank_multiple: RankMultiple = Field(
         1, description="divisor of the total rank of each region; 8 or 16 suit the kernels of most processors"

@@ -23,7 +23,7 @@ from hscc_search.config.metrics import (
     section_or_function,
 )
 from hscc_search.config.section import Section
-from hscc_search.config.space import CompressionConfig, SpaceConfig
+from hscc_search.config.space import COPY_PRICE, CompressionConfig, SpaceConfig
 from hscc_search.config.study_file import find_study_file, read_study_file
 from hscc_search.config.yaml_file import shown
 from hscc_search.errors import ConfigError, quoted, shortened
@@ -188,28 +188,29 @@ class StudyConfig(Section):
     def from_stored(cls, tree: dict[str, Any], origin: str) -> "StudyConfig":
         """Check a tree that :meth:`stored` gave, in this version or an earlier one.
 
-        0.1.0 had no ``training.when`` and always trained the network of a user's own function, and a
-        weight had no price.
+        0.1.0 had no ``training.when`` and always trained the network of a user's own function, and weights
+        and copies had no price.
 
         Raises:
             ConfigError: as :meth:`from_tree`.
         """
         training = {"when": "always", **tree.get("training", {})}
-        compression = {"weight_price": 0, **tree.get("compression", {})}
+        compression = {"weight_price": 0, "copy_price": 0, **tree.get("compression", {})}
         return cls.from_tree({**tree, "training": training, "compression": compression}, origin)
 
     def as_started(self, before: "StudyConfig") -> "StudyConfig":
         """The same study, with what its file does not say as it was started.
 
-        These are ``training.when``, ``compression.weight_price``, mean and std.
+        These are ``training.when``, the prices of ``compression``, mean and std.
         """
         data, training, compression = self.data, self.training, self.compression
         if data.normalisation == before.data.normalisation == "dataset" and not data.mean:
             data = data.normalised_by(before.data.mean, before.data.std)
         if "when" not in training.model_fields_set:
             training = training.model_copy(update={"when": before.training.when})
-        if "weight_price" not in compression.model_fields_set:
-            compression = compression.model_copy(update={"weight_price": before.compression.weight_price})
+        for price in ("weight_price", "copy_price"):
+            if price not in compression.model_fields_set:
+                compression = compression.model_copy(update={price: getattr(before.compression, price)})
         return self.model_copy(update={"data": data, "training": training, "compression": compression})
 
     def with_paths(self, data: Path | None, checkpoint: Path | None) -> "StudyConfig":
@@ -235,6 +236,14 @@ class StudyConfig(Section):
     def asked_metrics(self) -> tuple[str, ...]:
         """The metrics that objectives, constraints and columns name, and the study's own, each once."""
         return tuple(dict.fromkeys([*(name for _, name in self._metrics_by_key()), *self.metrics]))
+
+    @property
+    def copy_price(self) -> float:
+        """The multiply-adds that a copied value is worth: time has a price where an objective or a bound is on it."""
+        given = self.compression.copy_price
+        if given is not None:
+            return given
+        return COPY_PRICE if "latency" in (*self.objectives, *(bound.metric for bound in self.constraints)) else 0.0
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Check that the classes that metrics name are among those of the images.

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from hscc_search.config import DEFAULT_STORAGE, BudgetRange, SpaceConfig, StudyConfig
+from hscc_search.config.space import COPY_PRICE
 from hscc_search.errors import ConfigError, quoted
 
 # What hscc-search 0.1.0 stored of three studies: those that come with the package, and one of defaults alone.
@@ -240,6 +241,32 @@ def test_a_study_of_the_version_before_reads_as_what_it_is(tree):
     assert with_keys_of(tree, config.stored()) == tree
     assert (config.data.copies, config.data.class_level) == ("near", None)
     assert config.training.when == "always"  # as 0.1.0 did
+
+
+@pytest.mark.parametrize(
+    ("changes", "price"),
+    [
+        ({}, 0),
+        ({"objectives": ["latency", "accuracy"]}, COPY_PRICE),
+        ({"constraints": [{"metric": "latency", "at_most": 5}]}, COPY_PRICE),
+        ({"objectives": ["latency", "accuracy"], "compression.copy_price": 0}, 0),
+        ({"compression.copy_price": 7}, 7),
+    ],
+)
+def test_copies_have_a_price_where_time_is_asked_for(study_file, changes, price):
+    config = StudyConfig.from_file(study_file(changes))
+    assert config.copy_price == price
+    assert StudyConfig.from_stored(config.stored(), "storage").copy_price == price
+
+
+def test_a_study_of_the_version_before_goes_on_without_prices(study_file):
+    now = StudyConfig.from_file(study_file({"objectives": ["latency", "accuracy"]}))
+    tree = now.stored()
+    del tree["compression"]["copy_price"], tree["compression"]["weight_price"]
+    before = StudyConfig.from_stored(tree, "storage")
+    assert (before.copy_price, before.compression.weight_price) == (0, 0)
+    assert now.as_started(before).differences(before) == []
+    assert now.as_started(before).copy_price == 0
 
 
 def with_keys_of(before, tree):

@@ -49,12 +49,13 @@ def design_by_budget(
             f"the lowest rank everywhere gives {total / (fixed + least):.3g}x, since "
             f"{1 - fixed / total:.0%} of the {setting.budget_of} are in layers that can be compressed"
         )
-    weight_price = 0.0
-    if setting.budget_of == "flops" and setting.weight_price:
-        weight_price = setting.weight_price * relax(_groups(menus), limit).price
-        menus = [menu.with_priced_weights(weight_price) for menu in menus]
+    prices = (0.0, 0.0)
+    if setting.budget_of == "flops" and (setting.weight_price or setting.copy_price):
+        price = relax(_groups(menus), limit).price
+        prices = (setting.weight_price * price, setting.copy_price * price)
+        menus = [menu.with_prices(*prices) for menu in menus]
     if setting.region_gain > 0:
-        menus = _divided_where_it_pays(calibration, records, menus, setting, limit, weight_price)
+        menus = _divided_where_it_pays(calibration, records, menus, setting, limit, prices)
     choices = solve(_groups(menus), limit)
     designs = {}
     for record, menu in zip(records, menus, strict=True):
@@ -80,7 +81,7 @@ def _divided_where_it_pays(
     menus: list[LayerMenu],
     setting: Setting,
     limit: int,
-    weight_price: float,
+    prices: tuple[float, float],
 ) -> list[LayerMenu]:
     """Undo the division into regions of each layer where it gains less than the setting asks for."""
     if all(len(menu.partition.blocks[0]) == 1 for menu in menus):
@@ -90,7 +91,7 @@ def _divided_where_it_pays(
     for record, menu in zip(records, menus, strict=True):
         if len(menu.partition.blocks[0]) > 1:
             undivided = replace(setting.of(record.name).division, region_strategy="none", regions=1)
-            whole = _menu(calibration, record, undivided, setting).with_priced_weights(weight_price)
+            whole = _menu(calibration, record, undivided, setting).with_prices(*prices)
             if menu.priced(price) > (1 - setting.region_gain) * whole.priced(price):
                 menu = whole
         worthwhile.append(menu)

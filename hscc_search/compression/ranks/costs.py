@@ -1,6 +1,10 @@
-"""The cost of a block of a layer, by its rank and by the number of input channels that its filters see."""
+"""The cost of a block of a layer, by its rank and by the number of input channels that its filters see.
+
+Beside it the values that a divided map copies: no multiply-adds, but time in every runtime.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +13,8 @@ from torch import nn
 from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.division.partition import Block, Partition
+from hscc_search.compression.division.regions import pieces
+from hscc_search.compression.layers import kernel_reach
 from hscc_search.compression.setting import BudgetOf
 
 
@@ -88,3 +94,31 @@ def block_costs(
     taps = layer.weight[0, 0].numel()
     input_area = math.prod(record.inputs.size) if record.inputs is not None else 0
     return [[BlockCost(block, input_channels, taps, input_area, of) for block in blocks] for blocks in partition.blocks]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The values that are copied where a map is divided: each piece is cut out of the input, and joined to the output.
+
+    Attributes:
+        inputs: number of input positions that the pieces see, with those that several see; 0 if there is one piece.
+    """
+
+    inputs: int
+
+    @classmethod
+    def of_layer(cls, calibration: Calibration, record: LayerRecord, partition: Partition) -> "Copies":
+        """Count the input positions of a layer's pieces."""
+        layer, cut = calibration.network.get_submodule(record.name), pieces(partition.labels)
+        if len(cut) == 1 or not isinstance(layer, nn.Conv2d):
+            return cls(0)
+        spans = [(piece.bottom - piece.top, piece.right - piece.left) for piece in cut]
+        (down, right), (tall, wide) = layer.stride, kernel_reach(layer)
+        return cls(sum(((rows - 1) * down + tall) * ((columns - 1) * right + wide) for rows, columns in spans))
+
+    def of(self, costs: Sequence[BlockCost], input_rank: int | None) -> int:
+        """The number of values that one group copies at an input rank, in and out."""
+        if not self.inputs:
+            return 0
+        channels = costs[0].input_channels if input_rank is None else input_rank
+        return self.inputs * channels + sum(cost.block.area * cost.output_channels for cost in costs)

@@ -13,7 +13,7 @@ from hscc_search.compression.calibration.calibrate import Calibration
 from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.division.partition import Block, Partition
 from hscc_search.compression.form import RegionRanks
-from hscc_search.compression.ranks.costs import BlockCost, block_costs
+from hscc_search.compression.ranks.costs import BlockCost, Copies, block_costs
 from hscc_search.compression.ranks.energy import raise_to_total
 from hscc_search.compression.ranks.losses import input_loss, input_ranks, rank_losses
 from hscc_search.compression.ranks.options import Choice, Classes, Group, Options, least_priced
@@ -43,9 +43,10 @@ class BlockMenu:
         eigenvalues = self.block.eigenvalues
         return raise_to_total(eigenvalues, [0] * len(eigenvalues), int(self.total_ranks[position]))
 
-    def with_priced_weights(self, price: float) -> "BlockMenu":
-        """The same options, whose losses hold the price of their weights as well."""
-        return replace(self, options=replace(self.options, losses=self.options.losses + price * self.weights))
+    def with_prices(self, of_weight: float, of_copies: float) -> "BlockMenu":
+        """The same options, whose losses hold the price of each weight, and that of all copies, as well."""
+        losses = self.options.losses + of_weight * self.weights + of_copies
+        return replace(self, options=replace(self.options, losses=losses))
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,24 @@ class Variant:
     Attributes:
         input_rank: number of channels that the group's input is brought to, None for all of them.
         menus: of each block.
+        copies: number of values that are copied into and out of the pieces of the map; 0 where it is not divided.
     """
 
     input_rank: int | None
     menus: tuple[BlockMenu, ...]
+    copies: int
 
     @property
     def classes(self) -> Classes:
         """The options of each block."""
         return [menu.options for menu in self.menus]
+
+    def with_prices(self, of_weight: float, of_copy: float) -> "Variant":
+        """The same options, whose losses hold the prices of weights and of copies as well."""
+        first, *others = self.menus  # all blocks share the copies, which are those of the first
+        of_copies = of_copy * self.copies
+        menus = (first.with_prices(of_weight, of_copies), *(menu.with_prices(of_weight, 0.0) for menu in others))
+        return replace(self, menus=menus)
 
 
 @dataclass(frozen=True)
@@ -86,15 +96,9 @@ class LayerMenu:
         """The least sum of losses and priced costs, with the best option of each block."""
         return sum(min(least_priced(classes, price) for classes in group) for group in self.groups())
 
-    def with_priced_weights(self, price: float) -> "LayerMenu":
-        """The same options, whose losses hold the price of their weights as well."""
-        variants = tuple(
-            tuple(
-                replace(variant, menus=tuple(menu.with_priced_weights(price) for menu in variant.menus))
-                for variant in group
-            )
-            for group in self.variants
-        )
+    def with_prices(self, of_weight: float, of_copy: float) -> "LayerMenu":
+        """The same options, whose losses hold the prices of weights and of copies as well."""
+        variants = tuple(tuple(variant.with_prices(of_weight, of_copy) for variant in group) for group in self.variants)
         return replace(self, variants=variants)
 
     def chosen(self, choices: Sequence[Choice]) -> tuple[tuple[tuple[RegionRanks, ...], ...], tuple[int | None, ...]]:
@@ -126,11 +130,11 @@ def layer_menu(
         multiple: divisor of total ranks and input ranks.
         budget_of: the cost that is counted.
     """
-    groups = []
+    groups, copies = [], Copies.of_layer(calibration, record, partition)
     for costs in block_costs(calibration, record, partition, budget_of):
         losses = [rank_losses(cost.block, multiple) for cost in costs]
         candidates = input_ranks(record, costs[0].input_channels, multiple)
-        groups.append(tuple(_variant(calibration, record, costs, losses, input_rank) for input_rank in candidates))
+        groups.append(tuple(_variant(calibration, record, costs, losses, rank, copies) for rank in candidates))
     return LayerMenu(partition, tuple(groups))
 
 
@@ -140,6 +144,7 @@ def _variant(
     costs: list[BlockCost],
     losses: list[tuple[np.ndarray, np.ndarray]],
     input_rank: int | None,
+    copies: Copies,
 ) -> Variant:
     """The menus of a group's blocks at one input rank.
 
@@ -149,12 +154,13 @@ def _variant(
         costs: of each block.
         losses: total ranks of each block and their losses, see :func:`rank_losses`.
         input_rank: see :class:`Variant`.
+        copies: of the layer.
     """
     menus = []
     for number, (cost, (total_ranks, losses_of_ranks)) in enumerate(zip(costs, losses, strict=True)):
         loss = input_loss(calibration, record, cost, input_rank)
         menus.append(_block_menu(cost, total_ranks, losses_of_ranks + loss, input_rank, with_encoder=number == 0))
-    return Variant(input_rank, tuple(menus))
+    return Variant(input_rank, tuple(menus), copies.of(costs, input_rank))
 
 
 def _block_menu(
