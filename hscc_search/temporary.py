@@ -212,7 +212,7 @@ def _take_over(lock: Path, temporary: Path) -> int | None:
 
 
 def _is_open_at(handle: int, path: Path) -> bool:
-    """Whether a descriptor is of the file that is at ``path`` now."""
+    """Tell whether a descriptor is of the file that is at ``path`` now."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

@@ -130,7 +130,7 @@ def give_attributes(module: nn.Module, layer: nn.Module) -> None:
 
 
 def adds_to(module: nn.Module, *bases: type[nn.Module]) -> bool:
-    """Whether the class of a module may compute otherwise than the first of ``bases`` that it is derived from."""
+    """Tell whether the class of a module may compute otherwise than the first of ``bases`` that it is derived from."""
     for module_class in type(module).__mro__:
         if module_class in bases:
             return False

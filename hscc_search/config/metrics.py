@@ -26,7 +26,7 @@ Metric = Annotated[str, Field(min_length=1)]
 
 
 def known_metric(name: str) -> bool:
-    """Whether a name is that of a metric that comes with the package."""
+    """Tell whether a name is that of a metric that comes with the package."""
     if name in METRICS:
         return True
     kind, _, of = name.partition(":")
@@ -45,17 +45,17 @@ def class_of(metric: str) -> str | None:
 
 
 def less_is_better(metric: str) -> bool:
-    """Whether less is better of a metric that comes with the package."""
+    """Tell whether less is better of a metric that comes with the package."""
     return metric in COSTS or metric in _LOSSES
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric comes with the package and lies between 0 and 1."""
+    """Tell whether a metric comes with the package and lies between 0 and 1."""
     return known_metric(metric) and metric not in (*COSTS, "log_loss")
 
 
 def needs_scores(metric: str) -> bool:
-    """Whether a metric needs the scores of the classes: all do but costs and those of the predicted classes."""
+    """Tell whether a metric needs the scores of the classes: all do but costs and those of the predicted classes."""
     return metric not in COSTS and metric not in _OF_CLASSES and metric.split(":")[0] not in ("recall", "specificity")
 
 

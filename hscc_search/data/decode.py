@@ -48,7 +48,7 @@ def read_image(path: Path, config: DataConfig) -> Image.Image:
 
 
 def _has_sixteen_bits(image: Image.Image) -> bool:
-    """Whether values go from 0 to 65535; Pillow has read some PNG of 16 bits as mode I."""
+    """Tell whether values go from 0 to 65535; Pillow has read some PNG of 16 bits as mode I."""
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
 
 

@@ -236,7 +236,7 @@ def _check_formats(tree: _Tree, images: Sequence[Path], level: int) -> tuple[Pat
 
 
 def _begins_as_image(path: Path) -> bool:
-    """Whether a file begins as PNG, JPEG, GIF, TIFF, WebP or DICOM do, whatever it is called."""
+    """Tell whether a file begins as PNG, JPEG, GIF, TIFF, WebP or DICOM do, whatever it is called."""
     if not path.is_file():
         return False
     try:

@@ -37,7 +37,7 @@ def leaks(copies: np.ndarray, groups: np.ndarray, sides: np.ndarray, names: tupl
 
 
 def _on_two_sides(groups: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Whether the group of each image has images on two sides."""
+    """Tell whether the group of each image has images on two sides."""
     _, group = np.unique(groups, return_inverse=True)
     present = np.zeros((group.max() + 1, len(PARTS)), bool)
     present[group, sides] = True

@@ -168,7 +168,7 @@ def _channels(images: torch.Tensor) -> str:
 
 
 def _differ(one: torch.Tensor, other: torch.Tensor, answers: torch.Tensor, tolerance: float) -> bool:
-    """Whether two answers to the same image differ by more than rounding explains; equal NaN do not."""
+    """Tell whether two answers to the same image differ by more than rounding explains; equal NaN do not."""
     spread = (answers - answers.mean(0)).abs().nan_to_num(0, 0, 0).max()
     allowed = tolerance * spread + _ROUNDING * answers.abs().nan_to_num(0, 0, 0).max()
     return not torch.allclose(one, other, rtol=0, atol=float(allowed), equal_nan=True)

@@ -58,7 +58,7 @@ class Opened:
 
     @property
     def trained_elsewhere(self) -> bool:
-        """Whether the weights come from a checkpoint or with the network, trained on images that are not known."""
+        """Tell whether the weights come from a checkpoint or with the network, trained on images that are not known."""
         return self.given or self.config.model.checkpoint is not None
 
 
@@ -250,7 +250,7 @@ def _trained_before(opened: Opened, weights: str | None) -> tuple[Path, ...]:
 
 
 def _knows_something(opened: Opened) -> bool:
-    """Whether a network is right more often on validation images than one that always names the commonest class."""
+    """Tell whether a network is right more often on validation images than naming the commonest class always is."""
     validation = opened.parts.validation
     predicted = predict(opened.network.to(opened.device), validation, opened.config.data, opened.device).argmax(axis=1)
     accuracy = float((predicted == validation.labels).mean())

@@ -157,7 +157,7 @@ def _unwrapped(content: Any, path: Path) -> Checkpoint:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether a value is a state dict: named tensors, perhaps with a few plain values among them."""
+    """Tell whether a value is a state dict: named tensors, perhaps with a few plain values among them."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         return False
     kinds = [isinstance(entry, torch.Tensor) for entry in value.values()]
@@ -166,7 +166,7 @@ def _is_state(value: Any) -> bool:
 
 
 def _has_state(value: Any) -> bool:
-    """Whether a value is a state dict, or holds one in a few wrappers."""
+    """Tell whether a value is a state dict, or holds one in a few wrappers."""
     level = [value]
     for _ in range(_DEEPEST):
         if any(map(_is_state, level)):
@@ -202,7 +202,7 @@ def check_values(tensors: Mapping[str, torch.Tensor], origin: str) -> None:
 
 
 def all_finite(value: torch.Tensor) -> bool:
-    """Whether all values are. The sum, which takes a tenth of the time, is finite only if they are; it may overflow."""
+    """Tell whether all values are finite. The sum takes a tenth of the time, and is finite only if they are."""
     if not (value.is_floating_point() or value.is_complex()):
         return True
     # Narrow types of 8 bits have no `isfinite` of their own.

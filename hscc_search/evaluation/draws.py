@@ -34,5 +34,5 @@ def draw_counts(images: int, draws: int, seed: int, groups: np.ndarray | None = 
 
 
 def alone(groups: np.ndarray) -> bool:
-    """Whether each image is a group of its own."""
+    """Tell whether each image is a group of its own."""
     return len(np.unique(groups)) == len(groups)

@@ -41,7 +41,7 @@ class Truth:
 
     @property
     def maps(self) -> bool:
-        """Whether answers are maps, whose metrics were stored on :data:`OWN_DRAWS` draws."""
+        """Tell whether answers are maps, whose metrics were stored on :data:`OWN_DRAWS` draws."""
         return self.labels.ndim > 1
 
 

@@ -115,7 +115,7 @@ def hypervolume_history(
 
 
 def stagnant(history: Sequence[float], patience: int, tolerance: float = 1e-3) -> bool:
-    """Whether the last trials have hardly raised the hypervolume.
+    """Tell whether the last trials have hardly raised the hypervolume.
 
     Args:
         history: from :func:`hypervolume_history`.

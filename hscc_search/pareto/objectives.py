@@ -25,12 +25,12 @@ class Objective:
 
     @property
     def on_images(self) -> bool:
-        """Whether the metric depends on the validation images; costs do not."""
+        """Tell whether the metric depends on the validation images; costs do not."""
         return self.metric not in COSTS
 
     @property
     def on_scores(self) -> bool:
-        """Whether the metric needs the scores of all classes, and not only the predicted ones."""
+        """Tell whether the metric needs the scores of all classes, and not only the predicted ones."""
         return needs_scores(self.metric)
 
     @property
@@ -86,7 +86,7 @@ def excesses(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, flo
 
 
 def needs_latency(config: StudyConfig) -> bool:
-    """Whether trials of a study measure latency."""
+    """Tell whether trials of a study measure latency."""
     return "latency" in (*config.objectives, *(constraint.metric for constraint in config.constraints))
 
 

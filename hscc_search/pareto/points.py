@@ -79,7 +79,7 @@ class Point(Measured):
 
     @property
     def feasible(self) -> bool:
-        """Whether all constraints are kept."""
+        """Tell whether all constraints are kept."""
         return not any(self.violations.values())
 
 

@@ -75,7 +75,7 @@ def read_token(path: Path) -> str:
 
 
 def is_local(host: str) -> bool:
-    """Whether a name or an address is only reached from this machine."""
+    """Tell whether a name or an address is only reached from this machine."""
     if host.lower() == "localhost":
         return True
     try:

@@ -47,7 +47,7 @@ def _merge_with_cut_before(graph: ir.Graph, cut: ir.Node) -> None:
 
 
 def _pools_nothing(pool: ir.Node) -> bool:
-    """Whether a pool takes single positions, each once, and adds nothing around them."""
+    """Tell whether a pool takes single positions, each once, and adds nothing around them."""
     only = {"kernel_shape": 1, "strides": 1, "pads": 0}
     values = [(name, pool.attributes.get(name)) for name in only]
     given = all(found is None or set(found.as_ints()) == {only[name]} for name, found in values)
@@ -96,7 +96,7 @@ def _clip_pieces(graph: ir.Graph, joined: ir.Value) -> None:
 
 
 def _is_join(value: ir.Value | None) -> bool:
-    """Whether a value is joined from pieces and used by a single node."""
+    """Tell whether a value is joined from pieces and used by a single node."""
     producer = value.producer() if value is not None else None
     if value is None or producer is None or producer.op_type != "Concat":
         return False

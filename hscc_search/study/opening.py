@@ -45,7 +45,7 @@ def open_again(record: StudyRecord, config: StudyConfig, device: str = "auto", r
 
 
 def _same_groups(opened: Opened, record: StudyRecord) -> bool:
-    """Whether the same validation images belong together as when the study was started."""
+    """Tell whether the same validation images belong together as when the study was started."""
     groups, stored = opened.parts.validation.groups, record.groups
     if stored is None or alone(groups):
         return stored is None and alone(groups)

@@ -89,7 +89,7 @@ def same_weights(first, second):
 
 
 def is_factored(layer):
-    """Whether a layer of a plan has a region that does not stay dense."""
+    """Tell whether a layer of a plan has a region that does not stay dense."""
     return any(ranks is not None for regions in layer.ranks for ranks in regions)
 
 

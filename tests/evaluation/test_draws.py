@@ -36,7 +36,7 @@ PATIENTS, SLICES = 60, 8
 
 
 def correlated(generator, studies):
-    """Whether a network is right on the slices of patients of which some are hard: accuracy 0.75 in truth."""
+    """Tell whether a network is right on the slices of patients of which some are hard: accuracy 0.75 in truth."""
     ease = generator.beta(1.5, 0.5, size=(studies, PATIENTS, 1))
     return generator.random((studies, PATIENTS, SLICES)) < ease
 

@@ -50,7 +50,7 @@ def counted(cloud, size):
 
 
 def inside(point, size):
-    """Whether a point is better than the reference in every objective."""
+    """Tell whether a point is better than the reference in every objective."""
     return all(
         point[objective.metric] > 0 if objective.maximise else point[objective.metric] < SIDE
         for objective in ALL[:size]

@@ -227,7 +227,7 @@ def test_slow_askers_keep_nobody_waiting_and_are_closed(study):
 
 
 def closed(connection):
-    """Whether the other side has closed a connection."""
+    """Tell whether the other side has closed a connection."""
     connection.setblocking(False)
     try:
         return connection.recv(100) == b""

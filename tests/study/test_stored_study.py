@@ -47,7 +47,7 @@ def test_starts_come_first_and_every_point_has_all_metrics(bounded_url):
 
 
 def same(study, other):
-    """Whether two studies say the same, as their fields are compared, and of each trial."""
+    """Tell whether two studies say the same, as their fields are compared, and of each trial."""
     assert study == other
     assert study.confidence.probability == other.confidence.probability
     assert study.hypervolumes() == other.hypervolumes()

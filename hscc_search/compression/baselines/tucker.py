@@ -59,7 +59,7 @@ def _ladders(calibration: Calibration, layers: Sequence[Target]) -> dict[str, La
 
 
 def _is_matrix(layer: nn.Conv2d | nn.Linear, colours: int) -> bool:
-    """Whether a layer is decomposed along its output mode alone."""
+    """Tell whether a layer is decomposed along its output mode alone."""
     return isinstance(layer, nn.Linear) or prod(layer.kernel_size) == 1 or layer.in_channels == colours
 
 

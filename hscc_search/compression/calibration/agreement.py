@@ -1,4 +1,4 @@
-"""Whether a copy of a network that was rewritten answers as the network does."""
+"""The comparison of a rewritten copy of a network with the network itself: both must answer alike."""
 
 import copy
 import math
@@ -79,7 +79,7 @@ class Answers:
 
     @torch.no_grad()
     def same_in_double(self, one: nn.Module, other: nn.Module) -> bool:
-        """Whether two networks in double precision answer alike."""
+        """Tell whether two networks in double precision answer alike."""
         try:
             images = self.images.double()
             return _distance(_answers(other, images), _answers(one, images)) <= _DOUBLE
@@ -87,7 +87,7 @@ class Answers:
             return False
 
     def holds(self, network: nn.Module) -> bool:
-        """Whether a rewritten copy answers as the network does."""
+        """Tell whether a rewritten copy answers as the network does."""
         return self.problem(network)[0] is None
 
     @torch.no_grad()

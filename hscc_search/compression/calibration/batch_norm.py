@@ -107,7 +107,7 @@ def _absorb_harmless(network: nn.Module, folds: list[Fold], before: Answers) -> 
 
 
 def _same_in_double(network: nn.Module, folds: list[Fold], before: Answers) -> bool:
-    """Whether folding changes nothing but the rounding of weights, which may show where answers hardly vary."""
+    """Tell whether folding changes nothing but the rounding of weights, which may show where answers hardly vary."""
     unfolded = copied(network).double()
     folded = copied(unfolded)
     absorb(folded, folds)
@@ -200,14 +200,14 @@ def _find_folds(network: nn.Module, image: torch.Tensor) -> list[Fold]:
 
 
 def _is_fixed(norm: Any) -> bool:
-    """Whether a batch norm is the same affine map for every image, and nothing else."""
+    """Tell whether a batch norm is the same affine map for every image, and nothing else."""
     own_hooks = norm._forward_hooks or norm._forward_pre_hooks
     plain = not adds_to(norm, nn.BatchNorm1d, nn.BatchNorm2d) or type(norm).__module__.startswith("timm.layers.")
     return norm.running_mean is not None and not norm.training and plain and not own_hooks
 
 
 def _match(layer: Any, norm: Any) -> bool:
-    """Whether the batch norm is of the kind that takes the layer's output."""
+    """Tell whether the batch norm is of the kind that takes the layer's output."""
     return (isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)) or (
         isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
     )

@@ -155,7 +155,7 @@ def _as_it_is(value: Any) -> tuple[torch.Tensor, int] | None:
 
 
 def _is_still(before: tuple[torch.Tensor, int] | None, value: Any) -> bool:
-    """Whether a value is the same tensor as before, and has not been changed in place."""
+    """Tell whether a value is the same tensor as before, and has not been changed in place."""
     return before is not None and before[0] is value and before[1] == value._version
 
 
@@ -172,7 +172,7 @@ def _find(network: nn.Module, image: torch.Tensor) -> dict[str, nn.Module]:
 
 
 def _may_compute_its_weight(module: nn.Module) -> bool:
-    """Whether a module may be more than a plain layer, and watching or replacing it loses nothing else."""
+    """Tell whether a module may be more than a plain layer, and watching or replacing it loses nothing else."""
     if isinstance(module, (nn.Conv2d, nn.Linear)) and computes_otherwise(module) is None:
         return False
     hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
@@ -261,7 +261,7 @@ def _described(name: str, layer: Any) -> PlainLayer:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two plain layers are the same, to the last bit."""
+    """Tell whether two plain layers are the same, to the last bit."""
     same_bias = one.bias is other.bias is None or (
         one.bias is not None and other.bias is not None and torch.equal(one.bias, other.bias)
     )

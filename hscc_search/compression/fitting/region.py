@@ -36,7 +36,7 @@ class RegionFit:
 
     @property
     def is_factored(self) -> bool:
-        """Whether the region has basis filters and a recombination in the compressed layer."""
+        """Tell whether the region has basis filters and a recombination in the compressed layer."""
         return isinstance(self.module, nn.Sequential)
 
     def finish(self) -> None:

@@ -32,7 +32,7 @@ def of_this_process(trial: FrozenTrial) -> bool:
 
 
 def at_work(trial: FrozenTrial) -> bool:
-    """Whether a trial has a worker that is alive, as far as can be known."""
+    """Tell whether a trial has a worker that is alive, as far as can be known."""
     if trial.state != TrialState.RUNNING or process_ended(trial):
         return False
     alive = trial.system_attrs.get(ALIVE)
@@ -51,7 +51,7 @@ def _on_this_machine(trial: FrozenTrial) -> bool:
 
 
 def process_ended(trial: FrozenTrial) -> bool:
-    """Whether a trial's worker was a process of this machine that has ended."""
+    """Tell whether a trial's worker was a process of this machine that has ended."""
     if not _on_this_machine(trial):
         return False
     _, number, began = worker_of(trial).split(":")

@@ -260,7 +260,7 @@ class Ledger:
         return self._storage.get_trial(self._storage.create_new_trial(self.study._study_id, template))
 
     def _still_wanted(self, sample: Sample, trials: Sequence[FrozenTrial], known: int, wanted: int) -> bool:
-        """Whether a trial is still wanted, and none that came after the first ``known`` ones has its sample."""
+        """Tell whether a trial is still wanted, and none that came after the first ``known`` ones has its sample."""
         taken = {self.space.key(trial.params) for trial in trials[known:] if refines(trial) is None}
         return _count_not_failed(trials) < wanted and self.space.key(sample) not in taken
 
