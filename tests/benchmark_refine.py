@@ -3,7 +3,8 @@
 Compresses a network on the MRI set by several methods at several budgets on several splits, refines what came out, and
 rounds HSCC's to 8-bit integers. Prints, for each stage, the divergence from the dense network on the validation and the
 test part, and accuracies minus the dense network's in points with one standard error over all images of all splits,
-paired; of integers the size of the file against the dense network's weights. No label is read but to measure::
+paired; of integers the size of the file against the dense network's weights; and how far HSCC is ahead of each other
+method, paired, in points and in times of the divergence. No label is read but to measure::
 
     python tests/benchmark_refine.py DIR [--model alexnet] [--size 224] [--epochs 60] [--splits 0,1,2] [--budgets 6,12]
                                      [--methods hscc,tucker2] [--int8] [--weights FOLDER] [--results FILE]
@@ -129,6 +130,30 @@ def in_words(rows, stage, part):
     return f"{divergence:.4f} {points.mean():+.2f} ± {points.std() / np.sqrt(len(points)):.2f}"
 
 
+def lead(first, others, stage, part):
+    """The points by which one method is right more often than another, paired, and how many times nearer it is."""
+    pairs = [(of_split, others[split]) for split, of_split in first.items() if split in others]
+    pairs = [[row["stages"][stage][part] for row in pair] for pair in pairs]
+    points = 100 * np.concatenate([np.subtract(ours["right"], theirs["right"]) for ours, theirs in pairs])
+    ratio = np.mean([theirs["divergence"] for _, theirs in pairs]) / np.mean([ours["divergence"] for ours, _ in pairs])
+    return f"{points.mean():+.2f} ± {points.std() / np.sqrt(len(points)):.2f}, {ratio:.2f}"
+
+
+def print_leads(rows):
+    """How far HSCC is ahead of each other method on the splits that both were measured on."""
+    by_network = {}
+    for row in rows:
+        by_network.setdefault((row["budget"], row["method"]), {})[row["split"]] = row
+    columns = [f"{stage}, {part}" for stage in STAGES[:2] for part in PARTS]
+    print(f"\n| HSCC ahead of | splits | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
+    for (budget, method), found in sorted(by_network.items()):
+        first = by_network.get((budget, "hscc"), {})
+        shared = len(first.keys() & found.keys())
+        if method != "hscc" and shared:
+            cells = [lead(first, found, stage, part) for stage in STAGES[:2] for part in PARTS]
+            print(f"| {budget:g}x, {method} | {shared} | {' | '.join(cells)} |")
+
+
 def print_table(rows):
     by_network = {}
     for row in rows:
@@ -174,6 +199,7 @@ def main():
                     file.write(f"{json.dumps(row)}\n")
             print(f"split {seed}, {method} at {budget:g}x: {row['seconds']}", flush=True)
     print_table(rows)
+    print_leads(rows)
 
 
 if __name__ == "__main__":
