@@ -150,7 +150,8 @@ class Study(stored_study.Study):
             device: where the network is built.
             report: told of each step.
             accept_loss: also an int8 trial that loses much on the test part.
-            formats: further files to write: ``pt2``, ``float16`` or ``uint8``.
+            formats: further files to write: ``pt2``, ``float16``, ``uint8``, ``openvino`` or ``executorch``; the last
+                two need packages of their own.
 
         Returns:
             The folder.

@@ -18,9 +18,14 @@ from hscc_search.cli.stopping import stoppable_bars
     type=click.Path(path_type=Path),
     help="Folder or table of images to measure the accuracy on: on the test part, where they are the study's.",
 )
-@click.option("--trust", is_flag=True, help="Import the functions of somebody's own that the folder names.")
+@click.option(
+    "--trust",
+    is_flag=True,
+    help="Import the functions of somebody's own that the folder names, and run its files for torch.export, OpenVINO "
+    "and ExecuTorch, which do not check what they load.",
+)
 def verify(folder: Path, data: Path | None, trust: bool) -> None:
-    """Compare all files of the exported folder DIR, and what both of its models answer, with those at export."""
+    """Compare all files of the exported folder DIR, and what its models answer, with those at export."""
     from hscc_search.export.verifying import accuracy_on
     from hscc_search.export.verifying import verify as verify_folder
 
@@ -28,8 +33,8 @@ def verify(folder: Path, data: Path | None, trust: bool) -> None:
     say(f"files: all {verified.files} are as exported, and there are no others")
     for name, gap in verified.gaps.items():
         say(f"{name}: answers as at export, scores differ by {gap:.1g} of the largest")
-    if verified.not_run is not None:
-        say(f"warning: the torch module was not run: {verified.not_run}")
+    for name, why in verified.not_run.items():
+        say(f"warning: {name} was not run: {why}")
     path = absolute(data)
     if path is None:
         return

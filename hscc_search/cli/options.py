@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,11 @@ def decimals(option: str, text: str) -> list[float]:
     if not all(map(math.isfinite, numbers)):
         raise click.BadParameter(f"{quoted(text)} must be finite numbers", param_hint=option)
     return list(dict.fromkeys(numbers))
+
+
+def names(texts: Iterable[str]) -> tuple[str, ...]:
+    """Read an option of names with commas between, which may be repeated; one that is there twice counts once."""
+    return tuple(dict.fromkeys(name.strip() for text in texts for name in text.split(",")))
 
 
 def naming_storage(storage: str) -> tuple[str, ...]:

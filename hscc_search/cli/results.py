@@ -14,6 +14,7 @@ from hscc_search.cli.options import (
     decimals,
     device_option,
     integers,
+    names,
     naming_storage,
     read_config,
     storage_option,
@@ -167,10 +168,10 @@ def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], 
 @click.option(
     "--format",
     "formats",
+    metavar="NAME,...",
     multiple=True,
-    type=click.Choice(["pt2", "float16", "uint8"]),
-    help="Write a further file: of torch.export, in 16-bit floats, or one that takes raw images of any size as uint8; "
-    "may be given several times.",
+    help="Write further files: pt2 of torch.export, float16 in 16-bit floats, uint8 that takes raw images of any size, "
+    "openvino, executorch; the last two need packages of their own.",
 )
 @click.option("--accept-loss", is_flag=True, help="Also an int8 trial that loses much on the test part.")
 @data_option
@@ -197,7 +198,7 @@ def export(
     from hscc_search.study.stored_study import read_study
 
     quiet_optuna()
-    extras, study = Extras(formats, accept_loss), read_study(storage, study_name)
+    extras, study = Extras(names(formats), accept_loss), read_study(storage, study_name)
     config = study.config.with_paths(absolute(data), absolute(checkpoint))
     if finetune is not None:
         config = config.finetuned(finetune)

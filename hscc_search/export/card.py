@@ -10,7 +10,7 @@ import yaml
 
 from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
-from hscc_search.config import IN_MEMORY, StudyConfig
+from hscc_search.config import IN_MEMORY, Shape, StudyConfig
 from hscc_search.evaluation.quality import Quality
 from hscc_search.export.folder import Metrics, Pictures, Results
 from hscc_search.pareto.objectives import title
@@ -139,7 +139,7 @@ def _of_files(metrics: Metrics, config: StudyConfig) -> dict[str, str]:
         "opset": str(metrics.onnx.get("opset", "?")),
         "operators": ", ".join(metrics.onnx.get("operators", ())),
         "int8": _int8(metrics),
-        "formats": _formats(metrics, config.data.channels == 1),
+        "formats": _formats(metrics, config.data.shape),
     }
 
 
@@ -275,15 +275,22 @@ def _int8(metrics: Metrics) -> str:
     )
 
 
-def _formats(metrics: Metrics, grey: bool) -> str:
-    """A list of the further files, and how each is run."""
+def _formats(metrics: Metrics, shape: Shape) -> str:
+    """A list of the further files, and how each is run; ``shape`` is of one image."""
+    mode = "L" if shape[0] == 1 else "RGB"
     words = {
         "model.pt2": 'the torch module for torch alone: `torch.export.load("model.pt2").module()(pixels)`; as any such '
         "file it can run code when it is loaded, so take it from nobody whom you do not trust",
         "model-float16.onnx": "the same in 16-bit floats, which takes and returns float32",
         "model-uint8.onnx": "takes one upright image of any size as uint8, "
-        f'`numpy.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open("image.jpg")).convert("{"L" if grey else "RGB"}"))`'
+        f'`numpy.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open("image.jpg")).convert("{mode}"))`'
         ", and resizes and scales it within the graph",
+        "model-openvino.xml": "with `model-openvino.bin`, for OpenVINO: "
+        '`openvino.Core().compile_model("model-openvino.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]`; '
+        "without that hint some processors compute in bfloat16",
+        "model.pte": "the torch module for ExecuTorch with XNNPACK, one image at a time: "
+        '`executorch.runtime.Runtime.get().load_program("model.pte").load_method("forward").execute([image])[0]`, '
+        f"where `image` is a tensor of shape {(1, *shape)}",
     }
     lines = []
     for name, found in metrics.formats.items():

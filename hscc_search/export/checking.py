@@ -13,16 +13,15 @@ from hscc_search.dense.opened import Opened
 from hscc_search.errors import ExportError
 from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.export.folder import ONNX, WEIGHTS
-from hscc_search.export.formats import FORMATS, Extras, write_formats
+from hscc_search.export.formats import INT8_TOLERANCE, Extras, write_formats
 from hscc_search.export.loading import build_module
 from hscc_search.export.manifest import write_reference
 from hscc_search.export.run import Folder
 from hscc_search.runtime.deployed import Deployed
 from hscc_search.runtime.onnx import onnx_scores
 
-# Largest difference of scores between two runtimes, relative to the largest score: they add in different orders. Of
-# 8-bit integers, which two processors may round differently, one step of a range has more weight.
-TOLERANCE, INT8_TOLERANCE = 1e-3, 0.05
+# Largest difference of scores between two runtimes, relative to the largest score: they add in different orders.
+TOLERANCE = 1e-3
 # The share of the test part that 8-bit integers may get wrong beyond what float gets wrong, and beyond its error.
 _MOST_LOST = 0.01
 
@@ -66,12 +65,9 @@ def check(folder: Path, opened: Opened, of_integers: bool, extras: Extras) -> An
     inputs = exported.made_inputs()
     made = {ONNX: exported.scores(inputs), WEIGHTS: answer(module, inputs)}
     tolerances = {ONNX: INT8_TOLERANCE if of_integers else TOLERANCE, WEIGHTS: TOLERANCE}
-    further = write_formats(folder, extras.formats, module, test)
-    if FORMATS["float16"] in further:
-        made[FORMATS["float16"]] = Folder(folder, onnx=FORMATS["float16"]).scores(inputs)
-        tolerances[FORMATS["float16"]] = INT8_TOLERANCE
-    write_reference(folder, made, tolerances)
-    return answers._replace(formats=further)
+    further = write_formats(folder, extras.formats, module, test, of_integers)
+    write_reference(folder, {**made, **further.answers}, {**tolerances, **further.tolerances})
+    return answers._replace(formats=further.found)
 
 
 def check_loss(answers: Answers, labels: np.ndarray) -> None:

@@ -1,14 +1,13 @@
 """Further files of an exported network, each checked by running it: ``export --format NAME``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx_ir
-import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -17,17 +16,34 @@ from torch import nn
 from hscc_search.config import Shape
 from hscc_search.data import Part
 from hscc_search.errors import ConfigError, ExportError, one_line
-from hscc_search.export.folder import ONNX, Pictures
+from hscc_search.export.folder import ONNX, WEIGHTS, Pictures
 from hscc_search.export.run import Folder
+from hscc_search.export.runtimes import (
+    PACKAGES,
+    SCORES,
+    installing,
+    weights_beside,
+    write_executorch,
+    write_openvino,
+    write_pt2,
+)
 from hscc_search.runtime.onnx import onnx_scores
 
-# The file of each format by its name.
-FORMATS = {"pt2": "model.pt2", "float16": "model-float16.onnx", "uint8": "model-uint8.onnx"}
+# The file of each format by its name; that of OpenVINO has another beside it, with the weights.
+FORMATS = {
+    "pt2": "model.pt2",
+    "float16": "model-float16.onnx",
+    "uint8": "model-uint8.onnx",
+    "openvino": "model-openvino.xml",
+    "executorch": "model.pte",
+}
 # How far scores may be from those of model.onnx, as a share of the largest: by the order of additions, by rounding to
 # 11 bits, and by an image's pixels that are one of 255 apart.
-_TOLERANCES = {"pt2": 1e-3, "float16": 0.02, "uint8": 0.05}
-# What torch keeps of each node for its own messages: the source lines and paths of the machine that exports.
-_OF_THE_MACHINE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+_TOLERANCES = {"pt2": 1e-3, "float16": 0.02, "uint8": 0.05, "openvino": 1e-3, "executorch": 1e-3}
+# Of 8-bit integers, which two runtimes may round differently, one step of a range has more weight.
+INT8_TOLERANCE = 0.05
+# Those that are made of the torch module: of a trial of 8-bit integers, the float32 network that was rounded.
+_OF_TORCH = ("pt2", "executorch")
 
 
 @dataclass(frozen=True)
@@ -38,24 +54,46 @@ class Extras:
         formats: further files, names of :data:`FORMATS`.
         accept_loss: whether an int8 trial may lose more on the test part than
             :func:`hscc_search.export.checking.check_loss` lets pass.
+
+    Raises:
+        ConfigError: there is no such format, or the package that writes it is not installed.
     """
 
     formats: Sequence[str] = ()
     accept_loss: bool = False
 
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            if name not in FORMATS:
+                raise ConfigError(f"there is no format {name!r}: give {', '.join(FORMATS)}")
+            if name in PACKAGES and (command := installing(name)) is not None:
+                raise ConfigError(f"format {name} needs a package that is not installed: {command}")
+
 
 NO_EXTRAS = Extras()
+
+
+class Further(NamedTuple):
+    """What was written beyond the files of every export.
+
+    Attributes:
+        found: by the name of each file its ``bytes``, the ``gap`` of its scores from those of ``model.onnx`` as a share
+            of the largest, and where numbers were rounded to fewer bits the ``accuracy`` on the test part.
+        answers: of each file to the inputs that anybody can make.
+        tolerances: how far these answers may be from those on another machine, as a share of the largest score.
+    """
+
+    found: dict[str, dict[str, Any]]
+    answers: dict[str, np.ndarray]
+    tolerances: dict[str, float]
 
 
 def check_formats(names: Sequence[str], of_integers: bool, pictures: Pictures) -> None:
     """Check that a trial can be written in some formats, before any work.
 
     Raises:
-        ConfigError: a name is none of :data:`FORMATS`, or says what such a trial or study has not.
+        ConfigError: a name of :data:`FORMATS` says what such a trial or study has not.
     """
-    for name in names:
-        if name not in FORMATS:
-            raise ConfigError(f"there is no format {name!r}: give {', '.join(FORMATS)}")
     if "float16" in names and of_integers:
         raise ConfigError("format float16 is for float32 trials: this one is of 8-bit integers, which are smaller")
     squeezed = pictures.values == "uint8" and pictures.channels in (1, 3) and pictures.resize == "squeeze"
@@ -63,58 +101,88 @@ def check_formats(names: Sequence[str], of_integers: bool, pictures: Pictures) -
         raise ConfigError("format uint8 is for images of 8 bits that data.resize: squeeze brings to size")
 
 
-def write_formats(folder: Path, names: Sequence[str], module: nn.Module, test: Part) -> dict[str, dict[str, Any]]:
+def write_formats(folder: Path, names: Sequence[str], module: nn.Module, test: Part, of_integers: bool) -> Further:
     """Write further files of the network of a folder, and run each.
 
     Args:
         folder: with ``model.onnx`` and ``architecture.json``.
         names: of :data:`FORMATS`.
         module: the torch module of the folder.
-        test: the test part, on which float16 is measured.
-
-    Returns:
-        By the name of each file its ``bytes``, the ``gap`` of its scores from those of ``model.onnx`` as a share of the
-        largest, and of float16 the ``accuracy`` on the test part.
+        test: the test part, on which is measured what was rounded to fewer bits.
+        of_integers: whether ``model.onnx`` is of 8-bit integers.
 
     Raises:
         ExportError: a file cannot be written, or answers otherwise than ``model.onnx``.
     """
-    return {FORMATS[name]: _written(folder, name, module, test) for name in dict.fromkeys(names)}
+    further = Further({}, {}, {})
+    for name in dict.fromkeys(names):
+        file = FORMATS[name]
+        try:
+            _WRITERS[name](folder, module)
+            further.answers[file] = answers(folder, name)
+            further.found[file] = _found(folder, name, further.answers[file], module, test, of_integers)
+        except ExportError:
+            raise
+        except Exception as error:  # exporters, converters and runtimes raise whatever they meet in a user's network
+            raise ExportError(
+                f"this network cannot be written in format {name}: {one_line(error, with_type=True)}"
+            ) from error
+        further.tolerances[file] = _tolerance(name, of_integers)
+    return further
 
 
-def _written(folder: Path, name: str, module: nn.Module, test: Part) -> dict[str, Any]:
-    path, exported = folder / FORMATS[name], Folder(folder)
+def answers(folder: Path, name: str) -> np.ndarray:
+    """Run the file of a format in its own runtime on the inputs that anybody can make.
+
+    Raises:
+        Exception: whatever the runtime raises; :class:`hscc_search.export.run.Refused` of ONNX Runtime.
+    """
+    if name in SCORES:
+        return SCORES[name](folder / FORMATS[name], Folder(folder).made_inputs())
+    return Folder(folder, onnx=FORMATS[name]).made_scores()
+
+
+def _found(
+    folder: Path, name: str, scores: np.ndarray, module: nn.Module, test: Part, of_integers: bool
+) -> dict[str, Any]:
+    """What is told of a file, which has answered to the made inputs.
+
+    Raises:
+        ExportError: it does not answer as ``model.onnx``, or as the torch module where it is made of that.
+    """
+    exported, path = Folder(folder), folder / FORMATS[name]
     inputs = exported.made_inputs()
-    found: dict[str, Any] = {}
-    try:
-        if name == "pt2":
-            _write_pt2(module, exported.shape, path)
-            with torch.no_grad():
-                scores = torch.export.load(path).module()(torch.from_numpy(inputs)).numpy()
-        elif name == "float16":
-            _write_float16(folder / ONNX, path)
-            scores = _run(path, inputs)
-            found["accuracy"] = float((onnx_scores(path, test).argmax(axis=1) == test.labels).mean())
-        else:
-            _write_uint8(folder / ONNX, exported.shape, path)
-            images = [*exported.made_images(), *_noise(exported.shape)]
-            scores = np.concatenate([_run(path, np.asarray(image)) for image in images])
-            inputs = np.concatenate([exported.pixels(image) for image in images])
-    except Exception as error:  # exporters and converters raise whatever they meet in a user's network
-        raise ExportError(
-            f"this network cannot be written in format {name}: {one_line(error, with_type=True)}"
-        ) from error
-    expected = exported.scores(inputs)
-    if name == "pt2":  # of a file of 8-bit integers it is the float32 network that was rounded
+    if name == "uint8":
+        noise, resizing = _noise(exported.shape), Folder(folder, onnx=path.name)
+        scores = np.concatenate([scores, *(resizing.scores(np.asarray(image)) for image in noise)])
+        inputs = np.concatenate([inputs, *map(exported.pixels, noise)])
+    if of_torch := name in _OF_TORCH:
         with torch.no_grad():
             expected = module(torch.from_numpy(inputs)).numpy()
-    gap = float(np.abs(scores - expected).max() / max(1.0, np.abs(expected).max()))
-    if not gap <= _TOLERANCES[name]:
+    else:
+        expected = exported.scores(inputs)
+    gap, tolerance = (
+        float(np.abs(scores - expected).max() / max(1.0, np.abs(expected).max())),
+        _tolerance(name, of_integers),
+    )
+    if not gap <= tolerance:
         raise ExportError(
-            f"format {name} answers otherwise than {ONNX}: scores differ by {gap:.2g} of the largest, more than "
-            f"{_TOLERANCES[name]:g}: leave it out"
+            f"format {name} answers otherwise than {WEIGHTS if of_torch else ONNX}: scores differ by {gap:.2g} of the "
+            f"largest, more than {tolerance:g}: leave it out"
         )
-    return {"bytes": path.stat().st_size, "gap": gap, **found}
+    files = [path, *([weights_beside(path)] if name == "openvino" else [])]
+    found: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in files), "gap": gap}
+    if name == "float16":
+        found["accuracy"] = _accuracy(onnx_scores(path, test), test)
+    return found
+
+
+def _tolerance(name: str, of_integers: bool) -> float:
+    return INT8_TOLERANCE if of_integers and name not in _OF_TORCH else _TOLERANCES[name]
+
+
+def _accuracy(scores: np.ndarray, test: Part) -> float:
+    return float((scores.argmax(axis=1) == test.labels).mean())
 
 
 def _noise(shape: Shape, count: int = 8) -> list[Image.Image]:
@@ -123,15 +191,6 @@ def _noise(shape: Shape, count: int = 8) -> list[Image.Image]:
     numbers = np.random.default_rng(0)
     sizes = (height * 3 // 2 + 1, width * 2 + 1, *([] if channels == 1 else [3]))
     return [Image.fromarray(numbers.integers(0, 256, sizes, np.uint8)) for _ in range(count)]
-
-
-def _write_pt2(module: nn.Module, shape: Shape, path: Path) -> None:
-    example = torch.zeros(2, *shape)
-    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    for node in program.graph.nodes:
-        for key in _OF_THE_MACHINE:
-            node.meta.pop(key, None)
-    torch.export.save(program, path)
 
 
 def _write_float16(source: Path, path: Path) -> None:
@@ -186,6 +245,11 @@ def _save(model: onnx.ModelProto, path: Path) -> None:
     onnx.save(model, path)
 
 
-def _run(path: Path, values: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {session.get_inputs()[0].name: values})[0])
+# What writes the file of a format into the folder of a torch module.
+_WRITERS: Mapping[str, Callable[[Path, nn.Module], None]] = {
+    "pt2": lambda folder, module: write_pt2(module, Folder(folder).shape, folder / FORMATS["pt2"]),
+    "float16": lambda folder, _: _write_float16(folder / ONNX, folder / FORMATS["float16"]),
+    "uint8": lambda folder, _: _write_uint8(folder / ONNX, Folder(folder).shape, folder / FORMATS["uint8"]),
+    "openvino": lambda folder, _: write_openvino(folder / ONNX, folder / FORMATS["openvino"]),
+    "executorch": lambda folder, module: write_executorch(module, Folder(folder).shape, folder / FORMATS["executorch"]),
+}

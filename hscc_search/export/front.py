@@ -7,7 +7,7 @@ from typing import Any
 from hscc_search.config import StudyConfig
 from hscc_search.config.metrics import COSTS
 from hscc_search.export.export import export
-from hscc_search.export.formats import NO_EXTRAS, Extras
+from hscc_search.export.formats import FORMATS, NO_EXTRAS, Extras
 from hscc_search.export.index import Asked, Index
 from hscc_search.pareto.objectives import quality_of
 from hscc_search.progress import Progress, Report, silent
@@ -49,7 +49,7 @@ def export_front(
         ExportError: ``out`` holds something else, or a network cannot be exported.
         HsccError: as for one export; or the front is empty.
     """
-    index = _index(study, config, refine, tuple(extras.formats))
+    index = _index(study, config, refine, tuple(name for name in FORMATS if name in extras.formats))
     index.claim(out)
     if prepared is None and index.lacking(out):
         prepared = prepare(open_again(study.record, config, device, report), study.record.dense, report)

@@ -97,7 +97,7 @@ class Folder:
         except Exception as error:  # ONNX Runtime's exceptions have no class in common
             raise Refused(f"ONNX Runtime cannot open {self.onnx}: {_line(error)}") from error
         taken = tuple(session.get_inputs()[0].shape[1:])
-        if taken != self.shape:
+        if taken != self.shape and not _takes_images(session):
             raise Refused(f"{self.onnx} takes inputs of shape {taken}, and {ARCHITECTURE} states {self.shape}")
         self._check_classes(session)
         return session
@@ -187,6 +187,12 @@ class Folder:
             wide = self.values == "uint16"
             yield Image.fromarray(np.asarray(image, np.float32) / np.float32(255)) if wide else image
 
+    def made_scores(self) -> np.ndarray:
+        """The scores of the made inputs, or of the images that these are made of where the file takes raw images."""
+        if not _takes_images(self.session):
+            return self.scores(self.made_inputs())
+        return np.concatenate([self.scores(np.asarray(image)) for image in self.made_images()])
+
     def _array(self, path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if array.shape != self.shape:
@@ -239,6 +245,10 @@ class Folder:
         if self.resize == "pad":
             return ImageOps.pad(image, (width, height), bilinear, color=0)
         return image.resize((width, height), bilinear)
+
+
+def _takes_images(session: Any) -> bool:
+    return bool(session.get_inputs()[0].type == "tensor(uint8)")
 
 
 def _between(values: np.ndarray, bounds: tuple[float, float], inverted: bool = False) -> Image.Image:
@@ -348,11 +358,11 @@ def some_numbers(scores: np.ndarray) -> list[list[float]]:
     return [[float(number) for number in row] for row in flat[:, :: -(-flat.shape[1] // _MOST_NUMBERS)]]
 
 
-def answering(folder: Path) -> list[str]:
-    """The ONNX files whose answers were written down."""
+def answering(folder: Path, ending: str = "") -> list[str]:
+    """The files whose answers were written down, with an ending of their name."""
     names, files = read_json(folder / REFERENCE).get("scores"), listed(folder)
     further = names if isinstance(names, dict) else ()
-    return [ONNX, *(name for name in further if name != ONNX and name.endswith(".onnx") and name in files)]
+    return [ONNX, *(name for name in further if name != ONNX and name.endswith(ending) and name in files)]
 
 
 def check_answers(folder: Path, scores: np.ndarray, of: str = ONNX) -> float:
@@ -441,8 +451,9 @@ def main() -> None:
                 answer = folder.answer(image)
                 print(json.dumps(answer) if options.json else in_words(answer))
         elif options.command == "verify":
-            count, inputs = check_files(here), Folder(here).opened().made_inputs()
-            gap = max(check_answers(here, Folder(here, onnx=name).scores(inputs), name) for name in answering(here))
+            count = check_files(here)
+            names = answering(here, ".onnx")
+            gap = max(check_answers(here, Folder(here, onnx=name).made_scores(), name) for name in names)
             print(f"verified: {count} files are as exported, and scores differ by {gap:.1g} of the largest")
         else:
             text = json.dumps(benchmark(Folder(here, options.threads)), indent=2)

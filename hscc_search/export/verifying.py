@@ -18,8 +18,10 @@ from hscc_search.evaluation.quality import measure_quality
 from hscc_search.export import run
 from hscc_search.export.checking import TOLERANCE, answer
 from hscc_search.export.folder import CONFIG, METRICS, ONNX, REFERENCE, WEIGHTS, Architecture, read_architecture
+from hscc_search.export.formats import FORMATS, answers
 from hscc_search.export.loading import load, names_own_code
 from hscc_search.export.manifest import refusing
+from hscc_search.export.runtimes import HARMS, PACKAGES, installing
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.onnx import onnx_scores
 
@@ -37,12 +39,12 @@ class Verified:
     Attributes:
         files: their number.
         gaps: how far the answers of each model are from those at export, as a share of the largest score, by its file.
-        not_run: why the torch module was not built; None where it was.
+        not_run: why a model was not run, by its file.
     """
 
     files: int
     gaps: dict[str, float]
-    not_run: str | None = None
+    not_run: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def verify(folder: Path, trust: bool = False) -> Verified:
 
     Args:
         folder: an exported one.
-        trust: as for :func:`hscc_search.export.loading.load`.
+        trust: as for :func:`hscc_search.export.loading.load`; also runs the files of runtimes that do not check what
+            they load.
 
     Raises:
         ExportError: a file was changed, is missing or additional, or a model does not answer as at export.
@@ -80,16 +83,21 @@ def verify(folder: Path, trust: bool = False) -> Verified:
         scores = {ONNX: exported.scores(inputs)}
     architecture = read_architecture(folder)
     _read_config(folder)
-    not_run = _not_run(architecture, trust)
-    if not_run is None:
+    not_run = _why_not_built(architecture, trust)
+    if not not_run:
         scores[WEIGHTS] = answer(load(folder, trust=trust), inputs)
+    if not (folder / REFERENCE).exists():  # a folder of 0.1.0, which holds no answers
+        return Verified(files, _compared(folder, scores), not_run)
     with refusing():
-        if (folder / REFERENCE).exists():
-            others = [name for name in run.answering(folder) if name not in scores]
-            scores |= {name: run.Folder(folder, onnx=name).scores(inputs) for name in others}
-            gaps = {name: run.check_answers(folder, values, name) for name, values in scores.items()}
-        else:  # a folder of 0.1.0, which holds no answers
-            gaps = _compared(folder, scores)
+        further = {name: file for name, file in FORMATS.items() if file in run.listed(folder)}
+        kept = run.answering(folder)
+        for name, file in further.items():
+            why = _why_not_run(name, trust) if file in kept else "what it answered at export was not written down"
+            if why is None:
+                scores[file] = _answers(folder, name)
+            else:
+                not_run[file] = why
+        gaps = {name: run.check_answers(folder, values, name) for name, values in scores.items()}
     return Verified(files, gaps, not_run)
 
 
@@ -179,12 +187,33 @@ def _at_export(folder: Path) -> float:
         raise ExportError(f"{folder / METRICS} holds no accuracy on the test part") from error
 
 
-def _not_run(architecture: Architecture, trust: bool) -> str | None:
-    """Why a torch module cannot be built from the folder alone; None where it can be."""
+def _why_not_built(architecture: Architecture, trust: bool) -> dict[str, str]:
+    """Why a torch module cannot be built from the folder alone, by its file; empty where it can be."""
     if architecture.model == IN_MEMORY:
-        return "its network was an object in memory: hscc_search.load(folder, network) builds it"
+        return {WEIGHTS: "its network was an object in memory: hscc_search.load(folder, network) builds it"}
     named = [] if trust else names_own_code(architecture)
-    return f"{named[0]} is code of somebody's own: --trust runs it" if named else None
+    return {WEIGHTS: f"{named[0]} is code of somebody's own: --trust runs it"} if named else {}
+
+
+def _why_not_run(name: str, trust: bool) -> str | None:
+    """Why the file of a format is not run; None where it is."""
+    if name in HARMS and not trust:
+        return f"{HARMS[name]}: --trust runs it"
+    return installing(name) if name in PACKAGES else None
+
+
+def _answers(folder: Path, name: str) -> np.ndarray:
+    """Run the file of a format as :func:`hscc_search.export.formats.answers` does.
+
+    Raises:
+        ExportError: its runtime cannot.
+    """
+    try:
+        return answers(folder, name)
+    except run.Refused:
+        raise
+    except Exception as error:  # runtimes raise whatever they meet
+        raise ExportError(f"{folder / FORMATS[name]} cannot be run: {one_line(error, with_type=True)}") from error
 
 
 def _compared(folder: Path, scores: dict[str, np.ndarray]) -> dict[str, float]:

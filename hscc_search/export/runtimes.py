@@ -1,0 +1,130 @@
+"""Files for runtimes other than ONNX Runtime: torch.export, OpenVINO and ExecuTorch, each written and run."""
+
+import importlib.util
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from hscc_search.config import Shape
+from hscc_search.export.run import regular
+
+# Formats whose runtime is a package of its own, which is called as they are, and so is the extra that installs it.
+PACKAGES = ("openvino", "executorch")
+# What the runtime of a format does to who loads a file of somebody who means harm.
+HARMS = {
+    "pt2": "torch can run code out of it",
+    "openvino": "OpenVINO does not check it, and one that was made up can end the process",
+    "executorch": "ExecuTorch does not check it, and one that was made up can end the process",
+}
+# What torch keeps of each node for its own messages: the source lines and paths of the machine that exports.
+_OF_THE_MACHINE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+# Processors with bfloat16 would else compute in that.
+_IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def installing(package: str) -> str | None:
+    """The command that installs a package of :data:`PACKAGES`; None where it is installed."""
+    return f"pip install 'hscc-search[{package}]'" if importlib.util.find_spec(package) is None else None
+
+
+def weights_beside(path: Path) -> Path:
+    """The second file of OpenVINO, with the weights."""
+    return path.with_suffix(".bin")
+
+
+def write_pt2(module: nn.Module, shape: Shape, path: Path) -> None:
+    """Write a program of ``torch.export`` that takes any number of images."""
+    example = torch.zeros(2, *shape)
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:
+        for key in _OF_THE_MACHINE:
+            node.meta.pop(key, None)
+    torch.export.save(program, path)
+
+
+def write_openvino(source: Path, path: Path) -> None:
+    """Write the graph of an ONNX file for OpenVINO, its weights in float32 or in 8-bit integers as they are there.
+
+    The graph is read by OpenVINO's core: its converter would write down the paths of this machine, and report its use.
+    """
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(source), path, compress_to_fp16=False)
+
+
+def write_executorch(module: nn.Module, shape: Shape, path: Path) -> None:
+    """Write a program for ExecuTorch that takes one image, with what XNNPACK can compute handed to that."""
+    with _quiet():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        program = torch.export.export(module, (torch.zeros(1, *shape),))
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+        path.write_bytes(lowered.to_executorch().buffer)
+
+
+@torch.no_grad()
+def _pt2_scores(path: Path, inputs: np.ndarray) -> np.ndarray:
+    return np.asarray(torch.export.load(path).module()(torch.from_numpy(inputs)))
+
+
+def _openvino_scores(path: Path, inputs: np.ndarray) -> np.ndarray:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(regular(path).read_bytes(), regular(weights_beside(path)).read_bytes())
+    return np.array(core.compile_model(model, "CPU", _IN_FLOAT32)(inputs)[0])
+
+
+def _executorch_scores(path: Path, inputs: np.ndarray) -> np.ndarray:
+    with _quiet(), _without_standard_error():
+        from executorch.runtime import Runtime, Verification
+
+        content = regular(path).read_bytes()
+        program = Runtime.get().load_program(content, verification=Verification.InternalConsistency)
+        method = program.load_method("forward")
+        # Each answer lies in memory of the method, which the next one is written to.
+        answers = [method.execute([image[None]])[0].clone() for image in torch.from_numpy(inputs)]
+        return torch.cat(answers).numpy()
+
+
+# What runs the file of a format: its path and float32 inputs (images, channels, height, width) to scores.
+SCORES: Mapping[str, Callable[[Path, np.ndarray], np.ndarray]] = {
+    "pt2": _pt2_scores,
+    "openvino": _openvino_scores,
+    "executorch": _executorch_scores,
+}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Python code from warning while the block runs: ExecuTorch warns of what other packages plan to change."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def _without_standard_error() -> Iterator[None]:
+    """Keep ExecuTorch's own code, which is not Python, from telling which files of the system it looked for."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
