@@ -288,9 +288,9 @@ def _formats(metrics: Metrics, shape: Shape) -> str:
         "model-openvino.xml": "with `model-openvino.bin`, for OpenVINO: "
         '`openvino.Core().compile_model("model-openvino.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]`; '
         "without that hint some processors compute in bfloat16",
-        "model.pte": "the torch module for ExecuTorch with XNNPACK, one image at a time: "
-        '`executorch.runtime.Runtime.get().load_program("model.pte").load_method("forward").execute([image])[0]`, '
-        f"where `image` is a tensor of shape {(1, *shape)}",
+        "model.pte": "the torch module for ExecuTorch with XNNPACK, one image at a time: `executorch.runtime.Runtime"
+        '.get().load_program("model.pte").load_method("forward").execute([torch.from_numpy(pixels).contiguous()])[0]`; '
+        "a tensor that is not contiguous it reads wrongly, without a word",
     }
     lines = []
     for name, found in metrics.formats.items():

@@ -140,7 +140,7 @@ class Folder:
         channels, height, width = self.shape
         image = self._sized(image, width, height)
         if image.mode == "RGB":
-            return np.asarray(np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255))
+            return np.ascontiguousarray(np.asarray(image, np.float32).transpose(2, 0, 1)[None] / np.float32(255))
         values, most = np.asarray(image, np.float32), np.float32(255)
         if image.mode == "F":
             values, most = (values.clip(0, 1) * 65535).round(), np.float32(65535)

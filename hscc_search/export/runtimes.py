@@ -91,8 +91,10 @@ def _executorch_scores(path: Path, inputs: np.ndarray) -> np.ndarray:
         content = regular(path).read_bytes()
         program = Runtime.get().load_program(content, verification=Verification.InternalConsistency)
         method = program.load_method("forward")
-        # Each answer lies in memory of the method, which the next one is written to.
-        answers = [method.execute([image[None]])[0].clone() for image in torch.from_numpy(inputs)]
+        # A tensor whose memory is in another order it reads wrongly, without a word. Each answer lies in memory of the
+        # method, which the next one is written to.
+        images = torch.from_numpy(np.ascontiguousarray(inputs))
+        answers = [method.execute([image[None]])[0].clone() for image in images]
         return torch.cat(answers).numpy()
 
 
