@@ -10,9 +10,10 @@ import yaml
 
 from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
-from hscc_search.config import IN_MEMORY, Shape, StudyConfig
+from hscc_search.config import IN_MEMORY, StudyConfig
 from hscc_search.evaluation.quality import Quality
 from hscc_search.export.folder import Metrics, Pictures, Results
+from hscc_search.export.formats import in_markdown
 from hscc_search.pareto.objectives import title
 
 # The folders of a file that a notice names: they say how somebody's machine is set up.
@@ -139,7 +140,7 @@ def _of_files(metrics: Metrics, config: StudyConfig) -> dict[str, str]:
         "opset": str(metrics.onnx.get("opset", "?")),
         "operators": ", ".join(metrics.onnx.get("operators", ())),
         "int8": _int8(metrics),
-        "formats": _formats(metrics, config.data.shape),
+        "formats": in_markdown(metrics.formats, config.data.channels == 1, bool(metrics.int8)),
     }
 
 
@@ -273,32 +274,6 @@ def _int8(metrics: Metrics) -> str:
         f"{same}The torch module is the float32 network that was rounded: on the test part both differ on "
         f"{metrics.torch_differs_on} of {images} images, with a mean divergence of {int8['divergence']:.2g} nats."
     )
-
-
-def _formats(metrics: Metrics, shape: Shape) -> str:
-    """A list of the further files, and how each is run; ``shape`` is of one image."""
-    mode = "L" if shape[0] == 1 else "RGB"
-    words = {
-        "model.pt2": 'the torch module for torch alone: `torch.export.load("model.pt2").module()(pixels)`; as any such '
-        "file it can run code when it is loaded, so take it from nobody whom you do not trust",
-        "model-float16.onnx": "the same in 16-bit floats, which takes and returns float32",
-        "model-uint8.onnx": "takes one upright image of any size as uint8, "
-        f'`numpy.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open("image.jpg")).convert("{mode}"))`'
-        ", and resizes and scales it within the graph",
-        "model-openvino.xml": "with `model-openvino.bin`, for OpenVINO: "
-        '`openvino.Core().compile_model("model-openvino.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]`; '
-        "without that hint some processors compute in bfloat16",
-        "model.pte": "the torch module for ExecuTorch with XNNPACK, one image at a time: `executorch.runtime.Runtime"
-        '.get().load_program("model.pte").load_method("forward").execute([torch.from_numpy(pixels).contiguous()])[0]`; '
-        "a tensor that is not contiguous it reads wrongly, without a word",
-    }
-    lines = []
-    for name, found in metrics.formats.items():
-        accuracy = f", accuracy on the test part {found['accuracy']:.4f}" if "accuracy" in found else ""
-        measured = f"{found['bytes'] / 1e6:.1f} MB, scores of made images differ by up to "
-        measured += f"{found['gap']:.1g} of the largest{accuracy}"
-        lines.append(f"- `{name}`: {words[name]} ({measured})")
-    return "\n\n" + "\n".join(lines) if lines else ""
 
 
 def _results(metrics: Metrics) -> str:

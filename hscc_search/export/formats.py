@@ -16,11 +16,13 @@ from torch import nn
 from hscc_search.config import Shape
 from hscc_search.data import Part
 from hscc_search.errors import ConfigError, ExportError, one_line
+from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.export.folder import ONNX, WEIGHTS, Pictures
 from hscc_search.export.run import Folder
 from hscc_search.export.runtimes import (
+    OPENERS,
     PACKAGES,
-    SCORES,
+    Run,
     installing,
     weights_beside,
     write_executorch,
@@ -137,9 +139,43 @@ def answers(folder: Path, name: str) -> np.ndarray:
     Raises:
         Exception: whatever the runtime raises; :class:`hscc_search.export.run.Refused` of ONNX Runtime.
     """
-    if name in SCORES:
-        return SCORES[name](folder / FORMATS[name], Folder(folder).made_inputs())
+    if name in OPENERS:
+        return OPENERS[name](folder / FORMATS[name])(Folder(folder).made_inputs())
     return Folder(folder, onnx=FORMATS[name]).made_scores()
+
+
+def in_markdown(found: Mapping[str, Mapping[str, Any]], grey: bool, of_integers: bool) -> str:
+    """List further files, and how each is run, as a paragraph of a model card; nothing where there are none.
+
+    Args:
+        found: see :class:`Further`.
+        grey: whether the network takes grey images.
+        of_integers: whether ``model.onnx`` is of 8-bit integers.
+    """
+    mode = "L" if grey else "RGB"
+    module = f"the torch module{', which is the float32 network that was rounded,' if of_integers else ''}"
+    words = {
+        "pt2": f'{module} for torch alone: `torch.export.load("model.pt2").module()(pixels)`; as any such file it can '
+        "run code when it is loaded, so take it from nobody whom you do not trust",
+        "float16": "the same in 16-bit floats, which takes and returns float32",
+        "uint8": "takes one upright image of any size as uint8, `numpy.asarray(PIL.ImageOps.exif_transpose(PIL.Image."
+        f'open("image.jpg")).convert("{mode}"))`, and resizes and scales it within the graph',
+        "openvino": "with `model-openvino.bin`, for OpenVINO: `openvino.Core().compile_model("
+        '"model-openvino.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]`; without that hint some '
+        "processors compute in bfloat16",
+        "executorch": f"{module} for ExecuTorch with XNNPACK, one image at a time: `executorch.runtime.Runtime.get()"
+        '.load_program("model.pte").load_method("forward").execute([torch.from_numpy(pixels).contiguous()])[0]`; '
+        "a tensor that is not contiguous it reads wrongly, without a word",
+    }
+    lines = []
+    for name, file in FORMATS.items():
+        if file not in found:
+            continue
+        accuracy = f", accuracy on the test part {found[file]['accuracy']:.4f}" if "accuracy" in found[file] else ""
+        measured = f"{found[file]['bytes'] / 1e6:.1f} MB, scores of made images differ by up to "
+        measured += f"{found[file]['gap']:.1g} of the largest{accuracy}"
+        lines.append(f"- `{file}`: {words[name]} ({measured})")
+    return "\n\n" + "\n".join(lines) if lines else ""
 
 
 def _found(
@@ -161,10 +197,8 @@ def _found(
             expected = module(torch.from_numpy(inputs)).numpy()
     else:
         expected = exported.scores(inputs)
-    gap, tolerance = (
-        float(np.abs(scores - expected).max() / max(1.0, np.abs(expected).max())),
-        _tolerance(name, of_integers),
-    )
+    tolerance = _tolerance(name, of_integers)
+    gap = float(np.abs(scores - expected).max() / max(1.0, np.abs(expected).max()))
     if not gap <= tolerance:
         raise ExportError(
             f"format {name} answers otherwise than {WEIGHTS if of_torch else ONNX}: scores differ by {gap:.2g} of the "
@@ -174,11 +208,17 @@ def _found(
     found: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in files), "gap": gap}
     if name == "float16":
         found["accuracy"] = _accuracy(onnx_scores(path, test), test)
+    elif name == "openvino" and of_integers:
+        found["accuracy"] = _accuracy(_scores(OPENERS[name](path), test), test)
     return found
 
 
 def _tolerance(name: str, of_integers: bool) -> float:
     return INT8_TOLERANCE if of_integers and name not in _OF_TORCH else _TOLERANCES[name]
+
+
+def _scores(run: Run, test: Part) -> np.ndarray:
+    return np.concatenate([run(pixel_values(torch.from_numpy(images)).numpy()) for images in batches(test.images)])
 
 
 def _accuracy(scores: np.ndarray, test: Part) -> float:

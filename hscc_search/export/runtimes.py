@@ -24,6 +24,8 @@ HARMS = {
     "openvino": "OpenVINO does not check it, and one that was made up can end the process",
     "executorch": "ExecuTorch does not check it, and one that was made up can end the process",
 }
+# Takes float32 inputs, shape (images, channels, height, width), and returns their scores.
+Run = Callable[[np.ndarray], np.ndarray]
 # What torch keeps of each node for its own messages: the source lines and paths of the machine that exports.
 _OF_THE_MACHINE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 # Processors with bfloat16 would else compute in that.
@@ -71,38 +73,47 @@ def write_executorch(module: nn.Module, shape: Shape, path: Path) -> None:
         path.write_bytes(lowered.to_executorch().buffer)
 
 
-@torch.no_grad()
-def _pt2_scores(path: Path, inputs: np.ndarray) -> np.ndarray:
-    return np.asarray(torch.export.load(path).module()(torch.from_numpy(inputs)))
+def _open_pt2(path: Path) -> Run:
+    program = torch.export.load(path).module()
+
+    @torch.no_grad()
+    def run(inputs: np.ndarray) -> np.ndarray:
+        return np.asarray(program(torch.from_numpy(inputs)))
+
+    return run
 
 
-def _openvino_scores(path: Path, inputs: np.ndarray) -> np.ndarray:
+def _open_openvino(path: Path) -> Run:
     import openvino
 
     core = openvino.Core()
     model = core.read_model(regular(path).read_bytes(), regular(weights_beside(path)).read_bytes())
-    return np.array(core.compile_model(model, "CPU", _IN_FLOAT32)(inputs)[0])
+    compiled = core.compile_model(model, "CPU", _IN_FLOAT32)
+    return lambda inputs: np.array(compiled(inputs)[0])
 
 
-def _executorch_scores(path: Path, inputs: np.ndarray) -> np.ndarray:
+def _open_executorch(path: Path) -> Run:
     with _quiet(), _without_standard_error():
         from executorch.runtime import Runtime, Verification
 
         content = regular(path).read_bytes()
         program = Runtime.get().load_program(content, verification=Verification.InternalConsistency)
         method = program.load_method("forward")
+
+    def run(inputs: np.ndarray) -> np.ndarray:
         # A tensor whose memory is in another order it reads wrongly, without a word. Each answer lies in memory of the
         # method, which the next one is written to.
         images = torch.from_numpy(np.ascontiguousarray(inputs))
-        answers = [method.execute([image[None]])[0].clone() for image in images]
-        return torch.cat(answers).numpy()
+        return torch.cat([method.execute([image[None]])[0].clone() for image in images]).numpy()
+
+    return run
 
 
-# What runs the file of a format: its path and float32 inputs (images, channels, height, width) to scores.
-SCORES: Mapping[str, Callable[[Path, np.ndarray], np.ndarray]] = {
-    "pt2": _pt2_scores,
-    "openvino": _openvino_scores,
-    "executorch": _executorch_scores,
+# What opens the file of a format.
+OPENERS: Mapping[str, Callable[[Path], Run]] = {
+    "pt2": _open_pt2,
+    "openvino": _open_openvino,
+    "executorch": _open_executorch,
 }
 
 
