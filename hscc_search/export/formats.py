@@ -155,17 +155,19 @@ def in_markdown(found: Mapping[str, Mapping[str, Any]], grey: bool, of_integers:
     mode = "L" if grey else "RGB"
     module = f"the torch module{', which is the float32 network that was rounded,' if of_integers else ''}"
     words = {
-        "pt2": f'{module} for torch alone: `torch.export.load("model.pt2").module()(pixels)`; as any such file it can '
-        "run code when it is loaded, so take it from nobody whom you do not trust",
+        "pt2": f"{module} for torch alone: "
+        '`torch.export.load("model.pt2").module()(torch.from_numpy(pixels))`; as any such file it can run code when it '
+        "is loaded, so take it from nobody whom you do not trust",
         "float16": "the same in 16-bit floats, which takes and returns float32",
         "uint8": "takes one upright image of any size as uint8, `numpy.asarray(PIL.ImageOps.exif_transpose(PIL.Image."
         f'open("image.jpg")).convert("{mode}"))`, and resizes and scales it within the graph',
         "openvino": "with `model-openvino.bin`, for OpenVINO: `openvino.Core().compile_model("
         '"model-openvino.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pixels)[0]`; without that hint some '
         "processors compute in bfloat16",
-        "executorch": f"{module} for ExecuTorch with XNNPACK, one image at a time: `executorch.runtime.Runtime.get()"
-        '.load_program("model.pte").load_method("forward").execute([torch.from_numpy(pixels).contiguous()])[0]`; '
-        "a tensor that is not contiguous it reads wrongly, without a word",
+        "executorch": f"{module} for ExecuTorch with XNNPACK, one image at a time: "
+        '`program = executorch.runtime.Runtime.get().load_program("model.pte")`, and while that is held '
+        '`program.load_method("forward").execute([torch.from_numpy(pixels).contiguous()])[0]`; a tensor that is not '
+        "contiguous is read wrongly, without a word",
     }
     lines = []
     for name, file in FORMATS.items():

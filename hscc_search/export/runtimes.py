@@ -59,7 +59,11 @@ def write_openvino(source: Path, path: Path) -> None:
     """
     import openvino
 
-    openvino.save_model(openvino.Core().read_model(source), path, compress_to_fp16=False)
+    model = openvino.Core().read_model(source)
+    for position, node in enumerate(model.get_ordered_ops()):
+        if node.get_friendly_name() == node.get_name():  # it is named by how many nodes this process has made before
+            node.set_friendly_name(f"{node.get_type_name()}_at_{position}")
+    openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def write_executorch(module: nn.Module, shape: Shape, path: Path) -> None:
@@ -98,13 +102,13 @@ def _open_executorch(path: Path) -> Run:
 
         content = regular(path).read_bytes()
         program = Runtime.get().load_program(content, verification=Verification.InternalConsistency)
-        method = program.load_method("forward")
+        program.load_method("forward")
 
     def run(inputs: np.ndarray) -> np.ndarray:
-        # A tensor whose memory is in another order it reads wrongly, without a word. Each answer lies in memory of the
-        # method, which the next one is written to.
+        method = program.load_method("forward")  # which is freed, in use or not, once nobody holds the program
+        # A tensor whose memory is in another order is read wrongly, without a word.
         images = torch.from_numpy(np.ascontiguousarray(inputs))
-        return torch.cat([method.execute([image[None]])[0].clone() for image in images]).numpy()
+        return torch.cat([method.execute([image[None]])[0] for image in images]).numpy()
 
     return run
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import click
 import pytest
 
-from hscc_search.cli.options import absolute, command_line, decimals, integers, naming_storage
+from hscc_search.cli.options import absolute, command_line, decimals, integers, names, naming_storage
 from hscc_search.config import DEFAULT_STORAGE
 
 
@@ -19,6 +19,11 @@ def test_a_number_that_is_there_twice_counts_once():
 
 
 @pytest.mark.parametrize("text", ["", "1;2", "1,two", "1,"])
+def test_names_come_with_commas_between_or_by_repeating():
+    assert names(["pt2,uint8"]) == names(["pt2", "uint8"]) == names(["pt2, uint8", "pt2"]) == ("pt2", "uint8")
+    assert names([]) == ()
+
+
 @pytest.mark.parametrize("read", [integers, decimals])
 def test_what_is_no_number_is_refused_with_the_option(read, text):
     with pytest.raises(click.BadParameter) as refused:

@@ -1,36 +1,55 @@
+import json
+import re
 import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from torch.nn import functional
 
 from hscc_search import load
+from hscc_search.cli.entry import commands
 from hscc_search.compression.form import NetworkForm
+from hscc_search.data import Part
 from hscc_search.dense.networks import DigitsCNN
 from hscc_search.errors import ConfigError, ExportError
 from hscc_search.export import formats
+from hscc_search.export import run as run_module
+from hscc_search.export.export import export
 from hscc_search.export.folder import Architecture, Pictures
-from hscc_search.export.formats import FORMATS, check_formats, write_formats
-from hscc_search.export.manifest import write_json
+from hscc_search.export.formats import FORMATS, Extras, check_formats, in_markdown, write_formats
+from hscc_search.export.manifest import write_json, write_manifest
 from hscc_search.export.run import Folder
+from hscc_search.export.runtimes import OPENERS, write_openvino
+from hscc_search.export.verifying import verify
 from hscc_search.runtime.deployed import Deployed
+from hscc_search.runtime.int8 import write_int8
 from hscc_search.runtime.onnx import write_onnx
 
 PHOTOGRAPH = Image.fromarray(load_sample_image("flower.jpg"))
 SIZES = ((640, 427), (93, 61), (20, 10), (40, 24), (41, 100))
 
 
+NAMES = tuple(FORMATS)
+UNCHECKED = ("model.pt2", "model-openvino.xml", "model.pte")
+
+
 @pytest.fixture(scope="module")
-def written(exported, test_part, tmp_path_factory):
-    """A copy of the exported folder with all formats, and what was found of them."""
-    folder = shutil.copytree(exported, tmp_path_factory.mktemp("formats") / "folder")
-    return folder, write_formats(folder, list(FORMATS), load(exported), test_part)
+def written(study, exported, tmp_path_factory):
+    """A trial exported with all formats, and what was found of them."""
+    folder = tmp_path_factory.mktemp("formats") / "folder"
+    point = max(study.front, key=lambda point: point.sample["regions"])
+    return folder, export(study, point, study.config, folder, extras=Extras(NAMES)).formats
 
 
 def run(path, values):
@@ -41,7 +60,9 @@ def run(path, values):
 def test_each_file_answers_as_model_onnx(written, test_part):
     folder, found = written
     assert set(found) == set(FORMATS.values())
-    assert all(each["bytes"] == (folder / name).stat().st_size for name, each in found.items())
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    sizes["model-openvino.xml"] += sizes["model-openvino.bin"]
+    assert all(each["bytes"] == sizes[name] for name, each in found.items())
     pixels = np.asarray(test_part.images[:20], np.float32) / 255
     expected = run(folder / "model.onnx", pixels)
     program = torch.export.load(folder / "model.pt2").module()
@@ -60,13 +81,119 @@ def test_float16_takes_half_the_bytes_and_its_accuracy_was_measured(written, tes
     assert {tensor.data_type for tensor in onnx.load(folder / "model-float16.onnx").graph.initializer} >= {10}
 
 
+def test_the_commands_of_a_card_answer_as_model_onnx(written, test_part, monkeypatch):
+    folder, _ = written
+    pixels = np.asarray(test_part.images[:1], np.float32) / 255
+    expected = run(folder / "model.onnx", pixels)
+    card = (folder / "README.md").read_text()
+    lines = [line for line in card.splitlines() if line.startswith(tuple(f"- `{name}`" for name in UNCHECKED))]
+    assert len(lines) == len(UNCHECKED)
+    import executorch.runtime  # which warns where nothing keeps it from that
+
+    monkeypatch.chdir(folder)
+    for line in lines:
+        values = {"torch": torch, "openvino": openvino, "executorch": executorch, "pixels": pixels}
+        *before, command = re.findall(r"`(\w[^`]*[)\]])`", line)
+        exec("\n".join(before), values)
+        scores = eval(command, values)
+        scores = scores.detach().numpy() if isinstance(scores, torch.Tensor) else scores
+        np.testing.assert_allclose(scores, expected, atol=1e-4, err_msg=command)
+
+
+@pytest.mark.parametrize("name", ["pt2", "openvino", "executorch"])
+def test_inputs_whose_memory_is_in_another_order_are_answered_alike(written, test_part, name):
+    folder, _ = written
+    pixels = np.asarray(test_part.images[:4], np.float32) / 255
+    by_channel = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    scores = OPENERS[name](folder / FORMATS[name])(by_channel)
+    np.testing.assert_allclose(scores, run(folder / "model.onnx", pixels), atol=1e-4)
+
+
 def test_no_file_tells_of_the_machine(written):
-    folder, found = written
+    folder, _ = written
     with zipfile.ZipFile(folder / "model.pt2") as packed:
         inner = [packed.read(name) for name in packed.namelist()]
-    for content in (*inner, *((folder / name).read_bytes() for name in found)):
+    assert {"model-openvino.xml", "model-openvino.bin", "model.pte"} <= {path.name for path in folder.iterdir()}
+    for content in (*inner, *(path.read_bytes() for path in folder.iterdir() if path.name != "run.py")):
         for word in (str(ROOT), str(folder.parent.parent), "site-packages", "hscc_search/"):
             assert word.encode() not in content
+
+
+def test_the_files_of_openvino_are_the_same_each_time(written, tmp_path):
+    folder, _ = written
+    write_openvino(folder / "model.onnx", tmp_path / "model-openvino.xml")
+    for name in ("model-openvino.xml", "model-openvino.bin"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_verify_runs_each_file_and_those_that_are_loaded_unchecked_only_on_trust(written):
+    folder, _ = written
+    verified = verify(folder)
+    assert verified.gaps.keys() == {"model.onnx", "model.safetensors", "model-float16.onnx", "model-uint8.onnx"}
+    assert verified.not_run.keys() == {*UNCHECKED}
+    assert all(why.endswith(": --trust runs it") for why in verified.not_run.values())
+    verified = verify(folder, trust=True)
+    assert verified.gaps.keys() == {"model.onnx", "model.safetensors", *FORMATS.values()}
+    assert max(verified.gaps.values()) < 1e-5
+    assert verified.not_run == {}
+
+
+def test_verify_says_what_runs_a_file_that_it_cannot_run(written, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)  # as where it is not installed
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    verified = verify(written[0], trust=True)
+    assert verified.not_run == {
+        "model-openvino.xml": "pip install 'hscc-search[openvino]'",
+        "model.pte": "pip install 'hscc-search[executorch]'",
+    }
+    assert "model.pt2" in verified.gaps
+
+
+def test_the_script_of_the_folder_runs_what_onnx_runtime_can(written):
+    folder, _ = written
+    assert run_module.answering(folder, ".onnx") == ["model.onnx", "model-float16.onnx", "model-uint8.onnx"]
+    done = subprocess.run([sys.executable, folder / "run.py", "verify"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("verified: ")
+
+
+def negated(content):
+    """The weights of OpenVINO with a block of them, which lies in the largest tensor, of the other sign."""
+    first = len(content) // 8 * 4
+    block = -np.frombuffer(content[first : first + 4096], np.float32)
+    return content[:first] + block.tobytes() + content[first + 4096 :]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("model-openvino.bin", negated, r"model-openvino.xml does not answer as at export: scores differ by"),
+        ("model-openvino.xml", lambda _: b"no model", r"model-openvino.xml cannot be run: \w+"),
+        ("model.pt2", lambda _: b"no model", r"model.pt2 cannot be run: \w+"),
+        ("model.pte", lambda _: b"no model", r"model.pte cannot be run: \w+"),
+        ("model-uint8.onnx", lambda _: b"no model", r"ONNX Runtime cannot open .*model-uint8.onnx"),
+    ],
+)
+def test_a_changed_file_is_found_though_the_manifest_fits(written, tmp_path, name, change, said):
+    folder = shutil.copytree(written[0], tmp_path / "folder")
+    (folder / name).write_bytes(change((folder / name).read_bytes()))
+    write_manifest(folder)
+    with pytest.raises(ExportError, match=said) as refused:
+        verify(folder, trust=True)
+    assert "\n" not in str(refused.value)
+    if name != "model-uint8.onnx":
+        verify(folder)  # which loads none of these
+
+
+def test_a_file_whose_answers_were_left_out_is_told(written, tmp_path):
+    folder = shutil.copytree(written[0], tmp_path / "folder")
+    reference = json.loads((folder / "reference.json").read_text())
+    del reference["scores"]["model-uint8.onnx"], reference["scores"]["model.pte"]
+    write_json(folder / "reference.json", reference)
+    write_manifest(folder)
+    verified = verify(folder, trust=True)
+    assert verified.not_run == dict.fromkeys(
+        ("model-uint8.onnx", "model.pte"), "what it answered at export was not written down"
+    )
 
 
 @pytest.fixture(scope="module", params=[1, 3])
@@ -83,7 +210,8 @@ def untrained(request, tmp_path_factory):
     form = NetworkForm((), (), {})
     architecture = Architecture("digits_cnn", classes, pictures, shown, shown, form)
     write_json(folder / "architecture.json", architecture.stored())
-    write_formats(folder, ["uint8"], module, None)
+    names = ["uint8", "openvino", *(["executorch"] if request.param == 1 else [])]  # lowering takes seconds
+    assert len(write_formats(folder, names, module, None, of_integers=False).found) == len(names)
     return folder, Folder(folder)
 
 
@@ -102,10 +230,46 @@ def test_images_of_any_size_are_resized_in_the_graph_as_pillow_does(untrained, s
     np.testing.assert_allclose(scores, exported.scores(expected), atol=0.01)
 
 
+def test_what_openvino_makes_of_8_bit_integers_is_within_a_step_and_its_accuracy_is_measured(untrained, tmp_path):
+    folder = shutil.copytree(untrained[0], tmp_path / "folder")
+    shape = untrained[1].shape
+    coarse = torch.rand(96, shape[0], 4, 4, generator=torch.Generator().manual_seed(0))
+    images = functional.interpolate(coarse, size=shape[1:], mode="bicubic").clamp(0, 1).numpy()
+    module = Deployed(DigitsCNN(10, shape), *[(0.5,) * shape[0]] * 2, shape).eval()
+    write_int8(module, shape, images, folder / "model.onnx")
+    pixels = (images * 255).astype(np.uint8)
+    expected = run(folder / "model.onnx", pixels.astype(np.float32) / 255)
+    test = Part(pixels, expected.argmax(axis=1), np.arange(len(pixels)))
+    further = write_formats(folder, ["pt2", "openvino"], module, test, of_integers=True)
+    scores = OPENERS["openvino"](folder / "model-openvino.xml")(pixels.astype(np.float32) / 255)
+    assert np.abs(scores - expected).max() <= 0.05 * max(1, np.abs(expected).max())
+    assert further.found["model-openvino.xml"]["accuracy"] == (scores.argmax(1) == expected.argmax(1)).mean() > 0.9
+    assert (folder / "model-openvino.bin").stat().st_size < 0.4 * (untrained[0] / "model-openvino.bin").stat().st_size
+    assert further.tolerances == {"model.pt2": 1e-3, "model-openvino.xml": 0.05}
+    card = in_markdown(further.found, shape[0] == 1, of_integers=True)
+    assert "- `model.pt2`: the torch module, which is the float32 network that was rounded, for torch alone" in card
+
+
+@pytest.mark.parametrize("name", ["openvino", "executorch"])
+def test_a_format_whose_package_is_not_installed_is_refused_before_any_work(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    storage = tmp_path / "studies.db"
+    arguments = ["export", "digits", "--storage", f"sqlite:///{storage}", "--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(commands, [*arguments, "--format", f"pt2,{name}"])
+    assert isinstance(refused.exception, ConfigError)
+    said = f"format {name} needs a package that is not installed: pip install 'hscc-search[{name}]'"
+    assert str(refused.exception) == said
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_format_that_there_is_not_is_refused():
+    with pytest.raises(ConfigError, match="no format 'pt3': give pt2, float16, uint8, openvino, executorch"):
+        Extras(("pt2", "pt3"))
+
+
 @pytest.mark.parametrize(
     ("names", "of_integers", "pictures", "said"),
     [
-        (["pt3"], False, Pictures(8), "no format 'pt3': give pt2, float16, uint8"),
         (["pt2", "float16"], True, Pictures(8), "for float32 trials"),
         (["uint8"], False, Pictures(8, resize="crop"), "squeeze"),
         (["uint8"], False, Pictures(8, values="uint16"), "8 bits"),
@@ -121,4 +285,4 @@ def test_a_format_that_answers_otherwise_is_refused(exported, test_part, tmp_pat
     folder = shutil.copytree(exported, tmp_path / "folder")
     monkeypatch.setattr(formats, "_TOLERANCES", {"uint8": 1e-6})
     with pytest.raises(ExportError, match=r"uint8 answers otherwise than model.onnx: scores differ by .* leave it out"):
-        write_formats(folder, ["uint8"], load(exported), test_part)
+        write_formats(folder, ["uint8"], load(exported), test_part, of_integers=False)
