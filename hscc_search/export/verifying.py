@@ -199,7 +199,8 @@ def _why_not_run(name: str, trust: bool) -> str | None:
     """Why the file of a format is not run; None where it is."""
     if name in HARMS and not trust:
         return f"{HARMS[name]}: --trust runs it"
-    return installing(name) if name in PACKAGES else None
+    command = installing(name) if name in PACKAGES else None
+    return None if command is None else f"its runtime is not installed: {command}"
 
 
 def _answers(folder: Path, name: str) -> np.ndarray:

@@ -143,8 +143,8 @@ def test_verify_says_what_runs_a_file_that_it_cannot_run(written, monkeypatch):
     monkeypatch.setitem(sys.modules, "executorch", None)
     verified = verify(written[0], trust=True)
     assert verified.not_run == {
-        "model-openvino.xml": "pip install 'hscc-search[openvino]'",
-        "model.pte": "pip install 'hscc-search[executorch]'",
+        "model-openvino.xml": "its runtime is not installed: pip install 'hscc-search[openvino]'",
+        "model.pte": "its runtime is not installed: pip install 'hscc-search[executorch]'",
     }
     assert "model.pt2" in verified.gaps
 
