@@ -45,10 +45,11 @@ UNCHECKED = ("model.pt2", "model-openvino.xml", "model.pte")
 
 
 @pytest.fixture(scope="module")
-def written(study, exported, tmp_path_factory):
+def written(study, tmp_path_factory):
     """A trial exported with all formats, and what was found of them."""
     folder = tmp_path_factory.mktemp("formats") / "folder"
-    point = max(study.front, key=lambda point: point.sample["regions"])
+    divided = [point for point in study.points if point.sample["regions"] > 1]
+    point = min(divided, key=lambda point: point.sample["regions"])  # lowering takes seconds, more with each region
     return folder, export(study, point, study.config, folder, extras=Extras(NAMES)).formats
 
 
@@ -210,8 +211,7 @@ def untrained(request, tmp_path_factory):
     form = NetworkForm((), (), {})
     architecture = Architecture("digits_cnn", classes, pictures, shown, shown, form)
     write_json(folder / "architecture.json", architecture.stored())
-    names = ["uint8", "openvino", *(["executorch"] if request.param == 1 else [])]  # lowering takes seconds
-    assert len(write_formats(folder, names, module, None, of_integers=False).found) == len(names)
+    assert len(write_formats(folder, ["uint8", "openvino"], module, None, of_integers=False).found) == 2
     return folder, Folder(folder)
 
 
@@ -230,10 +230,11 @@ def test_images_of_any_size_are_resized_in_the_graph_as_pillow_does(untrained, s
     np.testing.assert_allclose(scores, exported.scores(expected), atol=0.01)
 
 
+@pytest.mark.parametrize("untrained", [1], indirect=True)
 def test_what_openvino_makes_of_8_bit_integers_is_within_a_step_and_its_accuracy_is_measured(untrained, tmp_path):
     folder = shutil.copytree(untrained[0], tmp_path / "folder")
     shape = untrained[1].shape
-    coarse = torch.rand(96, shape[0], 4, 4, generator=torch.Generator().manual_seed(0))
+    coarse = torch.rand(48, shape[0], 4, 4, generator=torch.Generator().manual_seed(0))
     images = functional.interpolate(coarse, size=shape[1:], mode="bicubic").clamp(0, 1).numpy()
     module = Deployed(DigitsCNN(10, shape), *[(0.5,) * shape[0]] * 2, shape).eval()
     write_int8(module, shape, images, folder / "model.onnx")

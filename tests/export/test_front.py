@@ -8,6 +8,7 @@ from click.testing import CliRunner
 import hscc_search
 from hscc_search.cli.entry import commands
 from hscc_search.errors import ConfigError, ExportError, StudyError
+from hscc_search.export.formats import Extras
 from hscc_search.export.front import export_front
 from hscc_search.export.index import Asked, Index
 from hscc_search.session import read_study
@@ -106,6 +107,8 @@ def test_another_front_and_what_was_changed_are_refused_before_anything_is_opene
         export_front(alone, alone.config, out, "cpu", told.append)
     with pytest.raises(ExportError, match=r"another front \(finetuning_epochs: 0 -> 3\)"):
         export_front(short, short.config.finetuned(3), out, "cpu", told.append)
+    with pytest.raises(ExportError, match=r"another front \(formats: \[\] -> \['pt2', 'uint8'\]\)"):
+        export_front(short, short.config, out, "cpu", told.append, extras=Extras(("uint8", "pt2")))
     with pytest.raises(ExportError, match=r"another front \(refine: False -> True\)"):
         export_front(short, short.config, out, "cpu", told.append, refine=True)
     with pytest.raises(ExportError, match="exists and holds no export of a front: name one that does not"):
