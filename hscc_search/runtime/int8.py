@@ -24,6 +24,7 @@ from hscc_search.runtime.input_rounding import Normalisation, find_normalisation
 from hscc_search.runtime.onnx import onnx_program
 from hscc_search.runtime.ranges import learn_ranges
 from hscc_search.runtime.rewrites import save_copies
+from hscc_search.runtime.ties import avoid_ties, share_ranges
 
 # Images that ranges are learnt from, and those on which float and integer answers are compared.
 _RANGE_IMAGES, _JUDGED_IMAGES = 256, 128
@@ -78,7 +79,7 @@ def write_int8(module: nn.Module, shape: int | Shape, images: np.ndarray, path: 
         answers = _answers(model, judged)
         if not np.isfinite(answers).all():
             raise ExportError("this network answers with values that are not finite")
-        ranges = learn_ranges(model, _spread(images, _RANGE_IMAGES))
+        ranges = share_ranges(model, learn_ranges(model, _spread(images, _RANGE_IMAGES)))
         rounding = _Rounding(model, ranges, judged, answers, find_normalisation(model, ranges))
         in_float = rounding.kept_in_float(report)
         written = rounding.rounded(in_float)
@@ -137,6 +138,7 @@ class _Rounding:
         if self.normalisation is not None:
             normalise_while_rounding(rounded, self.normalisation)
         quantizer.model.topological_sort()
+        avoid_ties(rounded, self.model)
         return _without_unused(rounded)
 
     def divergence(self, rounded: onnx.ModelProto) -> float:

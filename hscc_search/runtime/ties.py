@@ -1,0 +1,160 @@
+"""Scales with which sums of integers never lie halfway between two steps, so that all runtimes round them alike.
+
+A convolution adds products of integers, and its sum becomes a step of the output by a factor: the scale of its input
+times that of its weights, over that of its output. One runtime adds integers and multiplies once, another adds floats;
+they differ in the seventh digit, and where a sum lies nearly halfway between two steps, one rounds up and the other
+down. A single step in an early layer then changes the roundings behind it. With a factor p / q, q odd, the sums lie
+at least 1 / 2q of a step away from halfway, and there is such a factor within a thousandth of any.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+Ranges = Mapping[str, tuple[float, float]]
+
+# Denominators of factors that are tried: of a factor of 1 / 500 or more at most 1023, and more for smaller ones.
+_DENOMINATORS, _SMALLEST = np.arange(257, 1024, 2), 500
+# Weights are integers of 7 bits.
+_LARGEST = 64
+
+
+def share_ranges(model: onnx.ModelProto, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """Let tensors have one range that are joined, or computed with the same weights, as pieces of a map are.
+
+    Joining rounds no second time then, and weights need but one scale.
+
+    Args:
+        model: the float graph.
+        ranges: of its tensors.
+
+    Returns:
+        The ranges of all tensors.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    groups: dict[str, set[str]] = {}
+    by_weight: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        if node.op_type == "Concat":
+            _join(groups, {*node.input, *node.output} - constants)
+        elif node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
+            by_weight.setdefault(node.input[1], set()).add(_rounded_as(model.graph, node.output[0]))
+    for outputs in by_weight.values():
+        _join(groups, outputs)
+    shared = dict(ranges)
+    for name, group in groups.items():
+        known = [ranges[member] for member in group if member in ranges]
+        if name in ranges:
+            shared[name] = min(low for low, _ in known), max(high for _, high in known)
+    return shared
+
+
+def _join(groups: dict[str, set[str]], names: Iterable[str]) -> None:
+    """Make one group of all groups that some names are in."""
+    joined = set(names).union(*(groups.get(name, ()) for name in names))
+    groups.update(dict.fromkeys(joined, joined))
+
+
+def _rounded_as(graph: onnx.GraphProto, name: str) -> str:
+    """The tensor whose range a sum is rounded in: what a ReLU alone lets through of it, or itself."""
+    readers = [node for node in graph.node if name in node.input]
+    return readers[0].output[0] if [node.op_type for node in readers] == ["Relu"] else name
+
+
+def avoid_ties(rounded: onnx.ModelProto, floats: onnx.ModelProto) -> None:
+    """Give weights of a rounded graph scales with which no sum lies near a tie, in place; they grow by a thousandth.
+
+    Weights stay as they are where their sums stay float, or are rounded to several scales.
+
+    Args:
+        rounded: of :func:`share_ranges`, with one reader for each rounded sum.
+        floats: the graph that was rounded.
+    """
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in floats.graph.initializer}
+    graph = _Rounded(rounded.graph)
+    by_weight: dict[str, list[onnx.NodeProto]] = {}
+    for node in rounded.graph.node:
+        if node.op_type in ("Conv", "Gemm", "MatMul") and graph.maker_of(node.input[1]) is not None:
+            by_weight.setdefault(node.input[1], []).append(node)
+    for restored, nodes in by_weight.items():
+        maker = graph.maker_of(restored)
+        assert maker is not None
+        exact = weights.get(maker.input[0].removesuffix("_quantized"))
+        ratios = {ratio for node in nodes if (ratio := graph.ratio(node)) is not None}
+        if exact is None or len(ratios) != 1 or maker.input[0] not in graph.constants:
+            continue
+        axis = next((each.i for each in maker.attribute if each.name == "axis"), 1)
+        before = graph.value(maker.input[1]).astype(np.float64)
+        after = (_without_ties(before * ratios.copy().pop()) / ratios.pop()).astype(np.float32)
+        shape = [1] * exact.ndim
+        shape[axis] = after.size
+        integers = np.round(exact / after.reshape(shape if after.ndim else ()))
+        graph.put(maker.input[0], integers.clip(-_LARGEST, _LARGEST).astype(np.int8))
+        graph.put(maker.input[1], after)
+        for node in nodes:
+            graph.round_bias_again(node, after)
+
+
+@dataclass
+class _Rounded:
+    """A rounded graph whose constants change.
+
+    Attributes:
+        graph: nodes and constants.
+    """
+
+    graph: onnx.GraphProto
+
+    def __post_init__(self) -> None:
+        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self._makers = {name: node for node in self.graph.node for name in node.output}
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.graph.node:
+            for name in node.input:
+                self._readers.setdefault(name, []).append(node)
+
+    def value(self, name: str) -> Any:
+        """A constant."""
+        return numpy_helper.to_array(self.constants[name])
+
+    def put(self, name: str, value: np.ndarray) -> None:
+        """Change a constant."""
+        self.constants[name].CopyFrom(numpy_helper.from_array(value, name))
+
+    def maker_of(self, name: str) -> onnx.NodeProto | None:
+        """The node that makes floats of integers, if a tensor is its output; else None."""
+        node = self._makers.get(name)
+        return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def ratio(self, node: onnx.NodeProto) -> float | None:
+        """The scale of a node's input over that of its output; None where one of them is not rounded."""
+        given, readers = self.maker_of(node.input[0]), self._readers.get(node.output[0], [])
+        if [reader.op_type for reader in readers] == ["Relu"]:
+            readers = self._readers.get(readers[0].output[0], [])
+        if given is None or [reader.op_type for reader in readers] != ["QuantizeLinear"]:
+            return None
+        return float(self.value(given.input[1])) / float(self.value(readers[0].input[1]))
+
+    def round_bias_again(self, node: onnx.NodeProto, scales: np.ndarray) -> None:
+        """Bring a node's bias to the scale of its sums, given new scales of its weights."""
+        maker = self.maker_of(node.input[2]) if len(node.input) > 2 else None
+        given = self.maker_of(node.input[0])
+        if maker is None or given is None:
+            return
+        values = self.value(maker.input[0]) * self.value(maker.input[1]).astype(np.float64)
+        of_sums = self.value(given.input[1]) * scales
+        self.put(maker.input[0], np.round(values / of_sums).astype(np.int32))
+        self.put(maker.input[1], of_sums.astype(np.float32))
+
+
+def _without_ties(factors: np.ndarray) -> np.ndarray:
+    """The least p / q with q odd that are as large as some factors or larger, float64, in their shape."""
+    flat = np.maximum(factors.reshape(-1, 1), np.finfo(np.float32).tiny)
+    denominators = _DENOMINATORS * (2 * np.round(1 / (2 * _SMALLEST * flat)) + 1)
+    tried = np.ceil(flat * denominators) / denominators
+    least: np.ndarray = tried.min(axis=1).reshape(factors.shape)
+    return least
