@@ -26,7 +26,7 @@ from typing import get_args
 
 import numpy as np
 import torch
-from agreement import MOST, MOST_STEPS, OPTIMISED, STEPS, UNOPTIMISED, Gap, gaps_of
+from agreement import MOST, MOST_STEPS, STEPS, Gap, gaps_of
 
 from hscc_search.compression.refining import mean_divergence
 from hscc_search.config import Precision, RegionStrategy, StudyConfig
@@ -198,7 +198,10 @@ def main():
                 if results:
                     with results.open("a") as file:
                         file.write(f"{json.dumps(row)}\n")
-                print(f"{network}, {row['strategy']}, {row['precision']}: {'; '.join(misses(row)) or 'agrees'}", flush=True)
+                print(
+                    f"{network}, {row['strategy']}, {row['precision']}: {'; '.join(misses(row)) or 'agrees'}",
+                    flush=True,
+                )
     print_tables(rows)
     sys.exit(any(next(misses(row), None) for row in rows))
 

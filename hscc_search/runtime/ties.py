@@ -4,9 +4,12 @@ A convolution adds products of integers, and its sum becomes a step of the outpu
 times that of its weights, over that of its output. One runtime adds integers and multiplies once, another adds floats;
 they differ in the seventh digit, and where a sum lies nearly halfway between two steps, one rounds up and the other
 down. A single step in an early layer then changes the roundings behind it. With a factor p / q, q odd, the sums lie
-at least 1 / 2q of a step away from halfway, and there is such a factor within a thousandth of any.
+at least 1 / 2q of a step away from halfway, and there is such a factor within a few thousandths of any. Where two
+tensors are added, each has such a factor, and q is the same.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +22,20 @@ Ranges = Mapping[str, tuple[float, float]]
 
 # Denominators of factors that are tried: of a factor of 1 / 500 or more at most 1023, and more for smaller ones.
 _DENOMINATORS, _SMALLEST = np.arange(257, 1024, 2), 500
+# The denominator that the factors of both parts of a sum have in common.
+_COMMON = 1023
 # Weights are integers of 7 bits.
 _LARGEST = 64
+# Operators with weights, those whose output has the scale of their input, and those that rounding to a range does too.
+_WEIGHTED, _CLIPPING = ("Conv", "Gemm", "MatMul"), ("Relu", "Clip")
+_KEEPING = ("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice")
 
 
 def share_ranges(model: onnx.ModelProto, ranges: Ranges) -> dict[str, tuple[float, float]]:
     """Let tensors have one range that are joined, or computed with the same weights, as pieces of a map are.
 
-    Joining rounds no second time then, and weights need but one scale.
+    Joining rounds no second time then, and weights need but one scale. Ranges of what is added grow by a
+    thousandth or so, to parts of the range of the sum with which it never lies near a tie.
 
     Args:
         model: the float graph.
@@ -36,33 +45,56 @@ def share_ranges(model: onnx.ModelProto, ranges: Ranges) -> dict[str, tuple[floa
         The ranges of all tensors.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
-    groups: dict[str, set[str]] = {}
+    read = Counter(name for node in model.graph.node for name in node.input)
+    groups: dict[str, set[str]] = {name: {name} for name in ranges}
     by_weight: dict[str, set[str]] = {}
     for node in model.graph.node:
-        if node.op_type == "Concat":
-            _join(groups, {*node.input, *node.output} - constants)
-        elif node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constants:
+        if node.op_type == "Concat" and all(read[name] == 1 for name in node.input):
+            _join(groups, {*node.input, *node.output} & ranges.keys())
+        elif node.op_type in _WEIGHTED and node.input[1] in constants:
             by_weight.setdefault(node.input[1], set()).add(_rounded_as(model.graph, node.output[0]))
     for outputs in by_weight.values():
-        _join(groups, outputs)
-    shared = dict(ranges)
-    for name, group in groups.items():
-        known = [ranges[member] for member in group if member in ranges]
-        if name in ranges:
-            shared[name] = min(low for low, _ in known), max(high for _, high in known)
+        _join(groups, outputs & ranges.keys())
+    shared = {
+        name: (min(ranges[each][0] for each in group), max(ranges[each][1] for each in group))
+        for name, group in groups.items()
+    }
+    _widen(model.graph, shared, groups)
     return shared
 
 
 def _join(groups: dict[str, set[str]], names: Iterable[str]) -> None:
     """Make one group of all groups that some names are in."""
-    joined = set(names).union(*(groups.get(name, ()) for name in names))
+    joined = set[str]().union(*(groups[name] for name in names))
     groups.update(dict.fromkeys(joined, joined))
 
 
+def _widen(graph: onnx.GraphProto, ranges: dict[str, tuple[float, float]], groups: Mapping[str, set[str]]) -> None:
+    """Widen the ranges of what is added, in place, from the last sum to the first: to parts of the sum's range."""
+    makers = {name: node for node in graph.node for name in node.output}
+    done: set[str] = set()
+    for node in reversed(graph.node):
+        out = _rounded_as(graph, node.output[0])
+        if node.op_type != "Add" or out not in ranges:
+            continue
+        whole = ranges[out][1] - ranges[out][0]
+        for name in node.input:
+            while name in makers and makers[name].op_type in _KEEPING:
+                name = makers[name].input[0]
+            group = groups.get(name, set())
+            if not group or group & done or out in group:
+                continue
+            done |= group
+            part = (ranges[name][1] - ranges[name][0]) / whole if whole > 0 else 0.0
+            if part > 0:
+                wider = math.ceil(_COMMON * part) / _COMMON / part
+                ranges.update({each: (wider * ranges[each][0], wider * ranges[each][1]) for each in group})
+
+
 def _rounded_as(graph: onnx.GraphProto, name: str) -> str:
-    """The tensor whose range a sum is rounded in: what a ReLU alone lets through of it, or itself."""
+    """The tensor in whose range a sum is rounded: what a ReLU that alone reads it lets through, or itself."""
     readers = [node for node in graph.node if name in node.input]
-    return readers[0].output[0] if [node.op_type for node in readers] == ["Relu"] else name
+    return readers[0].output[0] if len(readers) == 1 and readers[0].op_type in _CLIPPING else name
 
 
 def avoid_ties(rounded: onnx.ModelProto, floats: onnx.ModelProto) -> None:
@@ -78,18 +110,18 @@ def avoid_ties(rounded: onnx.ModelProto, floats: onnx.ModelProto) -> None:
     graph = _Rounded(rounded.graph)
     by_weight: dict[str, list[onnx.NodeProto]] = {}
     for node in rounded.graph.node:
-        if node.op_type in ("Conv", "Gemm", "MatMul") and graph.maker_of(node.input[1]) is not None:
+        if node.op_type in _WEIGHTED and graph.maker_of(node.input[1]) is not None:
             by_weight.setdefault(node.input[1], []).append(node)
     for restored, nodes in by_weight.items():
         maker = graph.maker_of(restored)
         assert maker is not None
         exact = weights.get(maker.input[0].removesuffix("_quantized"))
-        ratios = {ratio for node in nodes if (ratio := graph.ratio(node)) is not None}
-        if exact is None or len(ratios) != 1 or maker.input[0] not in graph.constants:
+        ratios = [ratio for node in nodes if (ratio := graph.ratio(node)) is not None]
+        if exact is None or len(set(ratios)) != 1 or maker.input[0] not in graph.constants:
             continue
         axis = next((each.i for each in maker.attribute if each.name == "axis"), 1)
         before = graph.value(maker.input[1]).astype(np.float64)
-        after = (_without_ties(before * ratios.copy().pop()) / ratios.pop()).astype(np.float32)
+        after = (_without_ties(before * ratios[0]) / ratios[0]).astype(np.float32)
         shape = [1] * exact.ndim
         shape[axis] = after.size
         integers = np.round(exact / after.reshape(shape if after.ndim else ()))
@@ -133,7 +165,7 @@ class _Rounded:
     def ratio(self, node: onnx.NodeProto) -> float | None:
         """The scale of a node's input over that of its output; None where one of them is not rounded."""
         given, readers = self.maker_of(node.input[0]), self._readers.get(node.output[0], [])
-        if [reader.op_type for reader in readers] == ["Relu"]:
+        if len(readers) == 1 and readers[0].op_type in _CLIPPING:
             readers = self._readers.get(readers[0].output[0], [])
         if given is None or [reader.op_type for reader in readers] != ["QuantizeLinear"]:
             return None
