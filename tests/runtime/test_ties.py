@@ -7,10 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from hscc_search.compression.balancing import balance
-from hscc_search.compression.calibration.calibrate import calibrate
-from hscc_search.compression.compress import compress
-from hscc_search.compression.setting import Setting
 from hscc_search.runtime import int8
 from hscc_search.runtime.int8 import write_int8
 from hscc_search.runtime.ties import _without_ties
@@ -50,10 +46,7 @@ class Bounded(nn.Module):
 
 
 def written(build, path):
-    setting = Setting(budget=1.5, regions=4, region_gain=0.0, region_strategy="random")
-    network = compress(calibrate(seeded(build), IMAGES[:64]), setting).network
-    balance(network, IMAGES[:64])
-    write_int8(network, (3, 16, 16), IMAGES[:128].numpy(), path)
+    write_int8(seeded(build), (3, 16, 16), IMAGES[:128].numpy(), path)
     return path
 
 
@@ -67,8 +60,7 @@ def steps_apart(path):
 def test_integers_and_floats_round_alike(build, tmp_path):
     path = written(build, tmp_path / "model.onnx")
     assert steps_apart(path) < 1e-3
-    kinds = {node.op_type for node in onnx.load(path).graph.node}
-    assert {"Conv", "Add", "Concat", "Slice"} <= kinds
+    assert {"Conv", "Add"} <= {node.op_type for node in onnx.load(path).graph.node}
 
 
 def test_they_do_not_with_scales_as_they_come(tmp_path, monkeypatch):
