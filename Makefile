@@ -7,6 +7,7 @@
 # make benchmark-large     how seconds and memory grow with the number of images
 # make benchmark-scores    how fast ten thousand trials with their scores are read
 # make benchmark-refine    what refining gains and takes; MRI=DIR has the images
+# make benchmark-agreement how far the files of an export are from each other; MRI=DIR has other images
 # make benchmark-page      the page of a study of 10,000 trials: seconds, bytes, memory
 # make benchmark-samplers  how many trials each sampler takes on a landscape that was measured once
 VENV ?= .venv
@@ -20,7 +21,7 @@ STUDY := digits-study
 # Twice the cores, at most 4: many tests wait for servers and for other processes.
 PROCESSES = $(shell $(PYTHON) -c 'import os; print(min(4, 2 * os.cpu_count()))')
 
-.PHONY: study test quick check benchmark benchmark-search benchmark-large benchmark-scores benchmark-refine benchmark-samplers benchmark-page clean
+.PHONY: study test quick check benchmark benchmark-search benchmark-large benchmark-scores benchmark-refine benchmark-samplers benchmark-page benchmark-agreement clean
 
 # torch and torchvision are pinned together here: each torchvision fits one torch. pyproject.toml has the range that works.
 $(VENV)/.installed: pyproject.toml
@@ -71,6 +72,9 @@ benchmark-refine: $(VENV)/.installed-for-tests
 
 benchmark-samplers: $(VENV)/.installed-for-tests
 	$(BIN)/python tests/benchmark_samplers.py
+
+benchmark-agreement: $(VENV)/.installed-for-tests
+	$(BIN)/python tests/benchmark_agreement.py $(MRI)
 
 benchmark-page: $(VENV)/.installed-for-tests
 	$(BIN)/python tests/benchmark_page.py

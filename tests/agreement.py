@@ -21,6 +21,8 @@ LEVELS = {
 }
 # The largest difference of scores in float, and of 8-bit integers in steps, of which the scores' range has 255.
 MOST, MOST_STEPS, STEPS = 1e-4, 1.0, 255
+# Formats that a package of the same name writes and runs.
+PACKAGES = ("openvino", "executorch")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,17 @@ def worst(gaps):
     return Gap(*(max(getattr(gap, name) for gap in gaps) for name in Gap.__dataclass_fields__))
 
 
+def formats_for(precision):
+    """The formats of a trial that can be written here."""
+    written = [name for name in FORMATS if name not in PACKAGES or importlib.util.find_spec(name)]
+    return [name for name in written if not (name == "float16" and precision == "int8")]
+
+
+def of_torch(name):
+    """Whether a file is made of the torch module: of a trial of 8-bit integers, the float32 network that was rounded."""
+    return name.endswith((".pt2", ".pte"))
+
+
 def in_batches(run, inputs, batch):
     return np.concatenate([run(inputs[first : first + batch]) for first in range(0, len(inputs), batch)])
 
@@ -83,6 +96,18 @@ def openvino_runner(path, threads=1):
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     compiled = openvino.compile_model(path, "CPU", settings)
     return lambda inputs: compiled([inputs])[0]
+
+
+def executorch_runner(path):
+    from executorch.runtime import Runtime
+
+    program = Runtime.get().load_program(path)
+
+    def run(inputs):
+        method = program.load_method("forward")
+        return torch.cat([method.execute([image[None]])[0] for image in torch.from_numpy(inputs)]).numpy()
+
+    return run
 
 
 def uint8_runner(path):
@@ -116,6 +141,8 @@ def runners(folder):
             ways[name] = [torch_runner(torch.export.load(path).module())]
         elif path.suffix == ".xml":
             ways[name] = [openvino_runner(path, threads) for threads in THREADS]
+        elif path.suffix == ".pte":
+            ways[name] = [executorch_runner(path)]
         else:
             raise AssertionError(f"nothing here runs {name}")
     return ways
@@ -131,7 +158,7 @@ def gaps_of(folder, inputs):
     Returns:
         The gaps by the name of the way; the scores of the torch module; and those of ``model.onnx`` as users run it.
         Gaps are from the torch module's scores, and of a ``model.onnx`` of 8-bit integers from its own as users run it,
-        except those of the file of torch.
+        except those of files that are made of torch's.
     """
     exact = in_batches(torch_runner(load(folder, trust=True)), inputs, BATCHES[-1])
     ways = runners(folder)
@@ -139,7 +166,7 @@ def gaps_of(folder, inputs):
     of_integers = bool(json.loads((folder / "metrics.json").read_text())["int8"])
     gaps = {}
     for name, functions in ways.items():
-        reference = answers if of_integers and name != FORMATS["pt2"] else exact
+        reference = answers if of_integers and not of_torch(name) else exact
         scores = [in_batches(run, inputs, batch) for run in functions for batch in BATCHES]
         gaps[name] = worst([Gap.between(each, reference) for each in scores])
     return gaps, exact, answers

@@ -3,7 +3,7 @@
 Searches each network with each region strategy in float and in 8-bit integers, with layers that are divided whether
 that pays or not, exports each trial in all formats, and runs all files on every test image: model.onnx with and without
 ONNX Runtime's optimisations, on one and two threads, with batches of 1 and 32, and in OpenVINO where that is
-installed. Prints the largest difference of scores, absolute and as a share of the largest score, and the number of
+installed, as formats of packages are left out that are not. Prints the largest difference of scores, absolute and as a share of the largest score, and the number of
 images whose class differs::
 
     python tests/benchmark_agreement.py [DIR] [--networks alexnet,grey] [--strategies grid] [--precisions float32]
@@ -26,13 +26,13 @@ from typing import get_args
 
 import numpy as np
 import torch
-from agreement import MOST, MOST_STEPS, STEPS, Gap, gaps_of
+from agreement import MOST, MOST_STEPS, STEPS, Gap, formats_for, gaps_of, of_torch
 
 from hscc_search.compression.refining import mean_divergence
 from hscc_search.config import Precision, RegionStrategy, StudyConfig
 from hscc_search.export.export import export
 from hscc_search.export.folder import CARD
-from hscc_search.export.formats import FORMATS, Extras
+from hscc_search.export.formats import Extras
 from hscc_search.study.opening import open_again
 from hscc_search.study.study import run_study
 from hscc_search.study.trial import prepare
@@ -108,8 +108,7 @@ def measured(network, samples, table, folder):
         divided = [layer for layer in plan if layer.regions > 1]
         assert divided or strategy == "none", f"{network}: {strategy} divides no layer"
         out = folder / f"{network}-{strategy}-{precision}"
-        formats = [name for name in FORMATS if not (name == "float16" and precision == "int8")]
-        extras = Extras(tuple(formats), accept_loss=True)
+        extras = Extras(tuple(formats_for(precision)), accept_loss=True)
         metrics = export(study, point, study.config, out, "cpu", prepared=prepared, extras=extras)
         gaps, exact, answers = gaps_of(out, inputs)
         row = {
@@ -141,7 +140,7 @@ def misses(row):
     """The ways in which the files of a line disagree."""
     for name, found in row["gaps"].items():
         gap = Gap(**found)
-        if row["precision"] == "int8" and name != FORMATS["pt2"]:
+        if row["precision"] == "int8" and not of_torch(name):
             if gap.absolute > MOST_STEPS * row["step"] or gap.lead * row["largest"] > MOST_STEPS * row["step"]:
                 yield f"{name}: {gap.absolute / row['step']:.2g} steps, {gap.classes} classes"
         elif name not in ROUNDED and (gap.share > MOST or gap.lead > MOST):
@@ -160,7 +159,7 @@ def print_tables(rows):
         cells = [f"{gap.absolute:.1e}, {gap.share:.1e}, {gap.classes}" if gap else "-" for gap in gaps]
         words = f"{row['divided']} of {row['layers']} | {row['images']} | {row['largest']:.3g}"
         print(f"| {row['network']}, {row['strategy']} | {words} | {' | '.join(cells)} |")
-    ways = list(dict.fromkeys(name for row in integers for name in row["gaps"] if name != FORMATS["pt2"]))
+    ways = list(dict.fromkeys(name for row in integers for name in row["gaps"] if not of_torch(name)))
     print("\nDifferences in 8-bit integers, in steps, and images whose class differs; and from float\n")
     columns = [*ways, "nats from float", "classes", "largest, in steps"]
     print(f"| | layers divided | images | in float | {' | '.join(columns)} |\n|---|---|---|---|{'---|' * len(columns)}")
