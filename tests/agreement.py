@@ -65,7 +65,7 @@ def formats_for(precision):
 
 
 def of_torch(name):
-    """Whether a file is made of the torch module: of a trial of 8-bit integers, the float32 network that was rounded."""
+    """Whether a file is made of the torch module: of 8-bit integers, the float32 network that was rounded."""
     return name.endswith((".pt2", ".pte"))
 
 

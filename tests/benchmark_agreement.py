@@ -2,9 +2,9 @@
 
 Searches each network with each region strategy in float and in 8-bit integers, with layers that are divided whether
 that pays or not, exports each trial in all formats, and runs all files on every test image: model.onnx with and without
-ONNX Runtime's optimisations, on one and two threads, with batches of 1 and 32, and in OpenVINO where that is
-installed, as formats of packages are left out that are not. Prints the largest difference of scores, absolute and as a share of the largest score, and the number of
-images whose class differs::
+ONNX Runtime's optimisations, on one and two threads, with batches of 1 and 32, and in OpenVINO. OpenVINO is left out
+where it is not installed, and so are formats of such packages. Prints the largest difference of scores, absolute and as
+a share of the largest score, and the number of images whose class differs::
 
     python tests/benchmark_agreement.py [DIR] [--networks alexnet,grey] [--strategies grid] [--precisions float32]
                                         [--per-class 150] [--results FILE]
@@ -30,6 +30,7 @@ from agreement import MOST, MOST_STEPS, STEPS, Gap, formats_for, gaps_of, of_tor
 
 from hscc_search.compression.refining import mean_divergence
 from hscc_search.config import Precision, RegionStrategy, StudyConfig
+from hscc_search.errors import ExportError
 from hscc_search.export.export import export
 from hscc_search.export.folder import CARD
 from hscc_search.export.formats import Extras
@@ -96,6 +97,21 @@ def table_of(images, per_class, path):
     return path
 
 
+def exported(study, point, out, prepared, formats):
+    """Export a trial in some formats; return its results, and why a format was refused by the name of the format."""
+    try:
+        extras = Extras(tuple(formats), accept_loss=True)
+        return export(study, point, study.config, out, "cpu", prepared=prepared, extras=extras), {}
+    except ExportError as error:
+        reason = str(error)
+        refused = [name for name in formats if f"format {name} " in reason]
+        if not refused:
+            raise
+    rest = [name for name in formats if name not in refused]
+    metrics, more = exported(study, point, out, prepared, rest)
+    return metrics, {**dict.fromkeys(refused, reason), **more}
+
+
 def measured(network, samples, table, folder):
     """Search, export and compare; yield a line for each sample."""
     study = run_study(config_of(network, samples, table, folder), "cpu")
@@ -108,8 +124,7 @@ def measured(network, samples, table, folder):
         divided = [layer for layer in plan if layer.regions > 1]
         assert divided or strategy == "none", f"{network}: {strategy} divides no layer"
         out = folder / f"{network}-{strategy}-{precision}"
-        extras = Extras(tuple(formats_for(precision)), accept_loss=True)
-        metrics = export(study, point, study.config, out, "cpu", prepared=prepared, extras=extras)
+        metrics, refused = exported(study, point, out, prepared, formats_for(precision))
         gaps, exact, answers = gaps_of(out, inputs)
         row = {
             "network": network,
@@ -121,6 +136,7 @@ def measured(network, samples, table, folder):
             "largest": float(np.abs(exact).max()),
             "accuracy": metrics.compressed.test.metrics["accuracy"],
             "gaps": {name: asdict(gap) for name, gap in gaps.items()},
+            "refused": refused,
         }
         if precision == "int8":
             divergence = float(mean_divergence(torch.from_numpy(answers), torch.from_numpy(exact)))
@@ -145,6 +161,7 @@ def misses(row):
                 yield f"{name}: {gap.absolute / row['step']:.2g} steps, {gap.classes} classes"
         elif name not in ROUNDED and (gap.share > MOST or gap.lead > MOST):
             yield f"{name}: {gap.share:.1g} of the largest score, {gap.classes} classes"
+    yield from row.get("refused", {}).values()
     if not row.get("card", True):
         yield "the card says otherwise how far integers are from float"
 

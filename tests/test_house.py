@@ -48,7 +48,14 @@ LONGEST_FILE, LONGEST_FUNCTION = 350, 50
 # The script in exported folders, which is one file wherever it goes.
 ALONE, LONGEST_ALONE = PACKAGE / "export" / "run.py", 470
 # Test files of a folder that test several of its modules together.
-OF_SEVERAL_MODULES = ("test_conformance", "test_hostile", "test_imports", "test_landscape", "test_peers")
+OF_SEVERAL_MODULES = (
+    "test_agreement",
+    "test_conformance",
+    "test_hostile",
+    "test_imports",
+    "test_landscape",
+    "test_peers",
+)
 
 
 def modules():

@@ -2,7 +2,8 @@
 
 ONNX Runtime's quantizer writes the file: weights are integers of 7 bits with a scale for each output channel, what
 passes between operators is uint8 with one range for each tensor. What is chosen here: the ranges
-(:mod:`hscc_search.runtime.ranges`), and the operators that stay in float, where rounding them changes answers too much.
+(:mod:`hscc_search.runtime.ranges`), scales with which all runtimes round alike
+(:mod:`hscc_search.runtime.ties`), and the operators that stay in float, where rounding them changes answers too much.
 """
 
 import bisect
