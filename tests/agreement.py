@@ -11,6 +11,7 @@ import torch
 from hscc_search import load
 from hscc_search.export.folder import ONNX
 from hscc_search.export.formats import FORMATS
+from hscc_search.export.runtimes import OPENERS, PACKAGES, installing
 
 BATCHES, THREADS = (1, 32), (1, 2)
 # How a runtime reads ``model.onnx``: as users run it, operator by operator as it is written, and in another program.
@@ -21,8 +22,6 @@ LEVELS = {
 }
 # The largest difference of scores in float, and of 8-bit integers in steps, of which the scores' range has 255.
 MOST, MOST_STEPS, STEPS = 1e-4, 1.0, 255
-# Formats that a package of the same name writes and runs.
-PACKAGES = ("openvino", "executorch")
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def worst(gaps):
 
 def formats_for(precision):
     """The formats of a trial that can be written here."""
-    written = [name for name in FORMATS if name not in PACKAGES or importlib.util.find_spec(name)]
+    written = [name for name in FORMATS if name not in PACKAGES or installing(name) is None]
     return [name for name in written if not (name == "float16" and precision == "int8")]
 
 
@@ -98,18 +97,6 @@ def openvino_runner(path, threads=1):
     return lambda inputs: compiled([inputs])[0]
 
 
-def executorch_runner(path):
-    from executorch.runtime import Runtime
-
-    program = Runtime.get().load_program(path)
-
-    def run(inputs):
-        method = program.load_method("forward")
-        return torch.cat([method.execute([image[None]])[0] for image in torch.from_numpy(inputs)]).numpy()
-
-    return run
-
-
 def uint8_runner(path):
     """Takes inputs 0 to 1 of the network's size as the images that they were read from, one by one."""
     run = onnx_runner(path)
@@ -142,7 +129,7 @@ def runners(folder):
         elif path.suffix == ".xml":
             ways[name] = [openvino_runner(path, threads) for threads in THREADS]
         elif path.suffix == ".pte":
-            ways[name] = [executorch_runner(path)]
+            ways[name] = [OPENERS["executorch"](path)]
         else:
             raise AssertionError(f"nothing here runs {name}")
     return ways
