@@ -216,7 +216,7 @@ def _found(
 
 
 def _tolerance(name: str, of_integers: bool) -> float:
-    return INT8_TOLERANCE if of_integers and name not in _OF_TORCH else _TOLERANCES[name]
+    return _TOLERANCES[name] + (INT8_TOLERANCE if of_integers and name not in _OF_TORCH else 0)
 
 
 def _scores(run: Run, test: Part) -> np.ndarray:
