@@ -138,6 +138,7 @@ class Study(stored_study.Study):
         report: Report = silent,
         accept_loss: bool = False,
         formats: Sequence[str] = (),
+        sign: Path | str | None = None,
     ) -> Path:
         """Write a trial as a folder with ONNX and torch models and a model card.
 
@@ -150,23 +151,23 @@ class Study(stored_study.Study):
             device: where the network is built.
             report: told of each step.
             accept_loss: also an int8 trial that loses much on the test part.
-            formats: further files to write: ``pt2``, ``float16``, ``uint8``, ``openvino`` or ``executorch``; the last
-                two need packages of their own.
+            formats: further files: ``pt2``, ``float16``, ``uint8``; by packages of their own ``openvino``, ``executorch``.
+            sign: file of a private Ed25519 key that signs the manifest; None signs nothing.
 
         Returns:
             The folder.
 
         Raises:
-            HsccError: as for :meth:`compressed`; or ``out`` cannot be written, the network cannot be exported, or it is
-                not of the trial's form.
+            HsccError: as for :meth:`compressed`; or ``out`` or the network cannot be written, or is not of its form.
         """
         from hscc_search.export.export import export
         from hscc_search.export.formats import Extras
         from hscc_search.export.front import export_front
+        from hscc_search.export.signature import read_signing_key
 
         out, rule = Path(out), ByTrial(trial.trial) if isinstance(trial, Point) else _rule(trial)
         prepared = self._prepared if self.given else None
-        extras = Extras(tuple(formats), accept_loss)
+        extras = Extras(tuple(formats), accept_loss, None if sign is None else read_signing_key(Path(sign)))
         if isinstance(rule, WholeFront):
             if network is not None:
                 raise ConfigError("all exports each trial of the front, and the given network is of one: name that")

@@ -24,12 +24,23 @@ from hscc_search.cli.stopping import stoppable_bars
     help="Import the functions of somebody's own that the folder names, and run its files for torch.export, OpenVINO "
     "and ExecuTorch, which do not check what they load.",
 )
-def verify(folder: Path, data: Path | None, trust: bool) -> None:
+@click.option(
+    "--key",
+    metavar="PUBLIC",
+    type=click.Path(path_type=Path),
+    help="Public Ed25519 key that the manifest must be signed with, as ssh-keygen writes it to KEY.pub.",
+)
+def verify(folder: Path, data: Path | None, trust: bool, key: Path | None) -> None:
     """Compare all files of the exported folder DIR, and what its models answer, with those at export."""
+    from hscc_search.export.run import SIGNATURE
     from hscc_search.export.verifying import accuracy_on
     from hscc_search.export.verifying import verify as verify_folder
 
-    verified = verify_folder(folder, trust)
+    verified = verify_folder(folder, trust, key)
+    if verified.signed_by is not None:
+        say(f"signature: the manifest is signed with {key} ({verified.signed_by})")
+    elif (folder / SIGNATURE).exists():
+        say("signature: not checked: --key PUBLIC does")
     say(f"files: all {verified.files} are as exported, and there are no others")
     for name, gap in verified.gaps.items():
         say(f"{name}: answers as at export, scores differ by {gap:.1g} of the largest")

@@ -174,6 +174,9 @@ def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], 
     "openvino, executorch; the last two need packages of their own.",
 )
 @click.option("--accept-loss", is_flag=True, help="Also an int8 trial that loses much on the test part.")
+@click.option(
+    "--sign", metavar="KEY", type=click.Path(path_type=Path), help="Private Ed25519 key to sign the manifest with."
+)
 @data_option
 @checkpoint_option
 @device_option
@@ -186,6 +189,7 @@ def export(
     refine: bool,
     formats: tuple[str, ...],
     accept_loss: bool,
+    sign: Path | None,
     data: Path | None,
     checkpoint: Path | None,
     device: str,
@@ -195,10 +199,12 @@ def export(
 
     rule = parse_rule(rule_text)
     from hscc_search.export.formats import Extras
+    from hscc_search.export.signature import read_signing_key
     from hscc_search.study.stored_study import read_study
 
     quiet_optuna()
-    extras, study = Extras(names(formats), accept_loss), read_study(storage, study_name)
+    extras = Extras(names(formats), accept_loss, None if sign is None else read_signing_key(sign))
+    study = read_study(storage, study_name)
     config = study.config.with_paths(absolute(data), absolute(checkpoint))
     if finetune is not None:
         config = config.finetuned(finetune)

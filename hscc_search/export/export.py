@@ -42,6 +42,7 @@ from hscc_search.export.folder import (
 )
 from hscc_search.export.formats import NO_EXTRAS, Extras, check_formats
 from hscc_search.export.manifest import write_json, write_manifest, write_script, write_yaml
+from hscc_search.export.signature import sign
 from hscc_search.files import check_new_folder, folder_written_whole, make_parent
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.pareto.selection import Choice
@@ -105,7 +106,7 @@ def export(
         answers = check(folder, opened, bool(result.int8), extras)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(folder, study.record, point, opened, result, cost, answers, tuned is not None, choice)
-        _describe(folder, study.record, config, metrics, _card(study.record, prepared, result, metrics))
+        _describe(folder, study.record, config, metrics, _card(study.record, prepared, result, metrics), extras)
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
 
@@ -295,11 +296,15 @@ def _validation_quality(measured: Measured, record: StudyRecord) -> Quality:
     )
 
 
-def _describe(folder: Path, record: StudyRecord, config: StudyConfig, metrics: Metrics, card: str) -> None:
-    """Write the files beside the models, at last the manifest with the digests of all others."""
+def _describe(
+    folder: Path, record: StudyRecord, config: StudyConfig, metrics: Metrics, card: str, extras: Extras
+) -> None:
+    """Write the files beside the models, at last the manifest with the digests of all others, and its signature."""
     origin = Origin(config, metrics.trial, metrics.sample, record.fingerprint, record.versions)
     write_json(folder / METRICS, metrics.stored())
     write_yaml(folder / CONFIG, origin.stored())
     (folder / CARD).write_text(card, encoding="utf-8")
     write_script(folder)
     write_manifest(folder)
+    if extras.key is not None:
+        sign(folder, extras.key)

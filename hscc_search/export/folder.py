@@ -11,6 +11,7 @@
     run.py              runs the network, checks the folder and measures it, without this package
     README.md           the model card
     manifest.json       SHA-256 of every other file
+    manifest.json.sig   its signature, where a key was given, see :mod:`hscc_search.export.signature`
 
 ``run.py`` is :mod:`hscc_search.export.run`, which reads what it needs of the folder by itself. ``FORMAT`` is raised
 when a file holds other things; then ``from_stored`` learns to read the format before, and ``READ`` names both.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -31,6 +31,9 @@ from hscc_search.export.runtimes import (
 )
 from hscc_search.runtime.onnx import onnx_scores
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 # The file of each format by its name; that of OpenVINO has another beside it, with the weights.
 FORMATS = {
     "pt2": "model.pt2",
@@ -56,6 +59,7 @@ class Extras:
         formats: further files, names of :data:`FORMATS`.
         accept_loss: whether an int8 trial may lose more on the test part than
             :func:`hscc_search.export.checking.check_loss` lets pass.
+        key: that signs the manifest; None signs nothing.
 
     Raises:
         ConfigError: there is no such format, or the package that writes it is not installed.
@@ -63,6 +67,7 @@ class Extras:
 
     formats: Sequence[str] = ()
     accept_loss: bool = False
+    key: "Ed25519PrivateKey | None" = None
 
     def __post_init__(self) -> None:
         for name in self.formats:

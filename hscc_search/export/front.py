@@ -9,6 +9,7 @@ from hscc_search.config.metrics import COSTS
 from hscc_search.export.export import export
 from hscc_search.export.formats import FORMATS, NO_EXTRAS, Extras
 from hscc_search.export.index import Asked, Index
+from hscc_search.export.signature import fingerprint
 from hscc_search.pareto.objectives import quality_of
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.study.opening import open_again
@@ -49,8 +50,8 @@ def export_front(
         ExportError: ``out`` holds something else, or a network cannot be exported.
         HsccError: as for one export; or the front is empty.
     """
-    index = _index(study, config, refine, tuple(name for name in FORMATS if name in extras.formats))
-    index.claim(out)
+    index = _index(study, config, refine, extras)
+    index.claim(out, extras.key)
     if prepared is None and index.lacking(out):
         prepared = prepare(open_again(study.record, config, device, report), study.record.dense, report)
     folders, task = index.folders(), f"exporting the front to {out}"
@@ -64,12 +65,14 @@ def export_front(
     return index.write(out)
 
 
-def _index(study: Study, config: StudyConfig, refine: bool, formats: tuple[str, ...]) -> Index:
+def _index(study: Study, config: StudyConfig, refine: bool, extras: Extras) -> Index:
     record, choices = study.record, tuple(study.ranked())
-    trials = tuple(choice.point.trial for choice in choices)
+    trials, weights = tuple(choice.point.trial for choice in choices), record.dense.weights
+    epochs, formats = config.finetuning.epochs, tuple(name for name in FORMATS if name in extras.formats)
+    signed_by = None if extras.key is None else fingerprint(extras.key.public_key())
     of_answers = [name for name in config.asked_metrics if name not in COSTS]
     return Index(
-        Asked(config.name, record.fingerprint, record.dense.weights, config.finetuning.epochs, refine, trials, formats),
+        Asked(config.name, record.fingerprint, weights, epochs, refine, trials, formats, signed_by),
         choices,
         record.classes,
         tuple(dict.fromkeys([quality_of(config), *of_answers])),

@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -20,11 +20,15 @@ from hscc_search.errors import ExportError
 from hscc_search.export.folder import CARD, METRICS, ONNX
 from hscc_search.export.manifest import check_digests, refusing
 from hscc_search.export.run import listed
+from hscc_search.export.signature import check_signature
 from hscc_search.files import check_new_folder, folder_written_whole, make_parent, written_whole
 from hscc_search.pareto.objectives import title, written
 from hscc_search.pareto.points import Point
 from hscc_search.pareto.selection import Choice
 from hscc_search.resources import resource_folder
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 FORMAT = 1
 INDEX, PAGE = "index.json", "index.html"
@@ -45,6 +49,7 @@ class Asked:
         refine: whether trials that are not refined are.
         trials: of the front, in their places.
         formats: further files in each folder.
+        signed_by: name of the key that signs each folder; None where none does.
     """
 
     study: str
@@ -54,6 +59,7 @@ class Asked:
     refine: bool
     trials: tuple[int, ...]
     formats: tuple[str, ...] = ()
+    signed_by: str | None = None
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
@@ -83,8 +89,12 @@ class Index:
         digits = max(2, len(str(len(self.choices))))
         return [f"{place:0{digits}d}-trial-{choice.point.trial}" for place, choice in enumerate(self.choices, start=1)]
 
-    def claim(self, out: Path) -> None:
+    def claim(self, out: Path, key: "Ed25519PrivateKey | None" = None) -> None:
         """Make the folder with an index of trials that are still to be exported, or check that it has the same one.
+
+        Args:
+            out: the folder.
+            key: that signs its folders; None where none does.
 
         Raises:
             ExportError: it holds something else, or one of its folders was changed.
@@ -112,7 +122,7 @@ class Index:
             )
         for name in self.folders():
             if os.path.lexists(out / name):
-                _check_whole(out / name)
+                _check_whole(out / name, key)
 
     def lacking(self, out: Path) -> list[str]:
         """Name the folders that are not there yet."""
@@ -208,8 +218,8 @@ def _results(network: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, An
     }
 
 
-def _check_whole(folder: Path) -> None:
-    """Check that an exported folder is as it was written.
+def _check_whole(folder: Path, key: "Ed25519PrivateKey | None") -> None:
+    """Check that an exported folder is as it was written, and signed where a key signs it.
 
     Raises:
         ExportError: it is not.
@@ -218,6 +228,8 @@ def _check_whole(folder: Path) -> None:
         with refusing():
             names = list(listed(folder))
         check_digests(folder, names)
+        if key is not None:
+            check_signature(folder, key.public_key())
     except ExportError as error:
         raise ExportError(
             f"{folder} was changed since it was exported, or is no export: remove it, and the same command writes it "

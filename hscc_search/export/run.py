@@ -28,9 +28,9 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 ONNX, ARCHITECTURE, MANIFEST, REFERENCE = "model.onnx", "architecture.json", "manifest.json", "reference.json"
-METRICS = "metrics.json"
-# Files that are not in the manifest: it cannot hold its own digest, and a signature is made of it (by ssh-keygen).
-UNLISTED = (MANIFEST, f"{MANIFEST}.sig")
+METRICS, SIGNATURE = "metrics.json", f"{MANIFEST}.sig"
+# Files that are not in the manifest: it cannot hold its own digest, and the signature is made of it.
+UNLISTED = (MANIFEST, SIGNATURE)
 # Bytes of a JSON file, files of a folder, sides, values and classes of a network, beyond which none is read.
 _MOST_BYTES, _MOST_FILES, _LARGEST_SIDE, _MOST_VALUES, _MOST_CLASSES = 1 << 25, 100, 4096, 1 << 24, 1 << 16
 # Bytes of an ONNX file: protobuf reads no more.

@@ -22,6 +22,7 @@ from hscc_search.export.formats import FORMATS, answers
 from hscc_search.export.loading import load, names_own_code
 from hscc_search.export.manifest import refusing
 from hscc_search.export.runtimes import HARMS, PACKAGES, installing
+from hscc_search.export.signature import check_signature, fingerprint, read_public_key
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.onnx import onnx_scores
 
@@ -40,11 +41,13 @@ class Verified:
         files: their number.
         gaps: how far the answers of each model are from those at export, as a share of the largest score, by its file.
         not_run: why a model was not run, by its file.
+        signed_by: name of the key that signed the manifest; None where no key was given to check it with.
     """
 
     files: int
     gaps: dict[str, float]
     not_run: dict[str, str]
+    signed_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,19 +67,23 @@ class OnImages:
     at_export: float | None
 
 
-def verify(folder: Path, trust: bool = False) -> Verified:
+def verify(folder: Path, trust: bool = False, key: Path | None = None) -> Verified:
     """Compare all files of a folder with its manifest, and run its models on the inputs that anybody can make.
 
     Args:
         folder: an exported one.
         trust: as for :func:`hscc_search.export.loading.load`; also runs the files of runtimes that do not check what
             they load.
+        key: file of the public key that the manifest must be signed with; None checks no signature.
 
     Raises:
-        ExportError: a file was changed, is missing or additional, or a model does not answer as at export.
+        ConfigError: the key cannot be read.
+        ExportError: a file was changed, is missing or additional, or a model does not answer as at export; or the
+            manifest is not signed with the key.
     """
     if not folder.is_dir():
         raise ExportError(f"there is no folder {folder}")
+    signed_by = None if key is None else _signed_by(folder, key)
     with refusing():
         files, exported = run.check_files(folder), run.Folder(folder).opened()
         inputs = exported.made_inputs()
@@ -87,7 +94,7 @@ def verify(folder: Path, trust: bool = False) -> Verified:
     if not not_run:
         scores[WEIGHTS] = answer(load(folder, trust=trust), inputs)
     if not (folder / REFERENCE).exists():  # a folder of 0.1.0, which holds no answers
-        return Verified(files, _compared(folder, scores), not_run)
+        return Verified(files, _compared(folder, scores), not_run, signed_by)
     with refusing():
         further = {name: file for name, file in FORMATS.items() if file in run.listed(folder)}
         kept = run.answering(folder)
@@ -98,7 +105,7 @@ def verify(folder: Path, trust: bool = False) -> Verified:
             else:
                 not_run[file] = why
         gaps = {name: run.check_answers(folder, values, name) for name, values in scores.items()}
-    return Verified(files, gaps, not_run)
+    return Verified(files, gaps, not_run, signed_by)
 
 
 def accuracy_on(folder: Path, data: Path, report: Report = silent) -> OnImages:
@@ -131,6 +138,17 @@ def accuracy_on(folder: Path, data: Path, report: Report = silent) -> OnImages:
             "export"
         )
     return OnImages(accuracy, found.errors["accuracy"], len(part), at_export)
+
+
+def _signed_by(folder: Path, path: Path) -> str:
+    """Check that the manifest was signed with a key, and name that.
+
+    Raises:
+        ConfigError, ExportError: the key cannot be read, or it was not.
+    """
+    key = read_public_key(path)
+    check_signature(folder, key)
+    return fingerprint(key)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

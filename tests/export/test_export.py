@@ -16,6 +16,8 @@ import onnx
 import pytest
 import yaml
 from conftest import ROOT, SMALL
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from safetensors.torch import save_file
 
 import hscc_search
@@ -24,6 +26,7 @@ from hscc_search.dense.networks import build_network
 from hscc_search.errors import ExportError, StudyError
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.export.export import export
+from hscc_search.export.formats import Extras
 from hscc_search.export.verifying import verify
 from hscc_search.study.study import run_study
 
@@ -127,14 +130,16 @@ def test_no_byte_of_a_folder_tells_of_the_machine(exported):
 
 
 def test_an_export_that_is_killed_leaves_nothing_half_written(study, exported, tmp_path):
-    """As many kills at random moments as HSCC_KILLS says, and then an export that nobody kills."""
+    """As many kills at random moments as HSCC_KILLS says, and then an export that nobody kills; each is signed."""
     kills, chance = int(os.environ.get("HSCC_KILLS", "3")), random.Random(0)
     context = multiprocessing.get_context("fork")
     kept = shutil.copytree(exported, tmp_path / "kept")
     before = {path.name: path.read_bytes() for path in kept.iterdir()}
-    died = 0
+    died, key = 0, Ed25519PrivateKey.generate()
+    (tmp_path / "key.pub").write_bytes(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH))
+    arguments, signed = (study, study.points[0], study.config, tmp_path / "out"), {"extras": Extras(key=key)}
     for _ in range(kills):
-        process = context.Process(target=export, args=(study, study.points[0], study.config, tmp_path / "out"))
+        process = context.Process(target=export, args=arguments, kwargs=signed)
         process.start()
         while process.is_alive() and not any(tmp_path.glob(".out.*")):  # it compresses
             time.sleep(0.01)
@@ -143,13 +148,15 @@ def test_an_export_that_is_killed_leaves_nothing_half_written(study, exported, t
         process.join()
         died += process.exitcode != 0
         if (tmp_path / "out").exists():  # it was quicker
-            verify(tmp_path / "out")
+            verify(tmp_path / "out", key=tmp_path / "key.pub")
             shutil.rmtree(tmp_path / "out")
         assert {path.name: path.read_bytes() for path in kept.iterdir()} == before
     assert died
-    export(study, study.points[0], study.config, tmp_path / "out")
-    verify(tmp_path / "out")
-    assert {path.name for path in tmp_path.iterdir()} == {"kept", "out"}
+    export(*arguments, **signed)
+    assert verify(tmp_path / "out", key=tmp_path / "key.pub").signed_by
+    assert {path.name for path in tmp_path.iterdir()} == {"kept", "out", "key.pub"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "manifest.json.sig"}
+    assert (tmp_path / "out" / "manifest.json.sig").stat().st_mode & 0o777 == 0o644
 
 
 def test_an_existing_folder_is_left_alone(study, tmp_path):
