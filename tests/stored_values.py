@@ -1,5 +1,6 @@
 """Hypothesis strategies for what is stored of compressed networks, and how the version before stored the same."""
 
+import json
 from dataclasses import asdict
 
 from hypothesis import strategies as st
@@ -72,6 +73,47 @@ network_forms = st.builds(
     folds=st.lists(st.builds(Fold, names, names), max_size=2).map(tuple),
     layers=st.dictionaries(names, layer_forms(), max_size=3),
 )
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 10) | st.floats() | st.text(max_size=3) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+def places(tree, path=()):
+    """The paths of all values of a tree of JSON."""
+    steps = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for step, value in steps:
+        yield (*path, step)
+        yield from places(value, (*path, step))
+
+
+NOTHING = object()
+
+
+@st.composite
+def changed_trees(draw, tree):
+    """A tree of JSON with anything in any place, or NOTHING: the tree, the path, the value before, the value now.
+
+    What is nearly the same comes often: a text or a float of the number, a truth, a list of it.
+    """
+    path = draw(st.sampled_from(list(places(tree))))
+    result = json.loads(json.dumps(tree))
+    *outer, last = path
+    holder = result
+    for step in outer:
+        holder = holder[step]
+    before, now = holder[last], NOTHING
+    if draw(st.integers(0, 5)) == 0:
+        del holder[last]
+    else:
+        near = [str(before), [before], {"0": before}, bool(before)]
+        near += [float(before), 1, True] if isinstance(before, int) else []
+        near += [before[:-1], [*before, *before]] if isinstance(before, list) else []
+        now = holder[last] = draw(st.sampled_from(near) | anything)
+    return json.loads(json.dumps(result)), path, before, now
 
 
 def plan_in_format_4(plan):

@@ -1,10 +1,14 @@
 """The form of a compressed network: all of it but the weights. ``architecture.json`` holds it. Needs no torch."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import FailFast, NonNegativeInt, PositiveInt, TypeAdapter
+
+from hscc_search.config.strict import Numbers, strictly
 
 # The rank of each cluster of one region; None for a region that stays dense.
-RegionRanks = tuple[int, ...] | None
+RegionRanks = Annotated[tuple[int, ...] | None, FailFast()]
 
 
 @dataclass(frozen=True)
@@ -51,17 +55,23 @@ class PlainLayer:
     """
 
     layer: str
-    weight: tuple[int, ...]
+    weight: Numbers
     bias: bool
     convolution: dict[str, Any]
 
     @classmethod
     def from_stored(cls, tree: dict[str, Any]) -> "PlainLayer":
-        """Read what ``dataclasses.asdict`` has made of one."""
-        convolution = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in tree["convolution"].items()
-        }
-        return cls(tree["layer"], tuple(tree["weight"]), tree["bias"], convolution)
+        """Read what ``dataclasses.asdict`` has made of one.
+
+        Raises:
+            ValueError: it is none.
+        """
+        plain, found = strictly(_PLAIN_LAYER, tree, "plain"), {}
+        if plain.convolution:
+            found = asdict(strictly(_CONVOLUTION, plain.convolution, "convolution"))
+        if len(plain.weight) != (4 if found else 2):
+            raise ValueError(f"plain.weight: a layer has no weight of {len(plain.weight)} dimensions")
+        return cls(plain.layer, plain.weight, plain.bias, found)
 
 
 @dataclass(frozen=True)
@@ -77,24 +87,25 @@ class LayerForm:
     """
 
     output_size: tuple[int, int]
-    ranks: tuple[tuple[RegionRanks, ...], ...]
-    pieces: tuple[Piece, ...]
-    input_ranks: tuple[int | None, ...]
+    ranks: Annotated[tuple[Annotated[tuple[RegionRanks, ...], FailFast()], ...], FailFast()]
+    pieces: Annotated[tuple[Piece, ...], FailFast()]
+    input_ranks: Annotated[tuple[int | None, ...], FailFast()]
 
     def stored(self) -> dict[str, Any]:
         """JSON-compatible values."""
         return asdict(self)
 
     @classmethod
-    def from_stored(cls, tree: dict[str, Any]) -> "LayerForm":
-        """Undo :meth:`stored`."""
-        height, width = tree["output_size"]
-        return cls(
-            output_size=(height, width),
-            ranks=tuple(tuple(_region_ranks(ranks) for ranks in regions) for regions in tree["ranks"]),
-            pieces=tuple(Piece(**piece) for piece in tree["pieces"]),
-            input_ranks=tuple(tree["input_ranks"]),
-        )
+    def from_stored(cls, tree: dict[str, Any], name: str = "layer") -> "LayerForm":
+        """Undo :meth:`stored`.
+
+        Raises:
+            ValueError: it is none; ``name`` is what the message calls it.
+        """
+        ranks = tree.get("ranks") if isinstance(tree, dict) else None
+        if isinstance(ranks, list):  # format 3 had the total of a region in place of the ranks of its clusters
+            tree = {**tree, "ranks": [_by_cluster(regions) for regions in ranks]}
+        return strictly(_LAYER_FORM, tree, name)
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class NetworkForm:
     """The form of a compressed network, see :func:`hscc_search.compression.rebuild.rebuild`.
 
     Attributes:
-        plain: the layers that compute their weight no longer. Version 0.1.0 stored none.
+        plain: the layers that compute their weight no longer.
         folds: the batch norms that were folded.
         layers: the form of each compressed layer by its path.
     """
@@ -117,11 +128,18 @@ class NetworkForm:
 
     @classmethod
     def from_stored(cls, tree: dict[str, Any]) -> "NetworkForm":
-        """Undo :meth:`stored`."""
+        """Undo :meth:`stored`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        plain, layers = tree["plain"], tree["layers"]
+        if not isinstance(plain, list) or not isinstance(layers, dict):
+            raise TypeError("form: plain is a list, and layers are a mapping")
         return cls(
-            plain=tuple(PlainLayer.from_stored(layer) for layer in tree.get("plain", ())),
-            folds=tuple(Fold(**fold) for fold in tree["folds"]),
-            layers={name: LayerForm.from_stored(layer) for name, layer in tree["layers"].items()},
+            plain=tuple(map(PlainLayer.from_stored, plain)),
+            folds=strictly(_FOLDS, tree["folds"], "folds"),
+            layers={name: LayerForm.from_stored(layer, name) for name, layer in layers.items()},
         )
 
 
@@ -130,8 +148,23 @@ def total_rank(ranks: RegionRanks) -> int | None:
     return None if ranks is None else sum(ranks)
 
 
-def _region_ranks(stored: list[int] | int | None) -> RegionRanks:
-    """Read the ranks of one region. Format 3 had their total in place of the ranks of the clusters."""
-    if stored is None:
-        return None
-    return (stored,) if isinstance(stored, int) else tuple(stored)
+def _by_cluster(regions: Any) -> Any:
+    """The ranks of the regions of a group, each as those of its clusters where they are totals."""
+    if not isinstance(regions, list):
+        return regions
+    return [[ranks] if type(ranks) is int else ranks for ranks in regions]
+
+
+@dataclass(frozen=True)
+class _Convolution:
+    """What a plain Conv2d takes beside its channels and its kernel."""
+
+    stride: tuple[PositiveInt, PositiveInt]
+    padding: tuple[NonNegativeInt, NonNegativeInt] | Literal["same", "valid"]
+    dilation: tuple[PositiveInt, PositiveInt]
+    groups: PositiveInt
+
+
+_CONVOLUTION = TypeAdapter(_Convolution)
+_PLAIN_LAYER, _LAYER_FORM = TypeAdapter(PlainLayer), TypeAdapter(LayerForm)
+_FOLDS = TypeAdapter(Annotated[tuple[Fold, ...], FailFast()])

@@ -21,14 +21,16 @@ an exported front, ``verify --data`` and ``run.py benchmark`` read some.
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
+from pydantic import FailFast, FiniteFloat, PositiveInt, TypeAdapter
 
 from hscc_search.compression.form import NetworkForm
-from hscc_search.config import DataConfig, Shape, StudyConfig, sized
+from hscc_search.config import DataConfig, Resize, Shape, StudyConfig, sized
+from hscc_search.config.strict import strictly
 from hscc_search.config.yaml_file import read_yaml
 from hscc_search.errors import ConfigError, ExportError, one_line, quoted, shortened
 from hscc_search.evaluation.cost import CountedCost
@@ -43,6 +45,9 @@ from hscc_search.export.run import REFERENCE as REFERENCE
 
 FORMAT = 4
 READ = (3, FORMAT)
+
+# The types of a study's images.
+Values = Literal["uint8", "uint16", "float32"]
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "README.md"
 
@@ -62,12 +67,12 @@ class Pictures:
             where a data set of the user's own gave what the network takes.
     """
 
-    image_size: int | tuple[int, int]
-    channels: int = 3
-    resize: str = "squeeze"
-    resize_to: int | None = None
-    bounds: tuple[float, float] | None = None
-    values: str = "uint8"
+    image_size: PositiveInt | tuple[PositiveInt, PositiveInt]
+    channels: PositiveInt = 3
+    resize: Resize = "squeeze"
+    resize_to: PositiveInt | None = None
+    bounds: tuple[FiniteFloat, FiniteFloat] | None = None
+    values: Values = "uint8"
 
     @property
     def shape(self) -> Shape:
@@ -77,7 +82,7 @@ class Pictures:
     @classmethod
     def of(cls, data: DataConfig, values: np.dtype) -> "Pictures":
         """The pictures of a study, whose images are of a type."""
-        kind = "float32" if values.kind == "f" else values.name
+        kind = cast(Values, "float32" if values.kind == "f" else values.name)
         return cls(data.image_size, data.channels, data.resize, data.resize_to, data.bounds, kind)
 
     def stored(self) -> dict[str, Any]:
@@ -86,16 +91,13 @@ class Pictures:
 
     @classmethod
     def from_stored(cls, tree: Mapping[str, Any]) -> "Pictures":
-        """Undo :meth:`stored`. Before 0.2.0 all images were square, RGB and squeezed."""
-        size, bounds = tree["image_size"], tree.get("bounds")
-        return cls(
-            image_size=size if isinstance(size, int) else (size[0], size[1]),
-            channels=tree.get("channels", 3),
-            resize=tree.get("resize", "squeeze"),
-            resize_to=tree.get("resize_to"),
-            bounds=None if bounds is None else (bounds[0], bounds[1]),
-            values=tree.get("values", "uint8"),
-        )
+        """Undo :meth:`stored`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        own = {each.name: tree[each.name] for each in fields(cls) if each.name in tree}
+        return strictly(_PICTURES, own, ARCHITECTURE)
 
 
 @dataclass(frozen=True)
@@ -130,16 +132,17 @@ class Architecture:
 
     @classmethod
     def from_stored(cls, tree: Mapping[str, Any]) -> "Architecture":
-        """Undo :meth:`stored`. Format 3 did not say which version wrote it."""
+        """Undo :meth:`stored`. Format 3 did not say which version wrote it, and less of what it had of one kind alone.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        if tree["format"] == READ[0]:
+            tree = {**run.IN_FORMAT_3, "output": None, "maps": [], **tree, "form": {"plain": [], **tree["form"]}}
         return cls(
-            model=tree["model"],
-            classes=tuple(tree["classes"]),
             pictures=Pictures.from_stored(tree),
-            mean=tuple(tree["mean"]),
-            std=tuple(tree["std"]),
             form=NetworkForm.from_stored(tree["form"]),
-            output=tree.get("output"),
-            maps=tuple(tree.get("maps", ())),
+            **{name: strictly(kind, tree[name], name) for name, kind in _OTHERS.items()},
         )
 
 
@@ -259,23 +262,24 @@ def read_architecture(folder: Path) -> Architecture:
         ExportError: the folder has a format that this version does not read, or states what no network has.
     """
     with refusing():
-        run.Folder(folder)
         tree = run.read_json(folder / ARCHITECTURE)
     stored_format = tree.get("format")
-    if stored_format not in READ:
+    if type(stored_format) is not int or stored_format not in READ:
         raise ExportError(
             f"{folder} has format {quoted(stored_format)}, written by hscc-search {_writer(folder, tree)}: "
             f"hscc-search {_own_version()} reads the formats {' and '.join(map(str, READ))}"
         )
+    with refusing():
+        run.Folder(folder)
     try:
         architecture = Architecture.from_stored(tree)
-        if not isinstance(architecture.model, str) or not isinstance(architecture.output, str | None):
-            raise TypeError("a network and a function are named by texts")
         given = architecture.mean, architecture.std
         if not all(len(numbers) == architecture.pictures.channels for numbers in given):
             raise ValueError("a mean and a std for each channel are needed")
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ExportError(f"{folder / ARCHITECTURE} is damaged: {one_line(error, with_type=True)}") from error
+    except KeyError as error:
+        raise ExportError(f"{folder / ARCHITECTURE} is damaged: it does not say {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"{folder / ARCHITECTURE} is damaged: {one_line(error)}") from error
     return architecture
 
 
@@ -291,3 +295,16 @@ def _writer(folder: Path, architecture: Mapping[str, Any]) -> str:
 
 def _own_version() -> str:
     return importlib.metadata.version("hscc-search")
+
+
+_PICTURES = TypeAdapter(Pictures)
+_PER_CHANNEL: TypeAdapter[Any] = TypeAdapter(Annotated[tuple[FiniteFloat, ...], FailFast()])
+# The further keys of ``architecture.json``, each with the type of its values.
+_OTHERS: dict[str, TypeAdapter[Any]] = {
+    "model": TypeAdapter(str),
+    "classes": TypeAdapter(Annotated[tuple[str, ...], FailFast()]),
+    "mean": _PER_CHANNEL,
+    "std": _PER_CHANNEL,
+    "output": TypeAdapter(str | None),
+    "maps": TypeAdapter(tuple[()] | tuple[PositiveInt, PositiveInt]),
+}

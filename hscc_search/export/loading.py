@@ -1,9 +1,13 @@
 """Load an exported folder as a torch module. Needs neither the search nor what learns regions, clusters and factors."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from hscc_search.compression.rebuild import rebuild
 from hscc_search.compression.stand_ins import copied
@@ -53,10 +57,7 @@ def build_module(folder: Path, network: nn.Module | None = None, trust: bool = F
     try:
         check_form(architecture.form, shapes)
         if network is None and not names_own_code(architecture):
-            with torch.device("meta"):  # shapes alone, which take no memory
-                empty = _empty(architecture)
-            if empty is not None:
-                check_module(empty, shapes)
+            check_module(_empty(architecture), shapes)
         module = _built(architecture, network)
     except HsccError:
         raise
@@ -86,14 +87,33 @@ def _check_trusted(folder: Path, architecture: Architecture, given: bool) -> Non
         )
 
 
-def _empty(architecture: Architecture) -> nn.Module | None:
-    """The module where tensors take no memory; None where the network computes while it is built."""
+def _empty(architecture: Architecture) -> nn.Module:
+    """The module with shapes alone, which take no memory."""
     try:
-        return _built(architecture)
+        with torch.device("meta"):
+            return _built(architecture)
     except HsccError:
         raise
-    except Exception:  # as torchvision's RegNet, which rounds its widths by torch
-        return None
+    except Exception:  # torchvision's RegNet computes while it is built: it rounds its widths by torch
+        with _empty_parameters():
+            return _built(architecture)
+
+
+@contextmanager
+def _empty_parameters() -> Iterator[None]:
+    """Let each module that this thread builds forget the values of its parameters as soon as it is given one."""
+    thread = threading.get_ident()
+
+    def forget(_: nn.Module, __: str, value: nn.Parameter | None) -> nn.Parameter | None:
+        if value is None or threading.get_ident() != thread:
+            return None  # which leaves it as it is
+        return nn.Parameter(value.detach().to("meta"), value.requires_grad)
+
+    hook = register_module_parameter_registration_hook(forget)  # type: ignore[arg-type]  # it may return a parameter
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _built(architecture: Architecture, network: nn.Module | None = None) -> Deployed:

@@ -39,6 +39,9 @@ _LARGEST_ONNX = 1 << 31
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _DICOM = (".dcm", ".dicom")
+# Types of a study's images, and of bounds; ways to bring an image to size; what was so in folders that do not say it.
+_VALUES, _NUMBERS, _RESIZES = ("uint8", "uint16", "float32"), {int, float}, ("squeeze", "crop", "pad")
+IN_FORMAT_3 = {"channels": 3, "resize": "squeeze", "resize_to": None, "bounds": None, "values": "uint8"}
 # Made inputs on which answers are compared, and numbers of an image's answer that are kept of one that is a map.
 _INPUTS, _MOST_NUMBERS = 8, 2048
 # A benchmark ends after so many seconds per batch size, with at least and at most so many batches.
@@ -67,19 +70,21 @@ class Folder:
         self.path, self.threads, self.onnx = Path(path), threads, Path(path) / onnx
         tree = read_json(self.path / ARCHITECTURE)
         try:
-            size, bounds = tree["image_size"], tree.get("bounds")
-            height, width = (size, size) if isinstance(size, int) else size
-            self.shape = (int(tree.get("channels", 3)), int(height), int(width))
-            self.classes = tuple(tree["classes"])
-            texts = isinstance(tree["classes"], list) and all(isinstance(name, str) for name in self.classes)
-            if not texts or len({*self.classes}) < len(self.classes):
-                raise ValueError("classes are no distinct texts")
-            self.values, self.resize = str(tree.get("values", "uint8")), str(tree.get("resize", "squeeze"))
-            self.resize_to = None if tree.get("resize_to") is None else int(tree["resize_to"])
-            self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            tree = {**IN_FORMAT_3, **tree} if tree["format"] == 3 else tree
+            size, names, bounds = tree["image_size"], tree["classes"], tree["bounds"]
+            height, width = size if isinstance(size, list) else (size, size)
+            low, high = (0, 1) if bounds is None else bounds
+            self.shape, self.classes = (tree["channels"], height, width), tuple(names)
+            self.values, self.resize, self.resize_to = tree["values"], tree["resize"], tree["resize_to"]
+            self.bounds = None if bounds is None else (float(low), float(high))
+            sides = (*self.shape, 1 if self.resize_to is None else self.resize_to)
+            numbers = {*map(type, sides)} == {int} and {type(low), type(high)} <= _NUMBERS
+            texts = isinstance(names, list) and {*map(type, names)} <= {str} and len({*names}) == len(names)
+            known = self.values in _VALUES and self.resize in _RESIZES
+            if not (numbers and texts and known and 0 < high - low < float("inf")):
+                raise ValueError("a value is of another type, or a class is there twice")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Refused(f"{self.path / ARCHITECTURE} does not say how images are read") from error
-        sides = (*self.shape, 1 if self.resize_to is None else self.resize_to)
         small = all(0 < side <= _LARGEST_SIDE for side in sides) and np.prod(self.shape) <= _MOST_VALUES
         if not small or len(self.classes) > _MOST_CLASSES:
             raise Refused(f"{self.path / ARCHITECTURE} says sizes that no network has: {sides}")

@@ -1,16 +1,24 @@
 """Folders whose sizes and names were made up: refused in one line, before anything of that size is made."""
 
 import json
+import shutil
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stored_values import changed_trees
+from torch import nn
 
 import hscc_search
 from hscc_search.dense.networks import build_network
 from hscc_search.errors import HsccError
 from hscc_search.export.folder import ARCHITECTURE, WEIGHTS, read_architecture
+from hscc_search.export.loading import build_module
+from hscc_search.export.run import Folder, Refused
 from hscc_search.export.sizes import check_form, stored_shapes
 from hscc_search.export.verifying import verify
 
@@ -165,3 +173,49 @@ def test_code_of_somebodys_own_runs_only_where_it_is_trusted_or_given(changed, t
     assert not (tmp_path / "ran").exists()
     torch.testing.assert_close(hscc_search.load(folder, trust=True)(images), given)
     assert (tmp_path / "ran").exists()
+
+
+@pytest.fixture(scope="module")
+def loose(exported, tmp_path_factory):
+    """A copy of the exported folder that has no manifest, its architecture, and what it answers to two images."""
+    folder = shutil.copytree(exported, tmp_path_factory.mktemp("loose") / "folder")
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 8, 8)
+    return folder, json.loads((folder / ARCHITECTURE).read_text()), images, build_module(folder)(images)
+
+
+# Keys that may have values of several types, and one that is for people.
+OF_SEVERAL_TYPES = {"image_size", "resize_to", "bounds", "output", "ranks", "input_ranks", "mean", "std", "hscc_search"}
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_an_architecture_with_anything_in_any_place_gives_the_same_network_or_is_refused(loose, data):
+    folder, tree, images, answers = loose
+    now, path, before, value = data.draw(changed_trees(tree))
+    (folder / ARCHITECTURE).write_text(json.dumps(now))
+    with suppress(Refused):
+        Folder(folder)
+    try:
+        module = build_module(folder)
+    except HsccError as refused:
+        assert "\n" not in str(refused)
+        return
+    assert Folder(folder).classes == tuple(now["classes"])
+    assert type(value) is type(before) or OF_SEVERAL_TYPES & set(path), (path, before, value)
+    if "region" not in path:  # which filters a piece has is not to be seen from sizes
+        torch.testing.assert_close(module(images), answers)
+
+
+@pytest.mark.parametrize("name", ["regnet_y_32gf", "vit_h_14"])
+def test_a_folder_that_names_a_huge_network_is_refused_before_it_is_built(changed, most_memory, name):
+    """RegNet computes while it is built; that one has 145 million parameters, and ViT-H 632 million."""
+
+    def change(content):
+        form = {"plain": [], "folds": [], "layers": {}}
+        return json.dumps({**json.loads(content), "model": name, "image_size": 224, "form": form}).encode()
+
+    with pytest.raises(HsccError, match="in its weights file it has no such tensor"):
+        hscc_search.load(changed(ARCHITECTURE, change))
+    assert most_memory() < 300e6
+    assert nn.Linear(2, 2).weight.device.type == "cpu"  # and nobody else's networks are empty
