@@ -7,6 +7,9 @@ from pydantic import FailFast, NonNegativeInt, PositiveInt, TypeAdapter
 
 from hscc_search.config.strict import Numbers, strictly
 
+# Layers of a network; the deepest have a few thousand.
+_MOST_LAYERS = 1 << 14
+
 # The rank of each cluster of one region; None for a region that stays dense.
 RegionRanks = Annotated[tuple[int, ...] | None, FailFast()]
 
@@ -133,12 +136,14 @@ class NetworkForm:
         Raises:
             KeyError, TypeError, ValueError: it is none.
         """
-        plain, layers = tree["plain"], tree["layers"]
-        if not isinstance(plain, list) or not isinstance(layers, dict):
-            raise TypeError("form: plain is a list, and layers are a mapping")
+        plain, folds, layers = tree["plain"], tree["folds"], tree["layers"]
+        if not isinstance(plain, list) or not isinstance(folds, list) or not isinstance(layers, dict):
+            raise TypeError("form: plain and folds are lists, and layers are a mapping")
+        if max(map(len, (plain, folds, layers))) > _MOST_LAYERS:
+            raise ValueError(f"form: no network has more than {_MOST_LAYERS:,} layers")
         return cls(
             plain=tuple(map(PlainLayer.from_stored, plain)),
-            folds=strictly(_FOLDS, tree["folds"], "folds"),
+            folds=strictly(_FOLDS, folds, "folds"),
             layers={name: LayerForm.from_stored(layer, name) for name, layer in layers.items()},
         )
 

@@ -67,18 +67,21 @@ class _Refused(MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that stops where values are nested too deeply, and whose errors all name a place in the file."""
+    """A loader that stops at too many values or too deep ones, and whose errors all name a place in the file."""
 
-    _depth = 0
+    _depth = _values = 0
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         """Compose a node and what is in it.
 
         Raises:
-            _Refused: it is nested too deeply.
+            _Refused: it is nested too deeply, or there were too many before it.
         """
         if self._depth > _DEEPEST:
             raise _Refused(f"nested more than {_DEEPEST} deep", self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        if self._values == _MOST_VALUES:
+            raise _Refused(f"more than {_MOST_VALUES:,} values", self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        self._values += 1
         self._depth += 1
         try:
             return super().compose_node(parent, index)

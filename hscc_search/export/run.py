@@ -32,7 +32,8 @@ METRICS, SIGNATURE = "metrics.json", f"{MANIFEST}.sig"
 # Files that are not in the manifest: it cannot hold its own digest, and the signature is made of it.
 UNLISTED = (MANIFEST, SIGNATURE)
 # Bytes of a JSON file, files of a folder, sides, values and classes of a network, beyond which none is read.
-_MOST_BYTES, _MOST_FILES, _LARGEST_SIDE, _MOST_VALUES, _MOST_CLASSES = 1 << 25, 100, 4096, 1 << 24, 1 << 16
+_MOST_BYTES, _OF_OTHERS = {ARCHITECTURE: 1 << 24, MANIFEST: 1 << 20}, 1 << 25
+_MOST_FILES, _LARGEST_SIDE, _MOST_VALUES, _MOST_CLASSES = 100, 4096, 1 << 24, 1 << 16
 # Bytes of an ONNX file: protobuf reads no more.
 _LARGEST_ONNX = 1 << 31
 # Modes of Pillow with 8 bits per channel, and with a single channel of more; of 16-bit colours the upper 8 are read.
@@ -294,7 +295,7 @@ def regular(path: Path, most: int | None = None) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a file of JSON that holds an object."""
     try:
-        tree = json.loads(regular(path, _MOST_BYTES).read_text(encoding="utf-8"))
+        tree = json.loads(regular(path, _MOST_BYTES.get(path.name, _OF_OTHERS)).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{path} is damaged: {_line(error)}") from error
     if not isinstance(tree, dict):

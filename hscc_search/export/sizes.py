@@ -14,6 +14,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Numbers in the weight of a layer, and positions along a side of a map, that no network of images has.
 _MOST_NUMBERS, _LARGEST_SIDE = 1 << 30, 1 << 14
+# Bytes of the header of a weights file: a tensor takes about 120, and a large network has a few thousand.
+_LARGEST_HEADER = 1 << 23
 # Where the layers of a network stand in the weights file, and that of a group; version 0.1.0 wrote the second.
 _NETWORK, _GROUPS = "network.", ("of_group", "groups")
 
@@ -22,9 +24,13 @@ def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors in a safetensors file by name, from its header alone.
 
     Raises:
-        ExportError: the file is damaged.
+        ExportError: the file is damaged, or its header larger than that of any network.
     """
     try:
+        with path.open("rb") as content:
+            header = int.from_bytes(content.read(8), "little")
+        if header > _LARGEST_HEADER:
+            raise ValueError(f"its header has {header:,} bytes, and may have {_LARGEST_HEADER:,}")
         with safe_open(path, framework="pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
             others = {name: kept for name, kept in (file.metadata() or {}).items() if kept in shapes}

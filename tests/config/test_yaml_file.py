@@ -73,11 +73,12 @@ def test_an_alias_within_what_it_repeats_is_refused(refused, text):
         ("? " * 3000, "nested more than 16 deep"),
         ("a: &a0 [1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 40)), "nested more than 16 deep"),
         ("a: " + "x" * 5000, "line 1, column 4: a value of more than 4096 characters"),
-        ("a: 1\nb: [" + "1," * 10_001 + "]", "line 2, column 20003: more than 10,000 values"),
+        ("a: 1\nb: [" + "1," * 10_001 + "]", "line 2, column 19995: more than 10,000 values"),
+        ("a: [" + "x:," * 20_000 + "]", "line 1, column 10001: more than 10,000 values"),
         ("trials: 3\nseed: 4\ntrials: 5", "line 3, column 1: key 'trials' is there twice"),
         ("# " + "x" * 70_000, "is too large: a study file has at most 65,536 bytes"),
     ],
-    ids=["lists", "closed", "items", "keys", "aliases", "long", "many", "twice", "large"],
+    ids=["lists", "closed", "items", "keys", "aliases", "long", "many", "many mappings", "twice", "large"],
 )
 def test_what_no_study_file_needs_is_refused_with_its_place(refused, text, said):
     assert said in refused(text)

@@ -62,6 +62,17 @@ HOSTILE = {
     "no mean for each channel": (("mean",), [0.5]),
     "a text for a form": (("form",), "none"),
     "another format": (("format",), {"a": 1}),
+    "a format that is no whole number": (("format",), 4.0),
+    "more layers than any network": (("form", "plain"), [{}] * 20_000),
+    "a text for a side": (("image_size",), "8"),
+    "a truth for a side": (("image_size",), [True, 8]),
+    "a side that is no whole number": (("image_size",), 8.0),
+    "three sides": (("image_size",), [8, 8, 8]),
+    "no way to bring an image to size": (("resize",), "stretch"),
+    "bounds that are one": (("bounds",), [1, 1]),
+    "an infinite bound": (("bounds",), [0, float("inf")]),
+    "a list for the ranks of a layer": ((*LAYER, "ranks"), {"0": [[4]]}),
+    "no list for the plain layers": (("form", "plain"), {}),
 }
 
 
@@ -121,6 +132,7 @@ def tensor(shape, begin, end):
     [
         b"",
         struct.pack("<Q", 2**63) + b"{}",
+        header_of({f"t{number}": tensor([0], 0, 0) for number in range(150_000)}),
         struct.pack("<Q", 200_000_000) + b"{" + b" " * 1000,
         header_of([]),
         header_of({"a": tensor([10**9, 10**9], 0, 16)}, bytes(16)),
@@ -135,6 +147,7 @@ def tensor(shape, begin, end):
         *(
             "empty",
             "a header without end",
+            "a header of too many tensors",
             "a header longer than the file",
             "no mapping",
             "a shape larger than its bytes",
