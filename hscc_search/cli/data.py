@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from rich import box
 from rich.table import Table
 
-from hscc_search.cli.options import table_or_json_option
+from hscc_search.cli.options import Whole, table_or_json_option
 from hscc_search.cli.printing import say, say_some
 from hscc_search.cli.stopping import stoppable_bars
 from hscc_search.config import CopyKind, DataConfig, StudyConfig
@@ -40,7 +40,7 @@ def data() -> None:
 @click.option(
     "--class-level",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Level of the folders below a folder that are the classes, as a study's data.class_level.",
 )
 @click.option("--groups", metavar="REGEX", help="What in a path says which images belong together, as data.groups.")

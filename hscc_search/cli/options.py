@@ -9,8 +9,30 @@ from typing import Any
 import click
 
 from hscc_search.config import DEFAULT_STORAGE, StudyConfig
+from hscc_search.config.numbers import plain
 from hscc_search.dense.names import check_network_name
 from hscc_search.errors import quoted
+
+
+class _Plain(click.ParamType):  # type: ignore[type-arg]  # it has some in newer versions alone
+    """A number of which the digits are 0 to 9."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the value of an option."""
+        try:
+            plain(str(value))
+        except ValueError as error:
+            self.fail(f"{quoted(value)} is no number: {error}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Whole(_Plain, click.IntRange):
+    """A whole number within a range."""
+
+
+class Decimal(_Plain, click.FloatRange):
+    """A number within a range."""
+
 
 storage_option = click.option(
     "--storage",
@@ -32,7 +54,7 @@ group_storage_option = click.option(
 workers_option = click.option(
     "--workers",
     metavar="N",
-    type=click.IntRange(min=1, max=1024),
+    type=Whole(min=1, max=1024),
     default=1,
     show_default=True,
     help="Number of processes of this machine that share the trials.",
@@ -41,7 +63,7 @@ workers_option = click.option(
 timeout_option = click.option(
     "--timeout",
     metavar="S",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Decimal(min=0, min_open=True),
     help="Start no more trials after S seconds.",
 )
 
@@ -106,7 +128,7 @@ def integers(option: str, text: str) -> list[int]:
         click.BadParameter: one is no whole number from 0 to 2**32 - 1.
     """
     try:
-        numbers = [int(number) for number in text.split(",")]
+        numbers = [int(number) for number in plain(text).split(",")]
     except ValueError as error:
         raise click.BadParameter(
             f"{quoted(text)} must be whole numbers with commas between", param_hint=option
@@ -123,7 +145,7 @@ def decimals(option: str, text: str) -> list[float]:
         click.BadParameter: one is no number, or is not finite.
     """
     try:
-        numbers = [float(number) for number in text.split(",")]
+        numbers = [float(number) for number in plain(text).split(",")]
     except ValueError as error:
         raise click.BadParameter(f"{quoted(text)} must be numbers with commas between", param_hint=option) from error
     if not all(map(math.isfinite, numbers)):

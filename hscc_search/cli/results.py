@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hscc_search.cli.options import (
+    Whole,
     absolute,
     checkpoint_option,
     command_line,
@@ -161,7 +162,7 @@ def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], 
 @click.option(
     "--finetune",
     metavar="N",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     help="Fine-tune the compressed network for N epochs, in place of the study's number.",
 )
 @click.option("--refine", is_flag=True, help="Refine the network of a trial that is not refined; reads no labels.")
@@ -289,7 +290,7 @@ def _export_front(
 @click.option(
     "--finetune",
     metavar="N",
-    type=click.IntRange(min=0),
+    type=Whole(min=0),
     default=0,
     show_default=True,
     help="Measure each network after N epochs of fine-tuning as well.",

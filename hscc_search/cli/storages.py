@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hscc_search.cli.options import absolute, data_option, group_storage_option, storage_option, table_or_json_option
+from hscc_search.cli.options import (
+    Whole,
+    absolute,
+    data_option,
+    group_storage_option,
+    storage_option,
+    table_or_json_option,
+)
 from hscc_search.cli.printing import confirm, quiet_optuna, say
 from hscc_search.report.terminal import out_console, studies_table
 
@@ -78,7 +85,7 @@ def copy(study_name: str, new_name: str, to: str | None, storage: str) -> None:
 @click.option(
     "--port",
     metavar="P",
-    type=click.IntRange(0, 65535),
+    type=Whole(0, 65535),
     default=8080,
     show_default=True,
     help="Port to listen at; 0 takes a free one.",

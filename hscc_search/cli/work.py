@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hscc_search.cli.options import (
+    Whole,
     absolute,
     checkpoint_option,
     command_line,
@@ -63,7 +64,7 @@ def train(study: str, data: Path | None, device: str) -> None:
 @click.option(
     "--trials",
     metavar="N",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     help="Total number of finished trials to reach.",
 )
 @timeout_option
@@ -138,9 +139,7 @@ def worker(
 @click.command()
 @storage_option
 @click.option("--host", metavar="H", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option(
-    "--port", metavar="P", type=click.IntRange(1, 65535), default=13000, show_default=True, help="Port to listen at."
-)
+@click.option("--port", metavar="P", type=Whole(1, 65535), default=13000, show_default=True, help="Port to listen at.")
 def proxy(storage: str, host: str, port: int) -> None:
     """Share one database among very many workers, which use grpc://HOST:PORT as their storage."""
     from hscc_search.report.guard import is_local

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 from hscc_search.config.metrics import is_share, known_metric, less_is_better
+from hscc_search.config.numbers import plain
 from hscc_search.errors import ConfigError, quoted
 
 # The name of the ratio of the dense network's FLOPs to a trial's, in a rule.
@@ -125,7 +126,7 @@ def parse_rule(text: str) -> Rule:
     if text == "all":
         return WholeFront()
     kind, _, number = text.rpartition(":")
-    if kind == "trial" and number.isdecimal() and len(number) <= _MOST_DIGITS:
+    if kind == "trial" and number.isascii() and number.isdecimal() and len(number) <= _MOST_DIGITS:
         return ByTrial(int(number))
     reason = ""
     if len(text) <= _LONGEST:
@@ -209,6 +210,7 @@ def _number(text: str) -> float:
     """Read a number, which may end in k, M or G; NaN where the text is none."""
     power = _POWERS.get(text[-1:])
     try:
+        text = plain(text)
         return float(text if power is None else f"{text[:-1]}e{power}")
     except ValueError:
         return math.nan

@@ -148,7 +148,7 @@ def known_trials(text: str, trials: Sequence[int]) -> set[int]:
     """
     named: set[int] = set()
     end = -1
-    for part in text.split(",")[:_MOST_RANGES]:
+    for part in text.split(",")[:_MOST_RANGES] if text.isascii() else ():
         first, _, last = part.partition("-")
         if not (first.isdecimal() and (last or first).isdecimal() and len(part) < 30) or int(first) <= end:
             break

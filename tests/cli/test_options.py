@@ -4,7 +4,7 @@ from pathlib import Path
 import click
 import pytest
 
-from hscc_search.cli.options import absolute, command_line, decimals, integers, names, naming_storage
+from hscc_search.cli.options import Decimal, Whole, absolute, command_line, decimals, integers, names, naming_storage
 from hscc_search.config import DEFAULT_STORAGE
 
 
@@ -23,7 +23,7 @@ def test_names_come_with_commas_between_or_by_repeating():
     assert names([]) == ()
 
 
-@pytest.mark.parametrize("text", ["", "1;2", "1,two", "1,"])
+@pytest.mark.parametrize("text", ["", "1;2", "1,two", "1,", "\u0663", "1,\uff12", "1_0"])
 @pytest.mark.parametrize("read", [integers, decimals])
 def test_what_is_no_number_is_refused_with_the_option(read, text):
     with pytest.raises(click.BadParameter) as refused:
@@ -48,6 +48,14 @@ def test_seeds_are_those_of_a_study_file(text):
     with pytest.raises(click.BadParameter, match="below"):
         integers("--some", text)
     assert integers("--some", "4294967295") == [2**32 - 1]
+
+
+@pytest.mark.parametrize("text", ["\u0663", "\uff110", "1_0", "3²"])
+@pytest.mark.parametrize("kind", [Whole(min=1), Decimal(min=0)])
+def test_the_digits_of_a_number_are_0_to_9(kind, text):
+    with pytest.raises(click.BadParameter, match="is no number: a number has the digits 0 to 9"):
+        kind.convert(text, None, None)
+    assert kind.convert("12", None, None) == kind.convert(12, None, None) == 12
 
 
 def test_a_next_command_names_a_storage_that_is_not_the_default_and_no_password():
