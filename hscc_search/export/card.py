@@ -11,10 +11,9 @@ import yaml
 from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import IN_MEMORY, StudyConfig
-from hscc_search.evaluation.quality import Quality
-from hscc_search.export.folder import Metrics, Pictures, Results
+from hscc_search.export.folder import Metrics, Pictures
 from hscc_search.export.formats import in_markdown
-from hscc_search.pareto.objectives import title
+from hscc_search.export.tables import class_names, classes_table, counting_words, escaped, layers_table, results_table
 
 # The folders of a file that a notice names: they say how somebody's machine is set up.
 _PLACE = re.compile(r"(?:(?<=[\s('\"])|^)/(?:[^/,()]+/)+")
@@ -43,7 +42,8 @@ python run.py benchmark --threads 1 --out ../measured.json
 ```
 
 `verify` compares all files with `manifest.json` and the network's answers with those at export, and finds files that \
-were added; `benchmark` writes what `hscc-search front STUDY --measured FILE` shows. In Python, from this folder:
+were added; `benchmark` writes what `hscc-search front STUDY --measured FILE` shows. {signed}In Python, from this \
+folder:
 
 ```python
 import sys
@@ -68,8 +68,12 @@ and the operators {operators}.{int8}{formats}
 
 ± is one standard error over {units} ({test_images} in the test part, {validation_images} in the validation \
 part), by the bootstrap, or by Jeffreys' interval where all answers are right. {share}One multiply-add is one MAC and \
-two FLOPs. The trial was chosen on the validation part; {test_part}. The test part ran through model.onnx with ONNX \
-Runtime.{gap}{larger}
+two FLOPs{counting}. The trial was chosen on the validation part; {test_part}. The test part ran through model.onnx \
+with ONNX Runtime.{gap}{larger}
+
+| output | class | recall of test images, dense | compressed |
+|---|---|---|---|
+{classes}
 
 ## Layers
 
@@ -83,6 +87,10 @@ Runtime.{gap}{larger}
 the network is not a medical device. It answers with one of its classes to any image, also to one of none of them.
 """
 
+_SIGNED = """\
+`manifest.json.sig` signs the manifest: `hscc-search verify DIR --key PUBLIC` checks it against a key that you know, \
+and so does `ssh-keygen -Y verify` with `-n hscc-search`. """
+
 
 def model_card(
     metrics: Metrics,
@@ -92,6 +100,7 @@ def model_card(
     notices: Sequence[str] = (),
     trained_elsewhere: bool = False,
     pictures: Pictures | None = None,
+    signed: bool = False,
 ) -> str:
     """Write the model card in Markdown: how to run the network, its results, its layers and its limits.
 
@@ -103,6 +112,7 @@ def model_card(
         notices: what the user was warned of when the study was created.
         trained_elsewhere: whether the images that the dense network was trained on are not known.
         pictures: how files become images; None where all have 8 bits.
+        signed: whether the manifest is.
     """
     dense, compressed = metrics.dense.cost.parameters, metrics.compressed.cost.parameters
     return _CARD.format(
@@ -116,21 +126,24 @@ def model_card(
         header=_header(metrics, config),
         **_of_files(metrics, config),
         gap=_gap(metrics),
-        chosen=f" Why this trial: {_in_markdown(metrics.chosen['in_words'])}." if metrics.chosen else "",
-        class_names=", ".join(map(_in_markdown, metrics.classes)),
+        signed=_SIGNED if signed else "",
+        chosen=f" Why this trial: {escaped(metrics.chosen['in_words'])}." if metrics.chosen else "",
+        class_names=class_names(metrics.classes),
+        classes=classes_table(metrics),
+        counting=counting_words(metrics.compressed.cost),
         **_answer(metrics),
-        results=_results(metrics),
+        results=results_table(metrics),
         units="images" if metrics.test_groups is None else "groups of images that belong together",
         test_images=metrics.test_images if metrics.test_groups is None else metrics.test_groups,
         validation_images=metrics.validation_images if metrics.validation_groups is None else metrics.validation_groups,
-        layers=_layers(plan),
+        layers=layers_table(plan),
         test_part=_test_part(metrics, trained_elsewhere),
         load=f'hscc_search.load("this folder"{_given(config)})',
         larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
         inspected=f"{inspection.share:.1%} of the multiply-adds of the dense network are in layers that can be "
         f"compressed; with all of these replaced at full rank its answers differ by {inspection.error:.0e} of what "
         "they vary by.\n\n",
-        notices="".join(f"- {_in_markdown(_PLACE.sub('', line))}\n" for line in notices) + ("\n" if notices else ""),
+        notices="".join(f"- {escaped(_PLACE.sub('', line))}\n" for line in notices) + ("\n" if notices else ""),
     )
 
 
@@ -238,11 +251,6 @@ def _answer(metrics: Metrics) -> dict[str, str]:
     }
 
 
-def _in_markdown(name: str) -> str:
-    """Escape what would end a cell of a table, or change how a name looks."""
-    return re.sub(r"([\\|`*<])", r"\\\1", name)
-
-
 def _in_words(sample: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in sample.items()
@@ -273,52 +281,4 @@ def _int8(metrics: Metrics) -> str:
         f"\n\n`model.onnx` computes with 8-bit integers: weights and what passes between operators are rounded{rest}. "
         f"{same}The torch module is the float32 network that was rounded: on the test part both differ on "
         f"{metrics.torch_differs_on} of {images} images, with a mean divergence of {int8['divergence']:.2g} nats."
-    )
-
-
-def _results(metrics: Metrics) -> str:
-    dense, compressed = (_cells(results, metrics.classes) for results in (metrics.dense, metrics.compressed))
-    return "\n".join(f"| {name} | {dense[name]} | {compressed[name]} |" for name in dense)
-
-
-def _cells(results: Results, classes: Sequence[str]) -> dict[str, str]:
-    """The column of one network in the table of results, by the name of the row."""
-    cost, metrics = results.cost, results.test.metrics
-    recalls = {name: metrics[f"recall:{name}"] for name in classes if f"recall:{name}" in metrics}  # none of maps
-    return {
-        "accuracy, test part": _with_error(results.test, "accuracy"),
-        **({"macro F1, test part": _with_error(results.test, "macro_f1")} if "macro_f1" in metrics else {}),
-        "accuracy, validation part": _with_error(results.validation, "accuracy"),
-        **_asked(results),
-        **{f"recall of {_in_markdown(name)}, test part": f"{recall:.3f}" for name, recall in recalls.items()},
-        "GMACs per image": f"{cost.macs / 1e9:.4f}",
-        "GFLOPs per image": f"{cost.flops / 1e9:.4f}",
-        "parameters": f"{cost.parameters:,}",
-        "size in MB": f"{cost.megabytes:.1f}",
-    }
-
-
-def _asked(results: Results) -> dict[str, str]:
-    """The rows of the further metrics that the study asks for."""
-    common = ("accuracy", "macro_f1", "recall", "f1")
-    further = [name for name in results.test.metrics if name.split(":")[0] not in common]
-    parts = (("test", results.test), ("validation", results.validation))
-    return {
-        f"{_in_markdown(title(name))}, {part} part": _with_error(quality, name)
-        for name in further
-        for part, quality in parts
-        if name in quality.metrics
-    }
-
-
-def _with_error(quality: Quality, metric: str) -> str:
-    return f"{quality.metrics[metric]:.4f} ± {quality.errors[metric]:.4f}"
-
-
-def _layers(plan: Sequence[LayerPlan]) -> str:
-    return "\n".join(
-        f"| {layer.name} | {layer.macs_dense / 1e9:.4f} | {layer.regions or '-'} | {layer.summary} | "
-        f"{layer.macs_dense / layer.macs:.2f}x |"
-        for layer in plan
-        if layer.macs
     )

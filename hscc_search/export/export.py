@@ -106,17 +106,17 @@ def export(
         answers = check(folder, opened, bool(result.int8), extras)
         report(Progress(f"exporting to {out}", 2, len(_STEPS), _STEPS[2]))
         metrics = _measure(folder, study.record, point, opened, result, cost, answers, tuned is not None, choice)
-        _describe(folder, study.record, config, metrics, _card(study.record, prepared, result, metrics), extras)
+        _describe(folder, study.record, config, metrics, _card(study.record, prepared, result, metrics, extras), extras)
         report(Progress(f"exporting to {out}", 3, len(_STEPS)))
     return metrics
 
 
-def _card(record: StudyRecord, prepared: Prepared, result: TrialResult, metrics: Metrics) -> str:
+def _card(record: StudyRecord, prepared: Prepared, result: TrialResult, metrics: Metrics, extras: Extras) -> str:
     opened, inspection = prepared.opened, prepared.calibration.inspection
     # A split that was given is that of the training, too.
     elsewhere = opened.trained_elsewhere and opened.dataset.sides is None
-    plan = result.compressed.plan
-    return model_card(metrics, opened.config, plan, inspection, record.notices, elsewhere, _pictures(opened))
+    plan, pictures, signed = result.compressed.plan, _pictures(opened), extras.key is not None
+    return model_card(metrics, opened.config, plan, inspection, record.notices, elsewhere, pictures, signed)
 
 
 def _check_output(out: Path) -> None:

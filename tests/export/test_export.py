@@ -157,6 +157,7 @@ def test_an_export_that_is_killed_leaves_nothing_half_written(study, exported, t
     assert {path.name for path in tmp_path.iterdir()} == {"kept", "out", "key.pub"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "manifest.json.sig"}
     assert (tmp_path / "out" / "manifest.json.sig").stat().st_mode & 0o777 == 0o644
+    assert "`hscc-search verify DIR --key PUBLIC` checks it" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_existing_folder_is_left_alone(study, tmp_path):
