@@ -128,15 +128,11 @@ def model_card(
         gap=_gap(metrics),
         signed=_SIGNED if signed else "",
         chosen=f" Why this trial: {escaped(metrics.chosen['in_words'])}." if metrics.chosen else "",
-        class_names=class_names(metrics.classes),
-        classes=classes_table(metrics),
-        counting=counting_words(metrics.compressed.cost),
+        **_tables(metrics, plan),
         **_answer(metrics),
-        results=results_table(metrics),
         units="images" if metrics.test_groups is None else "groups of images that belong together",
         test_images=metrics.test_images if metrics.test_groups is None else metrics.test_groups,
         validation_images=metrics.validation_images if metrics.validation_groups is None else metrics.validation_groups,
-        layers=layers_table(plan),
         test_part=_test_part(metrics, trained_elsewhere),
         load=f'hscc_search.load("this folder"{_given(config)})',
         larger=f" The compressed network has {compressed / dense:.2f}x the parameters." if compressed > dense else "",
@@ -145,6 +141,17 @@ def model_card(
         "they vary by.\n\n",
         notices="".join(f"- {escaped(_PLACE.sub('', line))}\n" for line in notices) + ("\n" if notices else ""),
     )
+
+
+def _tables(metrics: Metrics, plan: Sequence[LayerPlan]) -> dict[str, str]:
+    """The fields that are tables, and those on what stands in them."""
+    return {
+        "class_names": class_names(metrics.classes),
+        "results": results_table(metrics),
+        "counting": counting_words(metrics.compressed.cost),
+        "classes": classes_table(metrics),
+        "layers": layers_table(plan),
+    }
 
 
 def _of_files(metrics: Metrics, config: StudyConfig) -> dict[str, str]:

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
@@ -76,6 +77,17 @@ def test_ssh_keygen_accepts_what_is_written_here(keys, manifest, name):
         keygen(*check, cwd=manifest, given=content + b" ")
     keygen("-Y", "sign", "-f", keys / "own", "-n", "hscc-search", "theirs", cwd=copied(manifest, "theirs"))
     assert (manifest / "theirs.sig").read_bytes().split() == own.read_bytes().split()
+
+
+def test_the_commands_of_the_page_on_exported_folders_run(keys, manifest):
+    page = (ROOT / "studies" / "EXPORTED.md").read_text()
+    commands = re.findall("^ssh-keygen -Y .*", page, re.MULTILINE)
+    assert len(commands) == 2
+    words = {"KEY": keys / "own", "KNOWN": keys / "known", "NAME": "somebody", "mine-compressed": manifest}
+    for command in commands:
+        command = re.sub("|".join(words), lambda found: str(words[found[0]]), command)
+        subprocess.run(command, shell=True, check=True, capture_output=True)
+    check_signature(manifest, read_public_key(keys / "own.pub"))
 
 
 def copied(folder, name):
