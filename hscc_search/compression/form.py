@@ -144,7 +144,7 @@ class NetworkForm:
         return cls(
             plain=tuple(map(PlainLayer.from_stored, plain)),
             folds=strictly(_FOLDS, folds, "folds"),
-            layers={name: LayerForm.from_stored(layer, name) for name, layer in layers.items()},
+            layers={name: LayerForm.from_stored(layer, f"layers.{name}") for name, layer in layers.items()},
         )
 
 

@@ -71,7 +71,7 @@ part), by the bootstrap, or by Jeffreys' interval where all answers are right. {
 two FLOPs{counting}. The trial was chosen on the validation part; {test_part}. The test part ran through model.onnx \
 with ONNX Runtime.{gap}{larger}
 
-| output | class | recall of test images, dense | compressed |
+| output | class | recall, test part: dense | compressed |
 |---|---|---|---|
 {classes}
 
