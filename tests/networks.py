@@ -10,7 +10,6 @@ import torch
 from timm.layers import SqueezeExcite
 from timm.models import byobnet, nasnet, vovnet
 from timm.models.inception_resnet_v2 import InceptionResnetV2
-from timm.models.inception_v4 import InceptionV4
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 from torch.nn import functional
@@ -204,16 +203,6 @@ def small_repvgg_a0(classes):
     """RepVGG-A0 with two blocks at most in a stage rather than 14: a first one, and one that has an identity branch."""
     network = byobnet.ByobNet(byobnet.model_cfgs["repvgg_a0"], num_classes=classes)
     network.stages = nn.Sequential(*(stage[:2] for stage in network.stages))
-    return network
-
-
-def small_inception_v4(classes):
-    """Inception-v4 with one block of each kind behind its stem."""
-    network = InceptionV4(num_classes=classes)
-    chains = (range(7, 10), range(12, 18), range(20, 22))  # further blocks of a kind
-    repeated = {index for chain in chains for index in chain}
-    few = [block for index, block in enumerate(network.features) if index not in repeated]
-    network.features = nn.Sequential(*few)
     return network
 
 

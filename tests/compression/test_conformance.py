@@ -57,7 +57,6 @@ ZOO = [
     Zoo("efficientnet_b0", 64, norms=49, depthwise=16),
     Zoo("networks:small_convnext", 32, depthwise=5),
     Zoo("ghostnetv2_100", 64, norms=122, depthwise=69),
-    Zoo("ese_vovnet19b_dw", 32, norms=23, depthwise=14, clusters="coactivation"),
     Zoo("networks:small_vovnet39a", 32, norms=33),
     # Its identity branches are batch norms without a convolution.
     Zoo("networks:small_repvgg_a0", 32, norms=19, kept="identity", clusters="coactivation"),
@@ -65,7 +64,6 @@ ZOO = [
     Zoo("networks:vanillanet_5", 64, norms=13, kept=r"\.norm$", others=4),
     Zoo("networks:in_the_style_of_lsnet", 64, norms=42, kept=r"^\d+(\.norm)?$", depthwise=13),
     Zoo("networks:small_vgg16", 32),
-    Zoo("networks:small_inception_v4", 75, norms=48),
     Zoo("networks:small_inception_resnet_v2", 75, norms=42),
     # Its batch norm behind a concatenation of two paths stays.
     Zoo("networks:small_nasnetalarge", 64, norms=120, kept="final_path_bn", depthwise=100),
