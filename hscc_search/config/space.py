@@ -48,7 +48,7 @@ class CompressionConfig(Section):
         le=1e6,
         description="with a budget, multiply-adds that a value is worth which is copied into or out of a region; "
         f"without it {COPY_PRICE:g} where latency is an objective or a constraint, so that regions are where they save "
-        "time, else 0",
+        "time, else 0; no layer is left undivided for it where region_gain is 0",
     )
     rank_multiple: RankMultiple = Field(
         1, description="divisor of the total rank of each region; 8 or 16 suit the kernels of most processors"

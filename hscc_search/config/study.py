@@ -238,12 +238,17 @@ class StudyConfig(Section):
         return tuple(dict.fromkeys([*(name for _, name in self._metrics_by_key()), *self.metrics]))
 
     @property
-    def copy_price(self) -> float:
-        """The multiply-adds that a copied value is worth: time has a price where an objective or a bound is on it."""
+    def needs_latency(self) -> bool:
+        """Tell whether trials measure latency."""
+        return "latency" in (*self.objectives, *(bound.metric for bound in self.constraints))
+
+    @property
+    def price_of_copies(self) -> float:
+        """The multiply-adds that a copied value is worth: as the study file says, else by whether time is asked for."""
         given = self.compression.copy_price
         if given is not None:
             return given
-        return COPY_PRICE if "latency" in (*self.objectives, *(bound.metric for bound in self.constraints)) else 0.0
+        return COPY_PRICE if self.needs_latency else 0.0
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Check that the classes that metrics name are among those of the images.

@@ -85,11 +85,6 @@ def excesses(config: StudyConfig, metrics: Mapping[str, float]) -> dict[str, flo
     return beyond
 
 
-def needs_latency(config: StudyConfig) -> bool:
-    """Tell whether trials of a study measure latency."""
-    return "latency" in (*config.objectives, *(constraint.metric for constraint in config.constraints))
-
-
 def title(metric: str) -> str:
     """The name of a metric in tables and figures."""
     titles = {

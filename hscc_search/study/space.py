@@ -175,7 +175,7 @@ class Space:
         values = {
             "region_gain": compression.region_gain,
             "weight_price": compression.weight_price,
-            "copy_price": self.config.copy_price,
+            "copy_price": self.config.price_of_copies,
             "rank_multiple": compression.rank_multiple,
             "region_strategy": compression.region_strategy,
             "cluster_strategy": compression.cluster_strategy,

@@ -29,7 +29,6 @@ from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.evaluation.scores import kept_scores
 from hscc_search.files import sha256
-from hscc_search.pareto.objectives import needs_latency
 from hscc_search.pareto.points import Measured
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.latency import Runner, file_runner, in_turns, runner
@@ -109,7 +108,7 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
     images = calibration_images(opened)
     plain, _ = make_plain(opened.network, images[:1])  # what a weight takes to be computed is no cost of an answer
     dense_runner, dense_latency = None, None
-    if needs_latency(config):
+    if config.needs_latency:
         dense_runner = runner(copy.deepcopy(plain).cpu(), config.data.shape, config.latency.runtime)
         if dense is not None:
             dense_latency = dense.measured["latency"]

@@ -255,8 +255,8 @@ def test_a_study_of_the_version_before_reads_as_what_it_is(tree):
 )
 def test_copies_have_a_price_where_time_is_asked_for(study_file, changes, price):
     config = StudyConfig.from_file(study_file(changes))
-    assert config.copy_price == price
-    assert StudyConfig.from_stored(config.stored(), "storage").copy_price == price
+    assert config.price_of_copies == price
+    assert StudyConfig.from_stored(config.stored(), "storage").price_of_copies == price
 
 
 def test_a_study_of_the_version_before_goes_on_without_prices(study_file):
@@ -264,9 +264,9 @@ def test_a_study_of_the_version_before_goes_on_without_prices(study_file):
     tree = now.stored()
     del tree["compression"]["copy_price"], tree["compression"]["weight_price"]
     before = StudyConfig.from_stored(tree, "storage")
-    assert (before.copy_price, before.compression.weight_price) == (0, 0)
+    assert (before.price_of_copies, before.compression.weight_price) == (0, 0)
     assert now.as_started(before).differences(before) == []
-    assert now.as_started(before).copy_price == 0
+    assert now.as_started(before).price_of_copies == 0
 
 
 def with_keys_of(before, tree):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hscc_search.config import StudyConfig
-from hscc_search.pareto.objectives import excesses, needs_latency, objectives_of, title, violations, written
+from hscc_search.pareto.objectives import excesses, objectives_of, title, violations, written
 
 COSTS = ("flops", "macs", "parameters", "megabytes", "latency")
 GAINS = ("accuracy", "macro_f1", "recall:3")
@@ -96,7 +96,7 @@ def test_a_class_may_have_a_colon_in_its_name():
     ],
 )
 def test_latency_is_measured_where_it_is_asked_for(changes, needed):
-    assert needs_latency(config(**changes)) == needed
+    assert config(**changes).needs_latency == needed
 
 
 @pytest.mark.parametrize("metric", [*COSTS, *GAINS])
