@@ -11,7 +11,7 @@ import torch
 from hscc_search import load
 from hscc_search.export.folder import ONNX
 from hscc_search.export.formats import FORMATS
-from hscc_search.export.runtimes import OPENERS, PACKAGES, installing
+from hscc_search.export.runtimes import OPENERS, PACKAGES, install_command
 
 BATCHES, THREADS = (1, 32), (1, 2)
 # How a runtime reads ``model.onnx``: as users run it, operator by operator as it is written, and in another program.
@@ -59,7 +59,7 @@ def worst(gaps):
 
 def formats_for(precision):
     """The formats of a trial that can be written here."""
-    written = [name for name in FORMATS if name not in PACKAGES or installing(name) is None]
+    written = [name for name in FORMATS if name not in PACKAGES or install_command(name) is None]
     return [name for name in written if not (name == "float16" and precision == "int8")]
 
 

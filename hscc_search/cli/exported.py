@@ -40,7 +40,7 @@ def verify(folder: Path, data: Path | None, trust: bool, key: Path | None) -> No
     if verified.signed_by is not None:
         say(f"signature: the manifest is signed with {key} ({verified.signed_by})")
     elif (folder / SIGNATURE).exists():
-        say("signature: not checked: --key PUBLIC does")
+        say("signature: there is one, not checked: --key PUBLIC checks it")
     say(f"files: all {verified.files} are as exported, and there are no others")
     for name, gap in verified.gaps.items():
         say(f"{name}: answers as at export, scores differ by {gap:.1g} of the largest")

@@ -12,7 +12,7 @@ from hscc_search.compression.inspection import Inspection
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import IN_MEMORY, StudyConfig
 from hscc_search.export.folder import Metrics, Pictures
-from hscc_search.export.formats import in_markdown
+from hscc_search.export.formats import formats_list
 from hscc_search.export.tables import class_names, classes_table, counting_words, escaped, layers_table, results_table
 
 # The folders of a file that a notice names: they say how somebody's machine is set up.
@@ -160,7 +160,7 @@ def _of_files(metrics: Metrics, config: StudyConfig) -> dict[str, str]:
         "opset": str(metrics.onnx.get("opset", "?")),
         "operators": ", ".join(metrics.onnx.get("operators", ())),
         "int8": _int8(metrics),
-        "formats": in_markdown(metrics.formats, config.data.channels == 1, bool(metrics.int8)),
+        "formats": formats_list(metrics.formats, config.data.channels == 1, bool(metrics.int8)),
     }
 
 

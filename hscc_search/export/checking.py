@@ -13,17 +13,15 @@ from hscc_search.dense.opened import Opened
 from hscc_search.errors import ExportError
 from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.export.folder import ONNX, WEIGHTS
-from hscc_search.export.formats import INT8_TOLERANCE, Extras, write_formats
+from hscc_search.export.formats import INT8_TOLERANCE, Extras, Loss, write_formats
 from hscc_search.export.loading import build_module
 from hscc_search.export.manifest import write_reference
-from hscc_search.export.run import Folder
+from hscc_search.export.run import Folder, gap_between
 from hscc_search.runtime.deployed import Deployed
 from hscc_search.runtime.onnx import onnx_scores
 
 # Largest difference of scores between two runtimes, relative to the largest score: they add in different orders.
 TOLERANCE = 1e-3
-# The share of the test part that 8-bit integers may get wrong beyond what float gets wrong, and beyond its error.
-_MOST_LOST = 0.01
 
 
 class Answers(NamedTuple):
@@ -58,9 +56,9 @@ def check(folder: Path, opened: Opened, of_integers: bool, extras: Extras) -> An
         if not extras.accept_loss:
             check_loss(answers, test.labels)
     else:
-        gap = float(np.abs(answers.onnx - answers.torch).max())
-        if not gap <= TOLERANCE * max(1.0, float(np.abs(answers.torch).max())):
-            raise ExportError(f"{ONNX} and {WEIGHTS} disagree: scores differ by up to {gap:g}")
+        gap = gap_between(answers.onnx, answers.torch)
+        if not gap <= TOLERANCE:
+            raise ExportError(f"{ONNX} and {WEIGHTS} disagree: scores differ by {gap:.2g} of the largest")
     exported = Folder(folder)
     inputs = exported.made_inputs()
     made = {ONNX: exported.scores(inputs), WEIGHTS: answer(module, inputs)}
@@ -76,16 +74,11 @@ def check_loss(answers: Answers, labels: np.ndarray) -> None:
     Raises:
         ExportError: they are not.
     """
-    by_onnx, by_torch = (
-        (scores.argmax(axis=1) == labels).reshape(len(labels), -1).mean(axis=1) for scores in answers[:2]
-    )
-    lost = by_torch - by_onnx
-    error = float(lost.std() / np.sqrt(len(lost)))
-    if lost.mean() > _MOST_LOST + error:
+    loss = Loss.of(answers.onnx, answers.torch, labels)
+    if loss.is_large:
         raise ExportError(
-            f"in 8-bit integers the test accuracy is {by_onnx.mean():.4f} and in float {by_torch.mean():.4f}, "
-            f"a loss of {100 * lost.mean():.1f} ± {100 * error:.1f} points: export another trial, or accept it with "
-            "--accept-loss (in Python accept_loss=True)"
+            f"in 8-bit integers the test accuracy is {loss.accuracy:.4f} and in float {loss.before:.4f}, {loss}: "
+            "export another trial, or accept it with --accept-loss (in Python accept_loss=True)"
         )
 
 

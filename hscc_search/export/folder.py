@@ -7,7 +7,9 @@
     architecture.json   how that module is built
     config.yaml         the study and the trial
     metrics.json        quality and cost of the dense and the compressed network
-    reference.json      the answers of both models to inputs that can be made again
+    model.pt2, model-float16.onnx, model-uint8.onnx, model-openvino.xml and .bin, model.pte
+                        the same in further formats, where asked for
+    reference.json      the answers of each model to inputs that can be made again
     run.py              runs the network, checks the folder and measures it, without this package
     README.md           the model card
     manifest.json       SHA-256 of every other file
@@ -96,7 +98,7 @@ class Pictures:
         Raises:
             ValueError: it is none.
         """
-        own = {each.name: tree[each.name] for each in fields(cls) if each.name in tree}
+        own = {each.name: tree[each.name] for each in fields(cls)}
         return strictly(_PICTURES, own, ARCHITECTURE)
 
 
@@ -132,7 +134,7 @@ class Architecture:
 
     @classmethod
     def from_stored(cls, tree: Mapping[str, Any]) -> "Architecture":
-        """Undo :meth:`stored`. Format 3 did not say which version wrote it, and less of what it had of one kind alone.
+        """Undo :meth:`stored`. Format 3 left out the version that wrote it, and what all its folders had in common.
 
         Raises:
             KeyError, TypeError, ValueError: it is none.
@@ -288,7 +290,7 @@ def _writer(folder: Path, architecture: Mapping[str, Any]) -> str:
     if "hscc_search" in architecture:
         return shortened(str(architecture["hscc_search"]))
     try:
-        return str(read_yaml(folder / CONFIG)["versions"]["hscc-search"])
+        return shortened(str(read_yaml(folder / CONFIG)["versions"]["hscc-search"]))
     except (ConfigError, TypeError, KeyError):
         return "of an unknown version"
 

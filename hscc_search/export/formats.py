@@ -18,12 +18,12 @@ from hscc_search.data import Part
 from hscc_search.errors import ConfigError, ExportError, one_line
 from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.export.folder import ONNX, WEIGHTS, Pictures
-from hscc_search.export.run import Folder
+from hscc_search.export.run import Folder, Refused, gap_between
 from hscc_search.export.runtimes import (
     OPENERS,
     PACKAGES,
     Run,
-    installing,
+    install_command,
     weights_beside,
     write_executorch,
     write_openvino,
@@ -42,11 +42,15 @@ FORMATS = {
     "openvino": "model-openvino.xml",
     "executorch": "model.pte",
 }
-# How far scores may be from those of model.onnx, as a share of the largest: by the order of additions, by rounding to
-# 11 bits, and by an image's pixels that are one of 255 apart.
+# How far scores may be from those of model.onnx, or of the torch module, as a share of the largest: by the order of
+# additions, by rounding to 11 bits, and by an image's pixels that resizing leaves one of 255 apart.
 _TOLERANCES = {"pt2": 1e-3, "float16": 0.02, "uint8": 0.05, "openvino": 1e-3, "executorch": 1e-3}
-# Of 8-bit integers, which two runtimes may round differently, one step of a range has more weight.
+# How far a file's own scores may be from those on another machine, which adds and converts in another order.
+_ELSEWHERE = {"pt2": 1e-3, "float16": 0.005, "uint8": 1e-3, "openvino": 1e-3, "executorch": 1e-3}
+# Added for 8-bit integers: where a runtime rounds one sum otherwise, one step of a tensor's range is passed on.
 INT8_TOLERANCE = 0.05
+# The share of the test part that rounded numbers may get wrong beyond what those before get wrong, and its error.
+_MOST_LOST = 0.01
 # Those that are made of the torch module: of a trial of 8-bit integers, the float32 network that was rounded.
 _OF_TORCH = ("pt2", "executorch")
 
@@ -73,7 +77,7 @@ class Extras:
         for name in self.formats:
             if name not in FORMATS:
                 raise ConfigError(f"there is no format {name!r}: give {', '.join(FORMATS)}")
-            if name in PACKAGES and (command := installing(name)) is not None:
+            if name in PACKAGES and (command := install_command(name)) is not None:
                 raise ConfigError(f"format {name} needs a package that is not installed: {command}")
 
 
@@ -84,8 +88,9 @@ class Further(NamedTuple):
     """What was written beyond the files of every export.
 
     Attributes:
-        found: by the name of each file its ``bytes``, the ``gap`` of its scores from those of ``model.onnx`` as a share
-            of the largest, and where numbers were rounded to fewer bits the ``accuracy`` on the test part.
+        found: by the name of each file its ``bytes``, the ``gap`` of its scores from those of ``model.onnx``, or of the
+            torch module where it is made of that, as a share of the largest, and where numbers were rounded to fewer
+            bits the ``accuracy`` on the test part.
         answers: of each file to the inputs that anybody can make.
         tolerances: how far these answers may be from those on another machine, as a share of the largest score.
     """
@@ -93,6 +98,37 @@ class Further(NamedTuple):
     found: dict[str, dict[str, Any]]
     answers: dict[str, np.ndarray]
     tolerances: dict[str, float]
+
+
+class Loss(NamedTuple):
+    """The accuracy that rounding numbers has cost.
+
+    Attributes:
+        accuracy: share of the images, or of the positions of maps, that are right.
+        before: the same before rounding.
+        error: standard error of their difference.
+    """
+
+    accuracy: float
+    before: float
+    error: float
+
+    @classmethod
+    def of(cls, given: np.ndarray, before: np.ndarray, labels: np.ndarray) -> "Loss":
+        """Compare scores of the same images."""
+        right, right_before = (
+            (scores.argmax(axis=1) == labels).reshape(len(labels), -1).mean(axis=1) for scores in (given, before)
+        )
+        error = (right_before - right).std() / np.sqrt(len(labels))
+        return cls(float(right.mean()), float(right_before.mean()), float(error))
+
+    @property
+    def is_large(self) -> bool:
+        """Tell whether it is more than a point and its standard error."""
+        return self.before - self.accuracy > _MOST_LOST + self.error
+
+    def __str__(self) -> str:
+        return f"a loss of {100 * (self.before - self.accuracy):.1f} ± {100 * self.error:.1f} points"
 
 
 def check_formats(names: Sequence[str], of_integers: bool, pictures: Pictures) -> None:
@@ -119,7 +155,8 @@ def write_formats(folder: Path, names: Sequence[str], module: nn.Module, test: P
         of_integers: whether ``model.onnx`` is of 8-bit integers.
 
     Raises:
-        ExportError: a file cannot be written, or answers otherwise than ``model.onnx``.
+        ExportError: a file cannot be written, or answers otherwise than ``model.onnx`` or the torch module that it is
+            made of, or is wrong on more of the test part.
     """
     further = Further({}, {}, {})
     for name in dict.fromkeys(names):
@@ -130,11 +167,13 @@ def write_formats(folder: Path, names: Sequence[str], module: nn.Module, test: P
             further.found[file] = _found(folder, name, further.answers[file], module, test, of_integers)
         except ExportError:
             raise
+        except Refused as error:
+            raise ExportError(f"this network cannot be written in format {name}: {error}") from error
         except Exception as error:  # exporters, converters and runtimes raise whatever they meet in a user's network
             raise ExportError(
                 f"this network cannot be written in format {name}: {one_line(error, with_type=True)}"
             ) from error
-        further.tolerances[file] = _tolerance(name, of_integers)
+        further.tolerances[file] = _tolerance(_ELSEWHERE, name, of_integers)
     return further
 
 
@@ -149,7 +188,7 @@ def answers(folder: Path, name: str) -> np.ndarray:
     return Folder(folder, onnx=FORMATS[name]).made_scores()
 
 
-def in_markdown(found: Mapping[str, Mapping[str, Any]], grey: bool, of_integers: bool) -> str:
+def formats_list(found: Mapping[str, Mapping[str, Any]], grey: bool, of_integers: bool) -> str:
     """List further files, and how each is run, as a paragraph of a model card; nothing where there are none.
 
     Args:
@@ -204,8 +243,7 @@ def _found(
             expected = module(torch.from_numpy(inputs)).numpy()
     else:
         expected = exported.scores(inputs)
-    tolerance = _tolerance(name, of_integers)
-    gap = float(np.abs(scores - expected).max() / max(1.0, np.abs(expected).max()))
+    gap, tolerance = gap_between(scores, expected), _tolerance(_TOLERANCES, name, of_integers)
     if not gap <= tolerance:
         raise ExportError(
             f"format {name} answers otherwise than {WEIGHTS if of_torch else ONNX}: scores differ by {gap:.2g} of the "
@@ -213,23 +251,24 @@ def _found(
         )
     files = [path, *([weights_beside(path)] if name == "openvino" else [])]
     found: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in files), "gap": gap}
-    if name == "float16":
-        found["accuracy"] = _accuracy(onnx_scores(path, test), test)
-    elif name == "openvino" and of_integers:
-        found["accuracy"] = _accuracy(_scores(OPENERS[name](path), test), test)
+    if name == "float16" or (name == "openvino" and of_integers):
+        given = onnx_scores(path, test) if name == "float16" else _scores(OPENERS[name](path), test)
+        loss = Loss.of(given, onnx_scores(folder / ONNX, test), test.labels)
+        if loss.is_large:
+            raise ExportError(
+                f"format {name} has a test accuracy of {loss.accuracy:.4f} and {ONNX} {loss.before:.4f}, {loss}: leave "
+                "it out"
+            )
+        found["accuracy"] = loss.accuracy
     return found
 
 
-def _tolerance(name: str, of_integers: bool) -> float:
-    return _TOLERANCES[name] + (INT8_TOLERANCE if of_integers and name not in _OF_TORCH else 0)
+def _tolerance(tolerances: Mapping[str, float], name: str, of_integers: bool) -> float:
+    return tolerances[name] + (INT8_TOLERANCE if of_integers and name not in _OF_TORCH else 0)
 
 
 def _scores(run: Run, test: Part) -> np.ndarray:
     return np.concatenate([run(pixel_values(torch.from_numpy(images)).numpy()) for images in batches(test.images)])
-
-
-def _accuracy(scores: np.ndarray, test: Part) -> float:
-    return float((scores.argmax(axis=1) == test.labels).mean())
 
 
 def _noise(shape: Shape, count: int = 8) -> list[Image.Image]:

@@ -34,6 +34,8 @@ UNLISTED = (MANIFEST, SIGNATURE)
 # Bytes of a JSON file, files of a folder, sides, values and classes of a network, beyond which none is read.
 _MOST_BYTES, _OF_OTHERS = {ARCHITECTURE: 1 << 24, MANIFEST: 1 << 20}, 1 << 25
 _MOST_FILES, _LARGEST_SIDE, _MOST_VALUES, _MOST_CLASSES = 100, 4096, 1 << 24, 1 << 16
+# Scores whose largest is below this are compared as if it were this.
+_SMALLEST_SCORE = 1e-6
 # Bytes of an ONNX file: protobuf reads no more.
 _LARGEST_ONNX = 1 << 31
 # Modes of Pillow with 8 bits per channel, and with a single channel of more; of 16-bit colours the upper 8 are read.
@@ -85,7 +87,7 @@ class Folder:
             if not (numbers and texts and known and 0 < high - low < float("inf")):
                 raise ValueError("a value is of another type, or a class is there twice")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise Refused(f"{self.path / ARCHITECTURE} does not say how images are read") from error
+            raise Refused(f"{self.path / ARCHITECTURE} does not say how images are read: {_line(error)}") from error
         small = all(0 < side <= _LARGEST_SIDE for side in sides) and np.prod(self.shape) <= _MOST_VALUES
         if not small or len(self.classes) > _MOST_CLASSES:
             raise Refused(f"{self.path / ARCHITECTURE} says sizes that no network has: {sides}")
@@ -371,13 +373,18 @@ def answering(folder: Path, ending: str = "") -> list[str]:
     return [ONNX, *(name for name in further if name != ONNX and name.endswith(ending) and name in files)]
 
 
+def gap_between(scores: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of scores from those that are expected, as a share of the largest of these."""
+    return float(np.abs(scores - expected).max()) / max(float(np.abs(expected).max()), _SMALLEST_SCORE)
+
+
 def check_answers(folder: Path, scores: np.ndarray, of: str = ONNX) -> float:
     """Compare answers to the made inputs with those at export; the largest difference, relative to the scores."""
     reference = read_json(folder / REFERENCE)
     try:
         tolerance, expected = float(reference["tolerances"][of]), np.array(reference["scores"][of], np.float64)
         found = np.array(some_numbers(scores))
-        gap = float(np.abs(found - expected).max()) / max(1.0, float(np.abs(expected).max()))
+        gap = gap_between(found, expected)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Refused(f"{folder / REFERENCE} is damaged: {_line(error)}") from error
     if not gap <= tolerance <= 1:

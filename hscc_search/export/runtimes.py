@@ -16,9 +16,9 @@ from torch import nn
 from hscc_search.config import Shape
 from hscc_search.export.run import regular
 
-# Formats whose runtime is a package of its own, which is called as they are, and so is the extra that installs it.
+# Formats that need a package, which has their name, as has the extra that installs it.
 PACKAGES = ("openvino", "executorch")
-# What the runtime of a format does to who loads a file of somebody who means harm.
+# What a made-up file of a format can do to whoever loads it.
 HARMS = {
     "pt2": "torch can run code out of it",
     "openvino": "OpenVINO does not check it, and one that was made up can end the process",
@@ -32,7 +32,7 @@ _OF_THE_MACHINE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_f
 _IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-def installing(package: str) -> str | None:
+def install_command(package: str) -> str | None:
     """The command that installs a package of :data:`PACKAGES`; None where it is installed."""
     return f"pip install 'hscc-search[{package}]'" if importlib.util.find_spec(package) is None else None
 

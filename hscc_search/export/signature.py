@@ -62,7 +62,12 @@ def read_public_key(path: Path) -> "Ed25519PublicKey":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key, load_ssh_public_key
 
-    key = _read(path, (load_ssh_public_key, load_pem_public_key))
+    def of_one_line(content: bytes) -> Any:
+        if len(content.split(b"\n", 1)[-1].strip()) > 0 and not content.startswith(b"-----"):
+            raise ConfigError(f"{path} holds several lines: give a file of one key")
+        return load_ssh_public_key(content)
+
+    key = _read(path, (of_one_line, load_pem_public_key))
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{path} holds no public Ed25519 key: ssh-keygen -t ed25519 -f KEY writes it to KEY.pub")
     return key
@@ -143,7 +148,7 @@ def _read(path: Path, readers: Sequence[Callable[[bytes], Any]]) -> Any:
     for read in readers:
         try:
             return read(content)
-        except TypeError:
+        except (TypeError, ConfigError):
             raise
         except Exception:  # cryptography's errors have no class in common, and what they say may quote the key
             continue

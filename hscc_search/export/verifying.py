@@ -21,7 +21,7 @@ from hscc_search.export.folder import CONFIG, METRICS, ONNX, REFERENCE, WEIGHTS,
 from hscc_search.export.formats import FORMATS, answers
 from hscc_search.export.loading import load, names_own_code
 from hscc_search.export.manifest import refusing
-from hscc_search.export.runtimes import HARMS, PACKAGES, installing
+from hscc_search.export.runtimes import HARMS, PACKAGES, install_command
 from hscc_search.export.signature import check_signature, fingerprint, read_public_key
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.onnx import onnx_scores
@@ -217,7 +217,7 @@ def _why_not_run(name: str, trust: bool) -> str | None:
     """Why the file of a format is not run; None where it is."""
     if name in HARMS and not trust:
         return f"{HARMS[name]}: --trust runs it"
-    command = installing(name) if name in PACKAGES else None
+    command = install_command(name) if name in PACKAGES else None
     return None if command is None else f"its runtime is not installed: {command}"
 
 
@@ -243,7 +243,7 @@ def _compared(folder: Path, scores: dict[str, np.ndarray]) -> dict[str, float]:
     """
     if len(scores) < 2:
         return {}
-    gap = float(np.abs(scores[ONNX] - scores[WEIGHTS]).max() / max(1.0, np.abs(scores[WEIGHTS]).max()))
+    gap = run.gap_between(scores[ONNX], scores[WEIGHTS])
     if not gap <= TOLERANCE:
         raise ExportError(f"{folder / ONNX} and {folder / WEIGHTS} disagree: scores differ by {gap:.2g} of the largest")
     return dict.fromkeys(scores, gap)

@@ -27,7 +27,7 @@ from hscc_search.export import formats
 from hscc_search.export import run as run_module
 from hscc_search.export.export import export
 from hscc_search.export.folder import Architecture, Pictures
-from hscc_search.export.formats import FORMATS, Extras, check_formats, in_markdown, write_formats
+from hscc_search.export.formats import FORMATS, Extras, check_formats, formats_list, write_formats
 from hscc_search.export.manifest import write_json, write_manifest
 from hscc_search.export.run import Folder
 from hscc_search.export.runtimes import OPENERS, write_openvino
@@ -247,7 +247,7 @@ def test_what_openvino_makes_of_8_bit_integers_is_within_a_step_and_its_accuracy
     assert further.found["model-openvino.xml"]["accuracy"] == (scores.argmax(1) == expected.argmax(1)).mean() > 0.9
     assert (folder / "model-openvino.bin").stat().st_size < 0.4 * (untrained[0] / "model-openvino.bin").stat().st_size
     assert further.tolerances == {"model.pt2": 1e-3, "model-openvino.xml": pytest.approx(0.051)}
-    card = in_markdown(further.found, shape[0] == 1, of_integers=True)
+    card = formats_list(further.found, shape[0] == 1, of_integers=True)
     assert "- `model.pt2`: the torch module, which is the float32 network that was rounded, for torch alone" in card
 
 

@@ -112,7 +112,7 @@ def test_a_signed_folder_is_verified_and_says_with_which_key(signed, keys):
     said = invoked("verify", signed, "--key", keys / "own.pub").stdout
     assert re.search(r"^signature: the manifest is signed with .*own.pub \(SHA256:[\w+/]{43}\)$", said, re.MULTILINE)
     assert verify(signed).signed_by is None
-    assert "signature: not checked: --key PUBLIC does" in invoked("verify", signed).stdout
+    assert "signature: there is one, not checked: --key PUBLIC checks it" in invoked("verify", signed).stdout
 
 
 def refused(folder, key):
