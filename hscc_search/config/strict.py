@@ -28,8 +28,22 @@ def strictly(kind: TypeAdapter[T], value: Any, where: str) -> T:
         return kind.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = shortened(".".join(map(str, (where, *first["loc"]))))
+        place = shortened(".".join(map(str, (where, *_steps(first["loc"], value)))))
         reason = f"{first['msg'][0].lower()}{first['msg'][1:]}"
         raise ValueError(f"{place}: {quoted(first['input'])} is not allowed: {reason}") from error
     except RecursionError as error:
         raise ValueError(f"{where}: nested too deeply") from error
+
+
+def _steps(place: tuple[int | str, ...], value: Any) -> list[int | str]:
+    """The keys and positions of a place within a value, without the names of types that pydantic puts between."""
+    steps: list[int | str] = []
+    for step in place:
+        if isinstance(value, dict) and (step in value or step == place[-1]):  # the last may be a key that is missing
+            value = value.get(step)
+        elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+            value = value[step]
+        else:
+            continue
+        steps.append(step)
+    return steps

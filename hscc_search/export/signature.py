@@ -63,7 +63,7 @@ def read_public_key(path: Path) -> "Ed25519PublicKey":
     from cryptography.hazmat.primitives.serialization import load_pem_public_key, load_ssh_public_key
 
     def of_one_line(content: bytes) -> Any:
-        if len(content.split(b"\n", 1)[-1].strip()) > 0 and not content.startswith(b"-----"):
+        if len(content.strip().splitlines()) > 1 and not content.startswith(b"-----"):
             raise ConfigError(f"{path} holds several lines: give a file of one key")
         return load_ssh_public_key(content)
 
@@ -197,10 +197,10 @@ def _unarmoured(content: bytes) -> list[bytes]:
     Raises:
         ValueError, struct.error: it is none.
     """
-    text, start = content.decode("ascii").strip(), _MAGIC + _VERSION
-    if not (text.startswith(_FIRST) and text.endswith(_LAST)):
+    armoured, start = content.strip(), _MAGIC + _VERSION
+    if not (armoured.startswith(_FIRST.encode()) and armoured.endswith(_LAST.encode())):
         raise ValueError("it has no such lines around it")
-    blob = base64.b64decode("".join(text[len(_FIRST) : -len(_LAST)].split()), validate=True)
+    blob = base64.b64decode(b"".join(armoured[len(_FIRST) : -len(_LAST)].split()), validate=True)
     if not blob.startswith(start):
         raise ValueError("it is of another version")
     return _unpacked(blob.removeprefix(start), 5)

@@ -237,3 +237,10 @@ def test_the_page_on_exported_folders_runs(exported, tmp_path, test_part):
         arguments = [words.get(word, word) for word in command.split()]
         subprocess.run([sys.executable, exported / "run.py", *arguments], check=True, capture_output=True)
     assert json.loads((tmp_path / "pi.json").read_text())["study"] == "digits"
+
+
+@given(size=st.floats(1e-5, 1e5), share=st.floats(0, 1))
+def test_a_gap_is_a_share_of_the_largest_score_however_small_the_scores_are(size, share):
+    expected = size * np.array([[1.0, -0.5, 0.25]])
+    assert run.gap_between(expected + share * size * np.array([[0, 1, 0]]), expected) == pytest.approx(share, abs=1e-9)
+    assert not run.gap_between(np.full_like(expected, np.nan), expected) <= 1

@@ -231,3 +231,10 @@ def short_index(study):
         return Index(asked, (choice,), ("a", "b"), ("accuracy",), None)
 
     return make
+
+
+def test_a_file_of_two_public_keys_is_not_read_as_the_first(signed, keys, tmp_path):
+    both = tmp_path / "both.pub"
+    both.write_text("".join((keys / f"{name}.pub").read_text() for name in ("own", "other")))
+    with pytest.raises(ConfigError, match="holds several lines: give a file of one key"):
+        verify(signed, key=both)
