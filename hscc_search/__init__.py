@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hscc_search.compression.compress import compress as compress
     from hscc_search.compression.inspection import Inspection as Inspection
     from hscc_search.compression.plan import LayerPlan as LayerPlan
-    from hscc_search.compression.refining import Refinement as Refinement
+    from hscc_search.compression.setting import Refinement as Refinement
     from hscc_search.compression.setting import Setting as Setting
     from hscc_search.config import StudyConfig as StudyConfig
     from hscc_search.errors import HsccError as HsccError
@@ -51,7 +51,7 @@ _MODULES = {
     "LayerPlan": "hscc_search.compression.plan",
     "Measured": "hscc_search.pareto.points",
     "Point": "hscc_search.pareto.points",
-    "Refinement": "hscc_search.compression.refining",
+    "Refinement": "hscc_search.compression.setting",
     "Setting": "hscc_search.compression.setting",
     "Study": "hscc_search.session",
     "StudyConfig": "hscc_search.config",

@@ -26,8 +26,8 @@ from torch.nn import functional
 from hscc_search.comparison.methods import METHODS as COMPARED
 from hscc_search.compression.calibration.calibrate import calibrate
 from hscc_search.compression.compress import compress
-from hscc_search.compression.refining import Refinement, refine
-from hscc_search.compression.setting import Setting
+from hscc_search.compression.refining import refine
+from hscc_search.compression.setting import Refinement, Setting
 from hscc_search.config import StudyConfig
 from hscc_search.dense.opened import open_dense
 from hscc_search.evaluation.predictions import predict

@@ -1,21 +1,28 @@
-"""Balance what passes between the factors of a compressed layer, for number formats with one range for all channels.
+"""Spread evenly what passes between the factors of a compressed layer, for number formats with one range for all.
 
-A layer's factors are free up to a scale per rank: ``P z = (P diag(s)) (diag(s)^-1 z)``. The coordinates z of a low-rank
-factorisation differ in size by orders of magnitude, and rounding to 256 values in one range loses the small ones.
+The coordinates z of a low-rank factorisation are free up to any invertible matrix: ``P z = (P T) (T^-1 z)``. As they
+come, they differ in size by orders of magnitude, and rounding to 256 values in one range loses the small ones. Here T
+is the one with which rounding costs least: a scale and a rotation, merged with the factors, which take no time.
+
+Rounding z errs by a share of its range, which P carries to the output, and rounding P by a share of its weights, which
+z carries there. Where all coordinates are alike, both errors are in proportion to ``tr(T^-1 C T^-T) tr(T^T G T)``, with
+C the second moments of z and G those of the columns of P. The least is where ``T T^T`` is the geometric mean of C and
+the inverse of G (Bhatia 2007, "Positive Definite Matrices", chapter 4), which makes both alike; and a rotation
+into which each direction enters evenly makes the coordinates alike (Ashkboos et al. 2024, "QuaRot", arXiv 2404.00456).
 """
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from scipy.fft import dct
+from scipy.linalg import hadamard
 from torch import nn
 
 from hscc_search.compression.layers import RegionConv2d
 
-# How far ranges are brought together: 0 leaves them, 1 makes them equal. Each channel that shrinks makes its column of
-# the next factor larger, whose rounding then costs more (Xiao et al. 2023, equation 4).
-_SHARE = 0.5
-# Sizes below this share of the largest count as this share.
-_SMALLEST = 1e-3
+# Moments below this share of the largest count as this share.
+_SMALLEST = 1e-6
 # Images per batch.
 _BATCH = 64
 
@@ -25,19 +32,19 @@ _Link = tuple[nn.Module, Sequence[nn.Module]]
 
 @torch.no_grad()
 def balance(network: nn.Module, images: torch.Tensor) -> None:
-    """Rescale the factors of each compressed layer in place; the network computes the same as before.
+    """Change the factors of each compressed layer in place; the network computes the same as before.
 
     Args:
         network: a compressed one, in evaluation mode.
         images: its inputs, float32 (images, channels, height, width).
     """
     links = list(_links(network))
-    sizes: dict[nn.Module, torch.Tensor] = {}
+    moments: dict[nn.Module, torch.Tensor] = {}
 
     def watch(module: nn.Module, _: object, output: torch.Tensor) -> None:
         channels = -1 if isinstance(module, nn.Linear) else 1
-        square = output.square().transpose(0, channels).flatten(1).sum(dim=1)
-        sizes[module] = sizes.get(module, torch.zeros_like(square)) + square
+        values = output.transpose(0, channels).flatten(1).double()
+        moments[module] = moments.get(module, 0) + values @ values.T
 
     hooks = [first.register_forward_hook(watch) for first, _ in links]
     try:
@@ -47,8 +54,8 @@ def balance(network: nn.Module, images: torch.Tensor) -> None:
         for hook in hooks:
             hook.remove()
     for first, readers in links:
-        if first in sizes:
-            _rescale(first, readers, sizes[first].sqrt())
+        if first in moments:
+            _change(first, readers, moments[first])
 
 
 def _links(network: nn.Module) -> Iterator[_Link]:
@@ -63,14 +70,48 @@ def _links(network: nn.Module) -> Iterator[_Link]:
             yield module[0], [module[1]]
 
 
-def _rescale(first: nn.Module, readers: Sequence[nn.Module], sizes: torch.Tensor) -> None:
-    """Divide what a factor answers by the share of its size, and multiply where it is read."""
-    largest = sizes.max()
-    if not largest > 0:
+def _change(first: nn.Module, readers: Sequence[nn.Module], moments: torch.Tensor) -> None:
+    """Merge the inverse of the best matrix with a factor, and the matrix with those that read it."""
+    columns = [_weight(reader).double().transpose(0, 1).flatten(1) for reader in readers]
+    read = sum(column @ column.T for column in columns)
+    if not (moments.trace() > 0 and read.trace() > 0):
         return
-    scales = (sizes / largest).clamp(min=_SMALLEST) ** _SHARE
-    assert isinstance(first.weight, torch.Tensor)
-    first.weight.div_(scales.view(-1, *[1] * (first.weight.ndim - 1)))
-    for reader in readers:
-        assert isinstance(reader.weight, torch.Tensor)
-        reader.weight.mul_(scales.view(1, -1, *[1] * (reader.weight.ndim - 2)))
+    merged, inverse = best_change(moments, read)
+    weight = _weight(first)
+    weight.copy_((inverse @ weight.double().flatten(1)).view_as(weight))
+    for reader, column in zip(readers, columns, strict=True):
+        weight = _weight(reader).transpose(0, 1)
+        weight.copy_((merged.T @ column).view_as(weight))
+
+
+def _weight(factor: nn.Module) -> torch.Tensor:
+    assert isinstance(factor.weight, torch.Tensor)
+    return factor.weight
+
+
+def best_change(moments: torch.Tensor, read: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrix T of the module's text and its inverse, float64 (rank, rank).
+
+    Args:
+        moments: C, float64 (rank, rank).
+        read: G, likewise.
+    """
+    root, inverse_root = _roots(read)
+    middle, _ = _roots(root @ moments @ root)
+    scale, inverse_scale = _roots(inverse_root @ middle @ inverse_root)
+    _, axes = torch.linalg.eigh(inverse_scale @ moments @ inverse_scale)
+    turned = axes.flip(1) @ even_rotation(len(axes)).to(axes)
+    return scale @ turned, turned.T @ inverse_scale
+
+
+def _roots(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The square root of a symmetric matrix without negative eigenvalues, and its inverse."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    roots = values.clamp(min=_SMALLEST * float(values[-1])).sqrt()
+    return vectors * roots @ vectors.T, vectors / roots @ vectors.T
+
+
+def even_rotation(size: int) -> torch.Tensor:
+    """An orthogonal matrix whose entries are alike in size, float64 (size, size)."""
+    power = size & -size  # the largest power of two that divides it
+    return torch.from_numpy(np.kron(hadamard(power) / power**0.5, dct(np.eye(size // power), norm="ortho")))

@@ -18,8 +18,8 @@ from hscc_search.compression.form import NetworkForm
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.compression.ranks.choice import choose_ranks
 from hscc_search.compression.ranks.design import LayerDesign
-from hscc_search.compression.refining import Refinement, refine_on_calibration
-from hscc_search.compression.setting import Setting
+from hscc_search.compression.refining import refine_on_calibration
+from hscc_search.compression.setting import Refinement, Setting
 from hscc_search.compression.stand_ins import replaced_in_order
 
 # Pass on every second calibration image if at least this many remain.

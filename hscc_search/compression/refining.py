@@ -22,7 +22,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from hscc_search.compression.calibration.activation import Bounds
 from hscc_search.compression.calibration.calibrate import Calibration
+from hscc_search.compression.setting import Refinement
 from hscc_search.dense.device import fast_bfloat16
+from hscc_search.dense.trainable import make_trainable
 from hscc_search.errors import CompressionError, one_line
 from hscc_search.progress import Progress, Report, silent
 
@@ -40,23 +42,6 @@ _SLOWER, _SLOWEST = 1 / 3, 1 / 30
 _RISING, _SMALLEST_SIZE = 0.2, 1e-3
 # Gives the inputs of a network, float32 (images, channels, height, width), by their positions, int64 (images,).
 Take = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """The request for a refinement.
-
-    Attributes:
-        epochs: passes over the images, at most.
-        learning_rate: highest step of Adam, relative to the size of each weight.
-        images: number of them at most, with those that are set aside.
-        seed: of the choice of the images and of their order.
-    """
-
-    epochs: int = 8
-    learning_rate: float = 0.01
-    images: int = 4096
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +121,9 @@ def lessons(
         layers: names of modules with the bounds of the activation behind each, see
             :class:`hscc_search.compression.calibration.record.LayerRecord`.
         report: told of each batch.
+
+    Raises:
+        CompressionError: the network answers with a single score, which tells nothing about classes.
     """
     positions, answers = torch.arange(count).split(_BATCH), []
     responses: dict[str, list[torch.Tensor]] = {name: [] for name in layers}
@@ -146,6 +134,10 @@ def lessons(
     with _outputs(dense, layers) as outputs:
         for done, batch in enumerate(positions, 1):
             answers.append(dense(take(batch)).float())
+            if answers[0].shape[1] < 2:
+                raise CompressionError(
+                    "refining compares scores of two classes or more, and this network answers with a single score"
+                )
             for name, bounds in layers.items():
                 if name not in places:
                     sizes[name] = outputs[name].numel() // len(batch)
@@ -196,6 +188,7 @@ def _at(output: torch.Tensor, images: int, places: torch.Tensor, bounds: Bounds 
     return values if bounds is None else values.clamp(*bounds)
 
 
+@torch.enable_grad()
 def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: Report = silent) -> Refined:
     """Refine a compressed network in place; it never ends farther from the dense network on images set aside.
 
@@ -211,23 +204,23 @@ def refine(network: nn.Module, taught: Lessons, refinement: Refinement, report: 
     """
     taught = _comparable(network, taught)
     before = best = divergence(network, taught)
-    best_weights, best_epoch, epoch = _weights(network), 0, 0
+    best_state, best_epoch, epoch = _state(network), 0, 0
     rate, generator = refinement.learning_rate, torch.Generator().manual_seed(refinement.seed)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    network.requires_grad_(True)
+    make_trainable(network)
     for length in _cycle_lengths(refinement.epochs):
         for _ in _cycle(network, taught, length, rate, generator):
             epoch += 1
             report(Progress("refining", epoch, refinement.epochs, f"divergence {best:.4f}, at first {before:.4f}"))
         reached = divergence(network, taught)
         if reached < best:  # never where it is not a number
-            best, best_weights, best_epoch = reached, _weights(network), epoch
+            best, best_state, best_epoch = reached, _state(network), epoch
             continue
-        network.load_state_dict(best_weights)
+        network.load_state_dict(best_state)
         rate *= _SLOWER
         if rate < refinement.learning_rate * _SLOWEST:
             break
-    network.load_state_dict(best_weights)
+    network.load_state_dict(best_state)
     network.zero_grad()
     network.requires_grad_(False)
     for parameter in trained:  # as it came: a user may train it further
@@ -259,7 +252,7 @@ def _cycle(network: nn.Module, taught: Lessons, epochs: int, rate: float, genera
     Steps are relative to the size of each weight: those of regions are small and many, and a rate that suits one region
     makes nine worse.
     """
-    weights = list(network.parameters())
+    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
     rates = [rate * max(_SMALLEST_SIZE, float(weight.detach().square().mean().sqrt())) for weight in weights]
     optimizer = torch.optim.Adam(
         [{"params": [weight], "lr": own} for weight, own in zip(weights, rates, strict=True)], fused=True
@@ -338,5 +331,5 @@ def mean_divergence(answers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor
     return terms.sum(dim=1).mean()
 
 
-def _weights(network: nn.Module) -> dict[str, torch.Tensor]:
+def _state(network: nn.Module) -> dict[str, torch.Tensor]:
     return copy.deepcopy(network.state_dict())

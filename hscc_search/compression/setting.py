@@ -112,6 +112,33 @@ class Setting:
         return Division(self.region_strategy, self.regions, self.cluster_strategy, self.clusters, self.seed)
 
 
+@dataclass(frozen=True)
+class Refinement:
+    """The request for a refinement.
+
+    Attributes:
+        epochs: passes over the images at most, 1 or more.
+        learning_rate: highest step of Adam, relative to the size of each weight, above 0 and up to 1.
+        images: number of them at most, 16 or more, with those that are set aside.
+        seed: of the choice of the images and of their order.
+
+    Raises:
+        CompressionError: a value is out of range.
+    """
+
+    epochs: int = 8
+    learning_rate: float = 0.01
+    images: int = 4096
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("images", 16)):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= least):
+                raise CompressionError(f"{name} of a refinement must be an integer of {least} or more, not {value}")
+        check_share("learning_rate of a refinement", self.learning_rate)
+
+
 def check_share(name: str, share: float) -> None:
     """Raise CompressionError unless a share is above 0 and at most 1."""
     if not 0 < share <= 1:

@@ -8,6 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part
 from hscc_search.dense.epochs import Batch, Loss, label_loss, run_epoch, start_descent, training_scores
+from hscc_search.dense.trainable import make_trainable
 from hscc_search.progress import Progress, Report, silent
 
 # Share of all steps, counted from the last one, that the average of the weights covers.
@@ -37,7 +38,7 @@ def fine_tune(
         report: told after each epoch.
     """
     finetuning = config.finetuning
-    network.requires_grad_(True)
+    make_trainable(network)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     descent = start_descent(network, config, train, finetuning.learning_rate, finetuning.epochs, device)
     decay = max(0.0, 1 - 1 / (_AVERAGED_SHARE * finetuning.epochs * descent.steps_per_epoch))

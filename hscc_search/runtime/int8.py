@@ -80,6 +80,8 @@ def write_int8(module: nn.Module, shape: int | Shape, images: np.ndarray, path: 
         answers = _answers(model, judged)
         if not np.isfinite(answers).all():
             raise ExportError("this network answers with values that are not finite")
+        if answers.shape[1] < 2:
+            raise ExportError("what rounding costs is judged by scores of two classes or more; here is a single score")
         ranges = share_ranges(model, learn_ranges(model, _spread(images, _RANGE_IMAGES)))
         rounding = _Rounding(model, ranges, judged, answers, find_normalisation(model, ranges))
         in_float = rounding.kept_in_float(report)

@@ -9,7 +9,8 @@ import torch
 from optuna.storages import BaseStorage
 
 from hscc_search.compression.calibration.calibrate import Calibration
-from hscc_search.compression.refining import ONE_KEPT_OF, Lessons, Refined, Refinement, compared_layers, lessons
+from hscc_search.compression.refining import ONE_KEPT_OF, Lessons, Refined, compared_layers, lessons
+from hscc_search.compression.setting import Refinement
 from hscc_search.config import StudyConfig
 from hscc_search.dense.opened import Opened
 from hscc_search.evaluation.predictions import network_input

@@ -13,8 +13,8 @@ from torch import nn
 from hscc_search.compression.calibration.calibrate import Calibration, calibrate
 from hscc_search.compression.calibration.plain_layers import make_plain
 from hscc_search.compression.compress import Compressed, compress
-from hscc_search.compression.refining import Lessons, Refinement, refine
-from hscc_search.compression.setting import Setting
+from hscc_search.compression.refining import Lessons, refine
+from hscc_search.compression.setting import Refinement, Setting
 from hscc_search.config import Precision, StudyConfig
 from hscc_search.config.metrics import needs_scores
 from hscc_search.dense.fine_tuning import fine_tune

@@ -11,7 +11,6 @@ from torch import nn
 from hscc_search.compression.calibration.calibrate import calibrate
 from hscc_search.compression.compress import compress
 from hscc_search.compression.refining import (
-    Refinement,
     _cycle_lengths,
     _outputs,
     compared_layers,
@@ -19,7 +18,7 @@ from hscc_search.compression.refining import (
     lessons,
     refine,
 )
-from hscc_search.compression.setting import Setting
+from hscc_search.compression.setting import Refinement, Setting
 from hscc_search.dense.networks import DigitsCNN
 from hscc_search.errors import CompressionError
 
@@ -169,3 +168,45 @@ def test_cycles_get_longer_and_take_all_epochs(epochs):
     assert sum(lengths) == epochs
     assert all(length >= 1 for length in lengths)
     assert lengths[:-1] == sorted(lengths[:-1])
+
+
+class Looked(nn.Module):
+    """A network with a parameter of integers, as a table of positions may be."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.order = nn.Parameter(torch.arange(24).flip(0), requires_grad=False)
+        self.first, self.last = nn.Conv2d(3, 24, 3, padding=1), nn.Conv2d(24, 24, 3, padding=1)
+        self.head = nn.Linear(24, classes)
+
+    def forward(self, x):
+        return self.head(self.last(self.first(x).relu()[:, self.order]).relu().mean((2, 3)))
+
+
+def test_parameters_of_integers_stay_as_they_are_and_gradients_may_be_off_outside():
+    calibration = calibrate(sharp(seeded(Looked)), IMAGES)
+    with torch.no_grad():
+        network = compress(calibration, Setting(budget=3.0), Refinement(epochs=16)).network
+    assert torch.equal(network.order, torch.arange(24).flip(0))
+    plain = compress(calibration, Setting(budget=3.0)).network
+    assert any(not torch.equal(*pair) for pair in zip(network.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_single_score_is_refused():
+    calibration = calibrate(seeded(lambda: Looked(1)), IMAGES)
+    with pytest.raises(CompressionError, match="answers with a single score"):
+        compress(calibration, Setting(budget=2.0), Refinement(epochs=1))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"epochs": value} for value in (0, -3, 2.5)),
+        *({"images": value} for value in (0, 15, -5)),
+        *({"learning_rate": value} for value in (0, -1, 1e9, float("nan"))),
+    ],
+    ids=str,
+)
+def test_a_request_is_checked_when_it_is_made(values):
+    with pytest.raises(CompressionError, match=next(iter(values))):
+        Refinement(**values)

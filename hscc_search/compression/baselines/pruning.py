@@ -12,6 +12,7 @@ from hscc_search.compression.baselines.ladder import allowance, check_reach
 from hscc_search.compression.calibration.calibrate import BATCH_SIZE, Calibration
 from hscc_search.compression.calibration.hooks import hooked
 from hscc_search.compression.stand_ins import copied
+from hscc_search.dense.trainable import make_trainable
 from hscc_search.errors import CompressionError, one_line
 from hscc_search.evaluation.counters import count_macs
 
@@ -64,7 +65,7 @@ def _all_trainable(network: nn.Module) -> Iterator[None]:
     """Let all parameters have gradients inside a ``with`` block; then remove these, and freeze frozen ones again."""
     trainable = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     with torch.enable_grad():  # torch-pruning follows the graph of the gradients
-        network.requires_grad_(True)
+        make_trainable(network)
         yield
     network.zero_grad(set_to_none=True)
     for name, parameter in network.named_parameters():

@@ -16,6 +16,7 @@ from hscc_search.compression.calibration.record import LayerRecord
 from hscc_search.compression.calibration.store import cache_key, read_calibration, write_calibration
 from hscc_search.compression.form import Fold, PlainLayer
 from hscc_search.compression.inspection import Inspection
+from hscc_search.dense.trainable import make_trainable
 from hscc_search.errors import CompressionError, UnwritableError
 from hscc_search.progress import Report, silent
 from hscc_search.temporary import TemporaryFolder
@@ -143,6 +144,7 @@ def _read(entry: Path, network: nn.Module, device: torch.device) -> Calibration 
     except DamagedError:
         return None
     stored = read_calibration(entry, device)
-    folded = plain_again(network, stored.images[:1], stored.plain).requires_grad_(True)
+    folded = plain_again(network, stored.images[:1], stored.plain)
+    make_trainable(folded)
     absorb(folded, stored.folds)
     return Calibration(folded, stored.plain, stored.folds, stored.images, stored.records, stored.inspection, use)

@@ -15,6 +15,7 @@ from hscc_search.compression.calibration.examination import examine, inspection_
 from hscc_search.compression.calibration.gather import LayerStatistics, response_bytes
 from hscc_search.compression.calibration.hooks import Inputs, hooked
 from hscc_search.compression.calibration.store import StoredCalibration
+from hscc_search.dense.trainable import make_trainable
 from hscc_search.errors import CompressionError
 from hscc_search.files import check_room
 from hscc_search.progress import Progress, Report
@@ -61,7 +62,7 @@ def run_dense(
     }
     _run_batches(network, images.split(batch_size), eligible, statistics, report)
     bounds = activation_bounds(network, eligible, images[:1].clone())
-    network.requires_grad_(True)
+    make_trainable(network)
     records = tuple(layer.record(bounds.get(name)) for name, layer in statistics.items())
     inspection = inspection_of(examined, len(images))
     return network, StoredCalibration(images, examined.plain, examined.folds, records, inspection)
