@@ -24,9 +24,9 @@ from hscc_search.study.workers import worker
 REFINE = {"trials": "front", "epochs": 2, "learning_rate": 0.02, "most": 3}
 
 
-def config_of(storage, trials=5, which="front"):
+def config_of(storage, trials=5, which="front", **others):
     keys = {f"refine__{key}": value for key, value in {**REFINE, "trials": which}.items()}
-    return StudyConfig.from_file("digits", storage=storage, **{**SMALL, **keys, "trials": trials})
+    return StudyConfig.from_file("digits", storage=storage, **{**SMALL, **keys, "trials": trials, **others})
 
 
 @pytest.fixture
@@ -45,6 +45,14 @@ def finished(tmp_path_factory):
 
 def trials_of(config):
     return find_study(existing_storage(config.storage), config.name).get_trials(deepcopy=False)
+
+
+def test_a_refined_trial_takes_as_long_as_the_one_that_it_refines(refining):
+    study = run_study(refining(trials=2, objectives=["latency", "accuracy"]), "cpu")
+    by_number = {point.trial: point for point in study.points}
+    again = [point for point in study.points if point.refines is not None]
+    assert again, "no trial became better: the test shows nothing"
+    assert all(point["latency"] == by_number[point.refines]["latency"] for point in again)
 
 
 def test_the_front_is_measured_again_refined(finished):

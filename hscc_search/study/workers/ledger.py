@@ -19,10 +19,11 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hscc_search.errors import one_line
+from hscc_search.pareto.points import Point
 from hscc_search.storage import lockable, locked, patiently
 from hscc_search.storage_faults import comes_from_storage
 from hscc_search.study.propose import Proposal, Tried
-from hscc_search.study.record import FAILURE, REFINES, TOO_LATE, refined_trials, refines
+from hscc_search.study.record import FAILURE, MEASURED, REFINES, TOO_LATE, point_from_stored, refined_trials, refines
 from hscc_search.study.space import Sample, Space
 from hscc_search.study.stored_study import Study, study_as_it_stands
 from hscc_search.study.workers.heartbeat import (
@@ -84,6 +85,10 @@ class Ledger:
         """Count those of some trials whose refined ones have their values, or have failed."""
         over = [trial for trial in self.trials() if trial.state.is_finished()]
         return len(refined_trials(over) & set(numbers))
+
+    def point(self, number: int) -> Point:
+        """Read a finished trial, without its scores."""
+        return point_from_stored(number, self.trials()[number].user_attrs[MEASURED])
 
     @_patient
     def claim(self, wanted: int, choose: Callable[[Sequence[Tried]], Proposal | None]) -> FrozenTrial | None:

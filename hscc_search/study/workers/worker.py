@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from optuna.trial import FrozenTrial
 
 from hscc_search.errors import DiskFullError, StudyError, one_line
 from hscc_search.pareto.hypervolume import stagnant
 from hscc_search.pareto.objectives import excesses, objectives_of, quality_of, title, violations
+from hscc_search.pareto.points import Point
 from hscc_search.progress import Progress, Report, silent
 from hscc_search.study.propose import Proposal, Tried, propose
 from hscc_search.study.record import TrialRecord, refines
@@ -114,7 +116,20 @@ def _in_short(prepared: Prepared, result: TrialResult | str) -> str:
         return f" failed: {result}"
     ratio = prepared.calibration.macs / result.compressed.macs
     metric = quality_of(prepared.config)
-    return f": {ratio:.2f}x fewer FLOPs, {title(metric)} {result.measured[metric]:.4f}"
+    no_better = ", which no pass made better" if result.refined and not result.refined["best_epoch"] else ""
+    return f": {ratio:.2f}x fewer FLOPs, {title(metric)} {result.measured[metric]:.4f}{no_better}"
+
+
+def _timed_as(result: TrialResult, unrefined: Point) -> TrialResult:
+    """Give a refined network the latency of the one that it was: other weights in the same operators take as long.
+
+    Were it measured again, noise of the clock would decide whether refining pays.
+    """
+    alike = list(result.int8.get("in_float", ())) == list(unrefined.int8.get("in_float", ()))
+    if "latency" not in unrefined.metrics or not alike:
+        return result
+    metrics = {**result.measured.metrics, "latency": unrefined["latency"]}
+    return replace(result, measured=replace(result.measured, metrics=metrics))
 
 
 def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried]], Proposal | None]:
@@ -129,12 +144,15 @@ def _chooser(ledger: Ledger, prepared: Prepared) -> Callable[[Sequence[Tried]], 
 
 def _measure_and_store(ledger: Ledger, prepared: Prepared, trial: FrozenTrial, report: Report) -> TrialResult | str:
     """Run one trial and store its result; return the result, or the reason why the trial failed."""
-    refined = refines(trial) is not None or prepared.config.refine.trials == "all"
+    unrefined = refines(trial)
+    refined = unrefined is not None or prepared.config.refine.trials == "all"
     refinement = refinement_of(prepared.config) if refined else None
     try:
         with ledger.heartbeat(trial):
             setting, precision = ledger.space.setting(trial.params), precision_of(trial.params)
             result = run_trial(prepared, setting, refinement, report, precision)
+        if unrefined is not None:
+            result = _timed_as(result, ledger.point(unrefined))
     except DiskFullError:
         raise
     except Exception as error:
