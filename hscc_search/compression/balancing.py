@@ -11,6 +11,7 @@ the inverse of G (Bhatia 2007, "Positive Definite Matrices", chapter 4), which m
 into which each direction enters evenly makes the coordinates alike (Ashkboos et al. 2024, "QuaRot", arXiv 2404.00456).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -73,9 +74,10 @@ def _links(network: nn.Module) -> Iterator[_Link]:
 def _change(first: nn.Module, readers: Sequence[nn.Module], moments: torch.Tensor) -> None:
     """Merge the inverse of the best matrix with a factor, and the matrix with those that read it."""
     columns = [_weight(reader).double().transpose(0, 1).flatten(1) for reader in readers]
-    read = sum(column @ column.T for column in columns)
-    if not (moments.trace() > 0 and read.trace() > 0):
-        return
+    together = torch.cat(columns, dim=1)
+    read = together @ together.T
+    if not all(0 < float(matrix.trace()) < math.inf for matrix in (moments, read)):
+        return  # all zero, or not finite
     merged, inverse = best_change(moments, read)
     weight = _weight(first)
     weight.copy_((inverse @ weight.double().flatten(1)).view_as(weight))

@@ -180,7 +180,7 @@ def _count(result: TrialResult, shape: Shape) -> CountedCost:
             f"fvcore counts {cost.macs} MACs in the compressed network and the formula {result.measured['macs']}: "
             "a network whose layers run a different number of times on each call cannot be exported"
         )
-    return replace(cost, megabytes=result.measured["megabytes"]) if result.int8 else cost
+    return replace(cost, megabytes=result.measured["megabytes"])
 
 
 def _pictures(opened: Opened) -> Pictures:

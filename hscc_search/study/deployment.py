@@ -12,7 +12,7 @@ from hscc_search.evaluation.predictions import network_input, pixel_values
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.deployed import Deployed
 from hscc_search.runtime.int8 import Int8, write_int8
-from hscc_search.runtime.onnx import add_metadata
+from hscc_search.runtime.onnx import add_metadata, write_onnx
 from hscc_search.study.opening import calibration_pixels
 
 
@@ -40,6 +40,23 @@ def in_short(opened: Opened) -> dict[str, str]:
         "std": json.dumps(std),
         "normalisation": "mean and std are within the network, which takes values before normalisation",
     }
+
+
+def write_float_file(network: nn.Module, opened: Opened, path: Path) -> float:
+    """Write a network as an ONNX file of 32-bit floats; return its size in 10^6 bytes.
+
+    Args:
+        network: in evaluation mode; it is not changed.
+        opened: images and configuration of the study.
+        path: of the file.
+
+    Raises:
+        ExportError: the network cannot be exported.
+        DiskFullError: there is no room for the file.
+    """
+    write_onnx(deployed(copy.deepcopy(network), opened), opened.config.data.shape, path)
+    add_metadata(path, in_short(opened))
+    return path.stat().st_size / 1e6
 
 
 def write_int8_file(network: nn.Module, opened: Opened, path: Path, report: Report = silent) -> Int8:

@@ -160,7 +160,7 @@ def _filling(space: Space, number: int) -> Sample:
     """Take sample ``number`` of a space-filling sequence (Halton).
 
     The first two are the lowest and the highest energies or budgets instead: they are the ends of the front, which no
-    sample between them shows.
+    sample between them shows. Precisions take turns, so that a short study tries each.
     """
     from scipy.stats import qmc  # takes a second to import, and reading a front needs none of it
 
@@ -169,7 +169,11 @@ def _filling(space: Space, number: int) -> Sample:
     floats = [isinstance(space.distributions[name], FloatDistribution) for name in names]
     if number < 2:
         shares = np.where(floats, float(number), 0.0)
-    return {name: _value_at(space.distributions[name], share) for name, share in zip(names, shares, strict=True)}
+    sample = {name: _value_at(space.distributions[name], share) for name, share in zip(names, shares, strict=True)}
+    if "precision" in sample:
+        precisions = space.config.space.precision
+        sample["precision"] = precisions[number % len(precisions)]
+    return sample
 
 
 def _varied(

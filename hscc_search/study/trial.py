@@ -33,7 +33,7 @@ from hscc_search.pareto.points import Measured
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.latency import Runner, file_runner, in_turns, runner
 from hscc_search.runtime.onnx import onnx_scores
-from hscc_search.study.deployment import write_int8_file
+from hscc_search.study.deployment import write_float_file, write_int8_file
 from hscc_search.study.opening import calibration_images
 from hscc_search.study.record import DenseRecord
 from hscc_search.study.refinement import lessons_of, stored_refinement
@@ -115,7 +115,7 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
         else:
             times = in_turns({"dense": dense_runner}, config.data.shape, config.latency.batch_size)
             dense_latency = times["dense"]
-    cost = dense.cost if dense is not None else measure_cost(plain, config.data.shape)
+    cost = dense.cost if dense is not None else _counted(plain, opened)
     calibration = calibrate(opened.network, images, report, keep=True)
     if cost.macs != calibration.macs:
         raise CompressionError(
@@ -124,6 +124,15 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
             "is the same for all images"
         )
     return Prepared(opened, calibration, cost, dense_runner, dense_latency)
+
+
+def _counted(network: nn.Module, opened: Opened) -> CountedCost:
+    """Count the cost of the dense network, whose size is that of its file where compressed ones have files."""
+    cost = measure_cost(network, opened.config.data.shape)
+    if "int8" not in opened.config.space.precision:
+        return cost
+    with temporary_folder("hscc-dense") as folder:
+        return replace(cost, megabytes=write_float_file(network, opened, folder / "model.onnx"))
 
 
 def run_trial(
@@ -191,8 +200,19 @@ def measure_trial(
             return _measure_int8(prepared, compressed, cost, int8_file, report)
         with temporary_folder("hscc-trial") as folder:
             return _measure_int8(prepared, compressed, cost, folder / "model.onnx", report)
-    measured = measure(prepared.opened, compressed.network, cost, _latency(prepared, compressed.network))
-    return TrialResult(compressed, measured)
+    if "int8" in prepared.config.space.precision:
+        cost, latency = _of_float_file(prepared, compressed.network, cost)
+    else:
+        latency = _latency(prepared, compressed.network)
+    return TrialResult(compressed, measure(prepared.opened, compressed.network, cost, latency))
+
+
+def _of_float_file(prepared: Prepared, network: nn.Module, cost: Cost) -> tuple[Cost, float | None]:
+    """Take size and latency of the written file, as those of integers are: a graph takes bytes beside its weights."""
+    with temporary_folder("hscc-trial") as folder:
+        path = folder / "model.onnx"
+        cost = replace(cost, megabytes=write_float_file(network, prepared.opened, path))
+        return cost, _in_turns_with_dense(prepared, lambda: file_runner(path))
 
 
 def _measure_int8(prepared: Prepared, compressed: Compressed, cost: Cost, path: Path, report: Report) -> TrialResult:

@@ -59,6 +59,14 @@ def test_a_trial_in_integers_costs_the_same_operations_and_a_third_of_the_size(s
     assert 1 in {point.trial for point in study.front}
 
 
+def test_sizes_are_those_of_files_of_either_precision(study, tmp_path):
+    exact, _ = pairs(study)[0]
+    export(study, exact, study.config, tmp_path / "float")
+    assert exact["megabytes"] == (tmp_path / "float" / "model.onnx").stat().st_size / 1e6
+    weights = sum(value.numel() for value in open_again(study.record, study.config, "cpu").network.parameters())
+    assert study.dense["megabytes"] == study.record.dense.cost.megabytes > 4 * weights / 1e6
+
+
 def test_the_exported_file_is_the_one_that_was_measured(study, tmp_path):
     for _, rounded in pairs(study):
         out = tmp_path / str(rounded.trial)
@@ -80,8 +88,8 @@ def test_latency_is_that_of_the_file(tmp_path, monkeypatch):
 
     def slowly(path):
         run = run_file(path)
-        assert onnx.TensorProto.INT8 in {tensor.data_type for tensor in onnx.load(path).graph.initializer}
-        return lambda images: (time.sleep(0.05), run(images))
+        integers = onnx.TensorProto.INT8 in {tensor.data_type for tensor in onnx.load(path).graph.initializer}
+        return (lambda images: (time.sleep(0.05), run(images))) if integers else run
 
     monkeypatch.setattr(trial, "file_runner", slowly)
     config = config_of(

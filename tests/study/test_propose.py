@@ -173,6 +173,11 @@ def test_auto_begins_at_the_ends_and_fills_the_space():
     assert propose(one, PLANE, [Tried(first[0])], 0).sample == first[1]
 
 
+def test_a_short_study_tries_each_precision():
+    tried = search(space(space__precision=["float32", "int8"], objectives=["latency", "accuracy"]), 4)
+    assert [trial.sample["precision"] for trial in tried] == ["float32", "int8"] * 2
+
+
 def test_auto_learns_from_its_trials():
     """On an easy landscape later proposals lie nearer to the front than the space-filling ones."""
     one = space(space={"regions": {"low": 1, "high": 9}, "energy": {"low": 0.3, "high": 0.99}})
