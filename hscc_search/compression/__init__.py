@@ -13,7 +13,7 @@
 ``setting.py`` holds the request to the compressor. ``form.py`` holds everything about a compressed network but its
 weights, ``layers.py`` the modules that run it, ``rebuild.py`` makes one from its form, and ``plan.py`` tells what
 became of each layer. ``factors.py`` and ``input_axes.py`` hold the linear algebra,
-``balancing.py`` rescales factors for 8-bit integers. ``baselines/`` holds the peers that
+``balancing.py`` turns factors for 8-bit integers. ``baselines/`` holds the peers that
 a comparison runs.
 
 A new region strategy is a function in ``division/regions.py`` that returns a label map, and a new cluster strategy one
