@@ -150,7 +150,7 @@ class Study(stored_study.Study):
                 says that it was trained elsewhere. None builds it again.
             device: where the network is built.
             report: told of each step.
-            accept_loss: also an int8 trial that loses much on the test part.
+            accept_loss: also an int8 trial or a format that loses much on the test part.
             formats: further files: ``pt2``, ``float16``, ``uint8``; by their packages ``openvino`` and ``executorch``.
             sign: file of a private Ed25519 key that signs the manifest; None signs nothing.
 

@@ -174,7 +174,7 @@ def _thumbnails(study: "Study", data: Path | None) -> Callable[[Iterable[int]], 
     help="Write further files: pt2 of torch.export, float16 in 16-bit floats, uint8 that takes raw images of any size, "
     "openvino, executorch; the last two need packages of their own.",
 )
-@click.option("--accept-loss", is_flag=True, help="Also an int8 trial that loses much on the test part.")
+@click.option("--accept-loss", is_flag=True, help="Also an int8 trial or a format that loses much on the test part.")
 @click.option(
     "--sign", metavar="KEY", type=click.Path(path_type=Path), help="Private Ed25519 key to sign the manifest with."
 )

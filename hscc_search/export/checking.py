@@ -13,8 +13,9 @@ from hscc_search.dense.opened import Opened
 from hscc_search.errors import ExportError
 from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.export.folder import ONNX, WEIGHTS
-from hscc_search.export.formats import INT8_TOLERANCE, Extras, Loss, write_formats
+from hscc_search.export.formats import INT8_TOLERANCE, Extras, write_formats
 from hscc_search.export.loading import build_module
+from hscc_search.export.loss import Loss
 from hscc_search.export.manifest import write_reference
 from hscc_search.export.run import Folder, gap_between
 from hscc_search.runtime.deployed import Deployed
@@ -42,7 +43,7 @@ def check(folder: Path, opened: Opened, of_integers: bool, extras: Extras) -> An
         folder: of the models.
         opened: images and network of the study.
         of_integers: whether the trial is of 8-bit integers.
-        extras: further files to write, and whether such a trial may lose more.
+        extras: further files to write, and whether what is rounded may lose more.
 
     Raises:
         ExportError: their scores differ by more than the order of additions does; or, of 8-bit integers, fewer test
@@ -53,8 +54,8 @@ def check(folder: Path, opened: Opened, of_integers: bool, extras: Extras) -> An
     opened.network.to(opened.device)
     answers = Answers(onnx_scores(folder / ONNX, test), torch_scores(module, test))
     if of_integers:
-        if not extras.accept_loss:
-            check_loss(answers, test.labels)
+        loss = Loss.of(answers.onnx, answers.torch, test.labels)
+        loss.check("in 8-bit integers", "in float", "export another trial", extras.accept_loss)
     else:
         gap = gap_between(answers.onnx, answers.torch)
         if not gap <= TOLERANCE:
@@ -63,23 +64,9 @@ def check(folder: Path, opened: Opened, of_integers: bool, extras: Extras) -> An
     inputs = exported.made_inputs()
     made = {ONNX: exported.scores(inputs), WEIGHTS: answer(module, inputs)}
     tolerances = {ONNX: INT8_TOLERANCE if of_integers else TOLERANCE, WEIGHTS: TOLERANCE}
-    further = write_formats(folder, extras.formats, module, test, of_integers)
+    further = write_formats(folder, extras, module, test, of_integers)
     write_reference(folder, {**made, **further.answers}, {**tolerances, **further.tolerances})
     return answers._replace(formats=further.found)
-
-
-def check_loss(answers: Answers, labels: np.ndarray) -> None:
-    """Check that 8-bit integers are right nearly as often as float.
-
-    Raises:
-        ExportError: they are not.
-    """
-    loss = Loss.of(answers.onnx, answers.torch, labels)
-    if loss.is_large:
-        raise ExportError(
-            f"in 8-bit integers the test accuracy is {loss.accuracy:.4f} and in float {loss.before:.4f}, {loss}: "
-            "export another trial, or accept it with --accept-loss (in Python accept_loss=True)"
-        )
 
 
 def torch_scores(module: Deployed, part: Part) -> np.ndarray:

@@ -18,6 +18,7 @@ from hscc_search.data import Part
 from hscc_search.errors import ConfigError, ExportError, one_line
 from hscc_search.evaluation.predictions import batches, pixel_values
 from hscc_search.export.folder import ONNX, WEIGHTS, Pictures
+from hscc_search.export.loss import Loss
 from hscc_search.export.run import Folder, Refused, gap_between
 from hscc_search.export.runtimes import (
     OPENERS,
@@ -49,8 +50,6 @@ _TOLERANCES = {"pt2": 1e-3, "float16": 0.02, "uint8": 0.05, "openvino": 1e-3, "e
 _ELSEWHERE = {"pt2": 1e-3, "float16": 0.005, "uint8": 1e-3, "openvino": 1e-3, "executorch": 1e-3}
 # Added for 8-bit integers: where a runtime rounds one sum otherwise, one step of a tensor's range is passed on.
 INT8_TOLERANCE = 0.05
-# The share of the test part that rounded numbers may get wrong beyond what those before get wrong, and its error.
-_MOST_LOST = 0.01
 # Those that are made of the torch module: of a trial of 8-bit integers, the float32 network that was rounded.
 _OF_TORCH = ("pt2", "executorch")
 
@@ -61,8 +60,8 @@ class Extras:
 
     Attributes:
         formats: further files, names of :data:`FORMATS`.
-        accept_loss: whether an int8 trial may lose more on the test part than
-            :func:`hscc_search.export.checking.check_loss` lets pass.
+        accept_loss: whether rounded numbers, of an int8 trial or of a further file, may lose more on the test part than
+            :meth:`hscc_search.export.loss.Loss.check` lets pass.
         key: that signs the manifest; None signs nothing.
 
     Raises:
@@ -100,37 +99,6 @@ class Further(NamedTuple):
     tolerances: dict[str, float]
 
 
-class Loss(NamedTuple):
-    """The accuracy that rounding numbers has cost.
-
-    Attributes:
-        accuracy: share of the images, or of the positions of maps, that are right.
-        before: the same before rounding.
-        error: standard error of their difference.
-    """
-
-    accuracy: float
-    before: float
-    error: float
-
-    @classmethod
-    def of(cls, given: np.ndarray, before: np.ndarray, labels: np.ndarray) -> "Loss":
-        """Compare scores of the same images."""
-        right, right_before = (
-            (scores.argmax(axis=1) == labels).reshape(len(labels), -1).mean(axis=1) for scores in (given, before)
-        )
-        error = (right_before - right).std() / np.sqrt(len(labels))
-        return cls(float(right.mean()), float(right_before.mean()), float(error))
-
-    @property
-    def is_large(self) -> bool:
-        """Tell whether it is more than a point and its standard error."""
-        return self.before - self.accuracy > _MOST_LOST + self.error
-
-    def __str__(self) -> str:
-        return f"a loss of {100 * (self.before - self.accuracy):.1f} ± {100 * self.error:.1f} points"
-
-
 def check_formats(names: Sequence[str], of_integers: bool, pictures: Pictures) -> None:
     """Check that a trial can be written in some formats, before any work.
 
@@ -144,27 +112,31 @@ def check_formats(names: Sequence[str], of_integers: bool, pictures: Pictures) -
         raise ConfigError("format uint8 is for images of 8 bits that data.resize: squeeze brings to size")
 
 
-def write_formats(folder: Path, names: Sequence[str], module: nn.Module, test: Part, of_integers: bool) -> Further:
+def write_formats(folder: Path, extras: Extras, module: nn.Module, test: Part, of_integers: bool) -> Further:
     """Write further files of the network of a folder, and run each.
 
     Args:
         folder: with ``model.onnx`` and ``architecture.json``.
-        names: of :data:`FORMATS`.
+        extras: with the formats, and whether they may lose more.
         module: the torch module of the folder.
         test: the test part, on which is measured what was rounded to fewer bits.
         of_integers: whether ``model.onnx`` is of 8-bit integers.
 
     Raises:
         ExportError: a file cannot be written, or answers otherwise than ``model.onnx`` or the torch module that it is
-            made of, or is wrong on more of the test part.
+            made of; or it is wrong on more of the test part, and ``extras`` do not accept that.
     """
     further = Further({}, {}, {})
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(extras.formats):
         file = FORMATS[name]
         try:
             _WRITERS[name](folder, module)
             further.answers[file] = answers(folder, name)
-            further.found[file] = _found(folder, name, further.answers[file], module, test, of_integers)
+            further.found[file] = _found(folder, name, further.answers[file], module, of_integers)
+            if name == "float16" or (name == "openvino" and of_integers):
+                loss = _loss(folder, name, test)
+                loss.check(f"in format {name}", f"in {ONNX}", "leave the format out", extras.accept_loss)
+                further.found[file]["accuracy"] = loss.accuracy
         except ExportError:
             raise
         except Refused as error:
@@ -224,9 +196,7 @@ def formats_list(found: Mapping[str, Mapping[str, Any]], grey: bool, of_integers
     return "\n\n" + "\n".join(lines) if lines else ""
 
 
-def _found(
-    folder: Path, name: str, scores: np.ndarray, module: nn.Module, test: Part, of_integers: bool
-) -> dict[str, Any]:
+def _found(folder: Path, name: str, scores: np.ndarray, module: nn.Module, of_integers: bool) -> dict[str, Any]:
     """What is told of a file, which has answered to the made inputs.
 
     Raises:
@@ -250,17 +220,14 @@ def _found(
             f"largest, more than {tolerance:g}: leave it out"
         )
     files = [path, *([weights_beside(path)] if name == "openvino" else [])]
-    found: dict[str, Any] = {"bytes": sum(file.stat().st_size for file in files), "gap": gap}
-    if name == "float16" or (name == "openvino" and of_integers):
-        given = onnx_scores(path, test) if name == "float16" else _scores(OPENERS[name](path), test)
-        loss = Loss.of(given, onnx_scores(folder / ONNX, test), test.labels)
-        if loss.is_large:
-            raise ExportError(
-                f"format {name} has a test accuracy of {loss.accuracy:.4f} and {ONNX} {loss.before:.4f}, {loss}: leave "
-                "it out"
-            )
-        found["accuracy"] = loss.accuracy
-    return found
+    return {"bytes": sum(file.stat().st_size for file in files), "gap": gap}
+
+
+def _loss(folder: Path, name: str, test: Part) -> Loss:
+    """The accuracy on the test part that the rounding of a format has cost beside ``model.onnx``."""
+    path = folder / FORMATS[name]
+    given = _scores(OPENERS[name](path), test) if name in OPENERS else onnx_scores(path, test)
+    return Loss.of(given, onnx_scores(folder / ONNX, test), test.labels)
 
 
 def _tolerance(tolerances: Mapping[str, float], name: str, of_integers: bool) -> float:

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from conftest import ROOT
 from PIL import Image
 from sklearn.datasets import load_sample_image
+from torch import nn
 from torch.nn import functional
 
 from hscc_search import load
@@ -211,7 +212,7 @@ def untrained(request, tmp_path_factory):
     form = NetworkForm((), (), {})
     architecture = Architecture("digits_cnn", classes, pictures, shown, shown, form)
     write_json(folder / "architecture.json", architecture.stored())
-    assert len(write_formats(folder, ["uint8", "openvino"], module, None, of_integers=False).found) == 2
+    assert len(write_formats(folder, Extras(("uint8", "openvino")), module, None, of_integers=False).found) == 2
     return folder, Folder(folder)
 
 
@@ -241,7 +242,7 @@ def test_what_openvino_makes_of_8_bit_integers_is_within_a_step_and_its_accuracy
     pixels = (images * 255).astype(np.uint8)
     expected = run(folder / "model.onnx", pixels.astype(np.float32) / 255)
     test = Part(pixels, expected.argmax(axis=1), np.arange(len(pixels)))
-    further = write_formats(folder, ["pt2", "openvino"], module, test, of_integers=True)
+    further = write_formats(folder, Extras(("pt2", "openvino")), module, test, of_integers=True)
     scores = OPENERS["openvino"](folder / "model-openvino.xml")(pixels.astype(np.float32) / 255)
     assert np.abs(scores - expected).max() <= 0.05 * max(1, np.abs(expected).max())
     assert further.found["model-openvino.xml"]["accuracy"] == (scores.argmax(1) == expected.argmax(1)).mean() > 0.9
@@ -249,6 +250,41 @@ def test_what_openvino_makes_of_8_bit_integers_is_within_a_step_and_its_accuracy
     assert further.tolerances == {"model.pt2": 1e-3, "model-openvino.xml": pytest.approx(0.051)}
     card = formats_list(further.found, shape[0] == 1, of_integers=True)
     assert "- `model.pt2`: the torch module, which is the float32 network that was rounded, for torch alone" in card
+
+
+@pytest.fixture
+def torn(tmp_path):
+    """A network whose two classes score alike but for the last bit, so that each way to add takes other ones."""
+    shape = (3, 8, 8)
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2)
+    )
+    with torch.no_grad():
+        network[-1].weight[1] = network[-1].weight[0] * (1 + 1e-7)
+        network[-1].bias[:] = 0.1
+    shown = (0.5,) * 3
+    architecture = Architecture("torn", ("a", "b"), Pictures(8), shown, shown, NetworkForm((), (), {}))
+    write_json(tmp_path / "architecture.json", architecture.stored())
+    return tmp_path, Deployed(network, shown, shown, shape).eval()
+
+
+@pytest.mark.parametrize(("name", "of_integers"), [("float16", False), ("openvino", True)])
+def test_a_format_that_loses_accuracy_is_refused_unless_that_is_accepted(torn, name, of_integers):
+    folder, module = torn
+    images = np.random.default_rng(0).integers(0, 256, (400, 3, 8, 8), np.uint8)
+    pixels = images.astype(np.float32) / 255
+    if of_integers:
+        write_int8(module, (3, 8, 8), pixels[:64], folder / "model.onnx")
+    else:
+        write_onnx(module, (3, 8, 8), folder / "model.onnx")
+    test = Part(images, run(folder / "model.onnx", pixels).argmax(axis=1), np.arange(400))
+    with pytest.raises(ExportError, match=rf"^in format {name} the test accuracy .* --accept-loss") as refused:
+        write_formats(folder, Extras((name,)), module, test, of_integers)
+    assert "\n" not in str(refused.value)
+    found = write_formats(folder, Extras((name,), accept_loss=True), module, test, of_integers).found[FORMATS[name]]
+    assert found["accuracy"] < 0.99
+    assert found["gap"] < 1e-3
 
 
 @pytest.mark.parametrize("name", ["openvino", "executorch"])
@@ -286,4 +322,4 @@ def test_a_format_that_answers_otherwise_is_refused(exported, test_part, tmp_pat
     folder = shutil.copytree(exported, tmp_path / "folder")
     monkeypatch.setattr(formats, "_TOLERANCES", {"uint8": 1e-6})
     with pytest.raises(ExportError, match=r"uint8 answers otherwise than model.onnx: scores differ by .* leave it out"):
-        write_formats(folder, ["uint8"], load(exported), test_part, of_integers=False)
+        write_formats(folder, Extras(("uint8",)), load(exported), test_part, of_integers=False)
