@@ -46,6 +46,8 @@ FORMATS = {
 # How far scores may be from those of model.onnx, or of the torch module, as a share of the largest: by the order of
 # additions, by rounding to 11 bits, and by an image's pixels that resizing leaves one of 255 apart.
 _TOLERANCES = {"pt2": 1e-3, "float16": 0.02, "uint8": 0.05, "openvino": 1e-3, "executorch": 1e-3}
+# The same for raw images that nothing resizes: they become the same numbers, and the same runtime adds them.
+_UNRESIZED = 1e-3
 # How far a file's own scores may be from those on another machine, which adds and converts in another order.
 _ELSEWHERE = {"pt2": 1e-3, "float16": 0.005, "uint8": 1e-3, "openvino": 1e-3, "executorch": 1e-3}
 # Added for 8-bit integers: where a runtime rounds one sum otherwise, one step of a tensor's range is passed on.
@@ -205,7 +207,8 @@ def _found(folder: Path, name: str, scores: np.ndarray, module: nn.Module, of_in
     exported, path = Folder(folder), folder / FORMATS[name]
     inputs = exported.made_inputs()
     if name == "uint8":
-        noise, resizing = _noise(exported.shape), Folder(folder, onnx=path.name)
+        _check_unresized(folder)
+        noise, resizing = _noise(exported.shape, larger=True), Folder(folder, onnx=path.name)
         scores = np.concatenate([scores, *(resizing.scores(np.asarray(image)) for image in noise)])
         inputs = np.concatenate([inputs, *map(exported.pixels, noise)])
     if of_torch := name in _OF_TORCH:
@@ -213,14 +216,37 @@ def _found(folder: Path, name: str, scores: np.ndarray, module: nn.Module, of_in
             expected = module(torch.from_numpy(inputs)).numpy()
     else:
         expected = exported.scores(inputs)
-    gap, tolerance = gap_between(scores, expected), _tolerance(_TOLERANCES, name, of_integers)
-    if not gap <= tolerance:
-        raise ExportError(
-            f"format {name} answers otherwise than {WEIGHTS if of_torch else ONNX}: scores differ by {gap:.2g} of the "
-            f"largest, more than {tolerance:g}: leave it out"
-        )
+    tolerance = _tolerance(_TOLERANCES, name, of_integers)
+    gap = _checked_gap(
+        f"format {name} answers otherwise than {WEIGHTS if of_torch else ONNX}", scores, expected, tolerance
+    )
     files = [path, *([weights_beside(path)] if name == "openvino" else [])]
     return {"bytes": sum(file.stat().st_size for file in files), "gap": gap}
+
+
+def _check_unresized(folder: Path) -> None:
+    """Check that the file for raw images answers to those of the network's size, which stay as they are, as to floats.
+
+    Raises:
+        ExportError: it does not.
+    """
+    exported, raw = Folder(folder), Folder(folder, onnx=FORMATS["uint8"])
+    images = _noise(exported.shape, larger=False)
+    scores = np.concatenate([raw.scores(np.asarray(image)) for image in images])
+    expected = np.concatenate([exported.scores(exported.pixels(image)) for image in images])
+    _checked_gap(f"format uint8 answers otherwise than {ONNX} to images of its size", scores, expected, _UNRESIZED)
+
+
+def _checked_gap(fault: str, scores: np.ndarray, expected: np.ndarray, tolerance: float) -> float:
+    """The gap of scores, as a share of the largest.
+
+    Raises:
+        ExportError: it is larger than the tolerance; the message begins with ``fault``.
+    """
+    gap = gap_between(scores, expected)
+    if not gap <= tolerance:
+        raise ExportError(f"{fault}: scores differ by {gap:.2g} of the largest, more than {tolerance:g}: leave it out")
+    return gap
 
 
 def _loss(folder: Path, name: str, test: Part) -> Loss:
@@ -238,11 +264,18 @@ def _scores(run: Run, test: Part) -> np.ndarray:
     return np.concatenate([run(pixel_values(torch.from_numpy(images)).numpy()) for images in batches(test.images)])
 
 
-def _noise(shape: Shape, count: int = 8) -> list[Image.Image]:
-    """Images whose pixels have nothing to do with their neighbours: they show best where resizing rounds otherwise."""
+def _noise(shape: Shape, larger: bool, count: int = 8) -> list[Image.Image]:
+    """Images whose pixels have nothing to do with their neighbours: they show best where resizing rounds otherwise.
+
+    Args:
+        shape: of an input: channels, height, width.
+        larger: whether they are larger than an input, or of its size.
+        count: their number.
+    """
     channels, height, width = shape
     numbers = np.random.default_rng(0)
-    sizes = (height * 3 // 2 + 1, width * 2 + 1, *([] if channels == 1 else [3]))
+    sides = (height * 3 // 2 + 1, width * 2 + 1) if larger else (height, width)
+    sizes = (*sides, *([] if channels == 1 else [3]))
     return [Image.fromarray(numbers.integers(0, 256, sizes, np.uint8)) for _ in range(count)]
 
 

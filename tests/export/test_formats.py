@@ -231,6 +231,46 @@ def test_images_of_any_size_are_resized_in_the_graph_as_pillow_does(untrained, s
     np.testing.assert_allclose(scores, exported.scores(expected), atol=0.01)
 
 
+def raw_images(shape, count=64):
+    channels, height, width = shape
+    sizes = (count, height, width) if channels == 1 else (count, height, width, 3)
+    return np.random.default_rng(1).integers(0, 256, sizes, np.uint8)
+
+
+@pytest.mark.parametrize("of_integers", [False, True])
+def test_raw_images_of_the_networks_size_are_answered_as_floats_are(untrained, tmp_path, of_integers):
+    folder, shape = shutil.copytree(untrained[0], tmp_path / "folder"), untrained[1].shape
+    raw = raw_images(shape)
+    pixels = raw[:, None] if shape[0] == 1 else raw.transpose(0, 3, 1, 2)
+    pixels = pixels.astype(np.float32) / np.float32(255)
+    if of_integers:
+        module = Deployed(DigitsCNN(10, shape), *[(0.5,) * shape[0]] * 2, shape).eval()
+        write_int8(module, shape, pixels, folder / "model.onnx")
+        write_formats(folder, Extras(("uint8",)), module, None, of_integers)
+    expected = run(folder / "model.onnx", pixels)
+    scores = np.concatenate([run(folder / "model-uint8.onnx", image) for image in raw])
+    assert np.abs(scores - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("of_integers", [False, True])
+def test_raw_images_that_are_scaled_a_little_otherwise_are_refused(untrained, tmp_path, monkeypatch, of_integers):
+    """256 in place of 255 changes answers by less than resizing may."""
+    folder = shutil.copytree(untrained[0], tmp_path / "folder")
+
+    def scale_otherwise(folder, module):
+        written = onnx.load(untrained[0] / "model-uint8.onnx")
+        (white,) = [tensor for tensor in written.graph.initializer if tensor.name == "reading_white"]
+        white.CopyFrom(onnx.numpy_helper.from_array(np.array(256, np.float32), white.name))
+        onnx.save(written, folder / "model-uint8.onnx")
+
+    monkeypatch.setitem(formats._WRITERS, "uint8", scale_otherwise)
+    said = (
+        r"uint8 answers otherwise than model.onnx to images of its size: scores differ by 0\.00\d+ of the largest, more"
+    )
+    with pytest.raises(ExportError, match=said):
+        write_formats(folder, Extras(("uint8",)), None, None, of_integers)
+
+
 @pytest.mark.parametrize("untrained", [1], indirect=True)
 def test_what_openvino_makes_of_8_bit_integers_is_within_a_step_and_its_accuracy_is_measured(untrained, tmp_path):
     folder = shutil.copytree(untrained[0], tmp_path / "folder")
