@@ -63,17 +63,17 @@ class PlainLayer:
     convolution: dict[str, Any]
 
     @classmethod
-    def from_stored(cls, tree: dict[str, Any]) -> "PlainLayer":
+    def from_stored(cls, tree: dict[str, Any], name: str = "plain") -> "PlainLayer":
         """Read what ``dataclasses.asdict`` has made of one.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is none; ``name`` is its place, for the message.
         """
-        plain, found = strictly(_PLAIN_LAYER, tree, "plain"), {}
+        plain, found = strictly(_PLAIN_LAYER, tree, name), {}
         if plain.convolution:
-            found = asdict(strictly(_CONVOLUTION, plain.convolution, "convolution"))
+            found = asdict(strictly(_CONVOLUTION, plain.convolution, f"{name}.convolution"))
         if len(plain.weight) != (4 if found else 2):
-            raise ValueError(f"plain.weight: a layer has no weight of {len(plain.weight)} dimensions")
+            raise ValueError(f"{name}.weight: a layer has no weight of {len(plain.weight)} dimensions")
         return cls(plain.layer, plain.weight, plain.bias, found)
 
 
@@ -103,12 +103,15 @@ class LayerForm:
         """Undo :meth:`stored`.
 
         Raises:
-            ValueError: it is none; ``name`` is what the message calls it.
+            ValueError: it is none; ``name`` is its place, for the message.
         """
         ranks = tree.get("ranks") if isinstance(tree, dict) else None
         if isinstance(ranks, list):  # format 3 had the total of a region in place of the ranks of its clusters
             tree = {**tree, "ranks": [_by_cluster(regions) for regions in ranks]}
-        return strictly(_LAYER_FORM, tree, name)
+        form = strictly(_LAYER_FORM, tree, name)
+        if len(form.input_ranks) != len(form.ranks):
+            raise ValueError(f"{name}.input_ranks: {len(form.input_ranks)} for the {len(form.ranks)} groups of ranks")
+        return form
 
 
 @dataclass(frozen=True)
@@ -134,17 +137,16 @@ class NetworkForm:
         """Undo :meth:`stored`.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            ValueError: it is none.
         """
+        strictly(_PARTS, tree, "form")
         plain, folds, layers = tree["plain"], tree["folds"], tree["layers"]
-        if not isinstance(plain, list) or not isinstance(folds, list) or not isinstance(layers, dict):
-            raise TypeError("form: plain and folds are lists, and layers are a mapping")
         if max(map(len, (plain, folds, layers))) > _MOST_LAYERS:
             raise ValueError(f"form: no network has more than {_MOST_LAYERS:,} layers")
         return cls(
-            plain=tuple(map(PlainLayer.from_stored, plain)),
-            folds=strictly(_FOLDS, folds, "folds"),
-            layers={name: LayerForm.from_stored(layer, f"layers.{name}") for name, layer in layers.items()},
+            plain=tuple(PlainLayer.from_stored(layer, f"form.plain.{place}") for place, layer in enumerate(plain)),
+            folds=strictly(_FOLDS, folds, "form.folds"),
+            layers={name: LayerForm.from_stored(layer, f"form.layers.{name}") for name, layer in layers.items()},
         )
 
 
@@ -170,6 +172,15 @@ class _Convolution:
     groups: PositiveInt
 
 
-_CONVOLUTION = TypeAdapter(_Convolution)
+@dataclass(frozen=True)
+class _Parts:
+    """What a stored form holds, of anything."""
+
+    plain: list[Any]
+    folds: list[Any]
+    layers: dict[str, Any]
+
+
+_CONVOLUTION, _PARTS = TypeAdapter(_Convolution), TypeAdapter(_Parts)
 _PLAIN_LAYER, _LAYER_FORM = TypeAdapter(PlainLayer), TypeAdapter(LayerForm)
 _FOLDS = TypeAdapter(Annotated[tuple[Fold, ...], FailFast()])

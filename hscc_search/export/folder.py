@@ -99,7 +99,7 @@ class Pictures:
             ValueError: it is none.
         """
         own = {each.name: tree[each.name] for each in fields(cls)}
-        return strictly(_PICTURES, own, ARCHITECTURE)
+        return strictly(_PICTURES, own)
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,11 @@ class Architecture:
         """Undo :meth:`stored`. Format 3 left out the version that wrote it, and what all its folders had in common.
 
         Raises:
-            KeyError, TypeError, ValueError: it is none.
+            KeyError, ValueError: it is none.
         """
         if tree["format"] == READ[0]:
-            tree = {**run.IN_FORMAT_3, "output": None, "maps": [], **tree, "form": {"plain": [], **tree["form"]}}
+            form = {"plain": [], **tree["form"]} if isinstance(tree["form"], dict) else tree["form"]
+            tree = {**run.IN_FORMAT_3, "output": None, "maps": [], **tree, "form": form}
         return cls(
             pictures=Pictures.from_stored(tree),
             form=NetworkForm.from_stored(tree["form"]),
@@ -271,17 +272,17 @@ def read_architecture(folder: Path) -> Architecture:
             f"{folder} has format {quoted(stored_format)}, written by hscc-search {_writer(folder, tree)}: "
             f"hscc-search {_own_version()} reads the formats {' and '.join(map(str, READ))}"
         )
-    with refusing():
-        run.Folder(folder)
     try:
         architecture = Architecture.from_stored(tree)
         given = architecture.mean, architecture.std
         if not all(len(numbers) == architecture.pictures.channels for numbers in given):
             raise ValueError("a mean and a std for each channel are needed")
     except KeyError as error:
-        raise ExportError(f"{folder / ARCHITECTURE} is damaged: it does not say {error}") from error
-    except (TypeError, ValueError) as error:
+        raise ExportError(f"{folder / ARCHITECTURE} is damaged: {error.args[0]} is missing") from error
+    except ValueError as error:
         raise ExportError(f"{folder / ARCHITECTURE} is damaged: {one_line(error)}") from error
+    with refusing():
+        run.Folder(folder)
     return architecture
 
 

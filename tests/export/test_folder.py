@@ -78,3 +78,61 @@ def test_a_newer_folder_is_refused_by_both_formats_and_versions(tmp_path):
     message = rf"has format 5, written by hscc-search 7.8.9: hscc-search {own_version} reads the formats 3 and 4"
     with pytest.raises(ExportError, match=message):
         read_architecture(tmp_path)
+
+
+STORED = Architecture("digits_cnn", ("a", "b"), Pictures(16), (0.5,) * 3, (0.5,) * 3, NetworkForm((), (), {})).stored()
+LAYER = {"output_size": [8, 8], "ranks": [[[4]]], "pieces": [], "input_ranks": [None]}
+PLAIN = {"layer": "2", "weight": [1, 1], "bias": True, "convolution": {}}
+FORM = {"plain": [], "folds": [], "layers": {}}
+OF_TWO = "has to be a list of 2 values"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"maps": [8]}, "maps: [8] is not allowed: it has to be an empty list or a list of 2 values"),
+        ({"maps": [8, 8, 8]}, "maps: [8, 8, 8] is not allowed: it has to be an empty list or a list of 2 values"),
+        ({"maps": {"height": 8}}, "maps: {'height': 8} is not allowed: it has to be a list"),
+        ({"maps": [8, 0]}, "maps.1: 0 is not allowed: it has to be greater than 0"),
+        ({"image_size": [8]}, "image_size: [8] is not allowed: it has to be a whole number or a list of 2 values"),
+        ({"image_size": [8, "8"]}, "image_size.1: '8' is not allowed: it has to be a whole number"),
+        ({"bounds": [0, 1, 2]}, f"bounds: [0, 1, 2] is not allowed: it {OF_TWO}"),
+        ({"bounds": [0]}, f"bounds: [0] is not allowed: it {OF_TWO}"),
+        ({"resize": "stretch"}, "resize: 'stretch' is not allowed: it has to be 'squeeze', 'crop' or 'pad'"),
+        ({"classes": ["a", 1]}, "classes.1: 1 is not allowed: it has to be a text"),
+        ({"form": "none"}, "form: 'none' is not allowed: it has to be a mapping"),
+        ({"form": {"plain": [], "layers": {}}}, "form.folds is missing"),
+        (
+            {"form": {"plain": [PLAIN, {**PLAIN, "weight": [1]}], "folds": [], "layers": {}}},
+            "form.plain.1.weight: a layer",
+        ),
+        (
+            {"form": {**FORM, "layers": {"a.0": {**LAYER, "output_size": [8]}}}},
+            f"form.layers.a.0.output_size: [8] is not allowed: it {OF_TWO}",
+        ),
+        (
+            {"form": {**FORM, "layers": {"2": {**LAYER, "input_ranks": []}}}},
+            "form.layers.2.input_ranks: 0 for the 1",
+        ),
+        ({"form": {**FORM, "folds": [{"convolution": "0"}]}}, "form.folds.0.batch_norm is missing"),
+    ],
+)
+def test_what_an_architecture_may_not_hold_is_told_with_its_place_in_the_file(tmp_path, changes, said):
+    stored = Architecture(
+        "digits_cnn", ("a", "b"), Pictures(16), (0.5,) * 3, (0.5,) * 3, NetworkForm((), (), {})
+    ).stored()
+    write_json(tmp_path / ARCHITECTURE, {**stored, **changes})
+    with pytest.raises(ExportError) as refused:
+        read_architecture(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path / ARCHITECTURE} is damaged: {said}")
+
+
+@pytest.mark.parametrize("name", ["image_size", "form", "maps", "classes"])
+def test_a_key_that_an_architecture_lacks_is_named(tmp_path, name):
+    stored = Architecture(
+        "digits_cnn", ("a", "b"), Pictures(16), (0.5,) * 3, (0.5,) * 3, NetworkForm((), (), {})
+    ).stored()
+    del stored[name]
+    write_json(tmp_path / ARCHITECTURE, stored)
+    with pytest.raises(ExportError, match=rf"architecture.json is damaged: {name} is missing$"):
+        read_architecture(tmp_path)
