@@ -31,13 +31,13 @@ ONNX, ARCHITECTURE, MANIFEST, REFERENCE = "model.onnx", "architecture.json", "ma
 METRICS, SIGNATURE = "metrics.json", f"{MANIFEST}.sig"
 # Files that are not in the manifest: it cannot hold its own digest, and the signature is made of it.
 UNLISTED = (MANIFEST, SIGNATURE)
-# Bytes of a JSON file, files of a folder, sides, values and classes of a network, beyond which none is read.
-_MOST_BYTES, _OF_OTHERS = {ARCHITECTURE: 1 << 24, MANIFEST: 1 << 20}, 1 << 25
+# Bytes of the manifest, of another JSON file and of a model: protobuf reads no more. Beyond them none is read.
+MOST_MANIFEST, _MOST_JSON, LARGEST_MODEL = 1 << 20, 1 << 25, 1 << 31
+_MOST_BYTES = {ARCHITECTURE: 1 << 24, MANIFEST: MOST_MANIFEST}
+# Files of a folder, sides, values and classes of a network, likewise.
 _MOST_FILES, _LARGEST_SIDE, _MOST_VALUES, _MOST_CLASSES = 100, 4096, 1 << 24, 1 << 16
 # Scores whose largest is below this are compared as if it were this.
 _SMALLEST_SCORE = 1e-6
-# Bytes of an ONNX file: protobuf reads no more.
-_LARGEST_ONNX = 1 << 31
 # Modes of Pillow with 8 bits per channel, and with a single channel of more; of 16-bit colours the upper 8 are read.
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -85,9 +85,10 @@ class Folder:
             texts = isinstance(names, list) and {*map(type, names)} <= {str} and len({*names}) == len(names)
             known = self.values in _VALUES and self.resize in _RESIZES
             if not (numbers and texts and known and 0 < high - low < float("inf")):
-                raise ValueError("a value is of another type, or a class is there twice")
+                raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise Refused(f"{self.path / ARCHITECTURE} does not say how images are read: {_line(error)}") from error
+            wrong = f"{error} is missing" if isinstance(error, KeyError) else "a value is wrong, or a class there twice"
+            raise Refused(f"{self.path / ARCHITECTURE} does not say how images are read: {wrong}") from error
         small = all(0 < side <= _LARGEST_SIDE for side in sides) and np.prod(self.shape) <= _MOST_VALUES
         if not small or len(self.classes) > _MOST_CLASSES:
             raise Refused(f"{self.path / ARCHITECTURE} says sizes that no network has: {sides}")
@@ -98,7 +99,7 @@ class Folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = self.threads, 3
         try:
-            content = regular(self.onnx, _LARGEST_ONNX).read_bytes()  # as bytes it cannot refer to other files
+            content = regular(self.onnx, LARGEST_MODEL).read_bytes()  # as bytes it cannot refer to other files
             session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Refused:
             raise
@@ -297,7 +298,7 @@ def regular(path: Path, most: int | None = None) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a file of JSON that holds an object."""
     try:
-        tree = json.loads(regular(path, _MOST_BYTES.get(path.name, _OF_OTHERS)).read_text(encoding="utf-8"))
+        tree = json.loads(regular(path, _MOST_BYTES.get(path.name, _MOST_JSON)).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{path} is damaged: {_line(error)}") from error
     if not isinstance(tree, dict):
@@ -454,7 +455,7 @@ def main() -> None:
     images.add_argument("--json", action="store_true", help="print JSON")
     commands.add_parser("verify", help="compare files and answers with those at export")
     timing = commands.add_parser("benchmark", help="measure latency and memory on this machine")
-    timing.add_argument("--threads", type=int, default=1, choices=range(1, 257), metavar="N", help="1 by default")
+    timing.add_argument("--threads", default="1", metavar="N", help="1 to 256; 1 by default")
     timing.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there")
     options, here = parser.parse_args(), Path(__file__).resolve().parent
     try:
@@ -469,7 +470,9 @@ def main() -> None:
             gap = max(check_answers(here, Folder(here, onnx=name).made_scores(), name) for name in names)
             print(f"verified: {count} files are as exported, and scores differ by {gap:.1g} of the largest")
         else:
-            text = json.dumps(benchmark(Folder(here, options.threads)), indent=2)
+            if options.threads not in map(str, range(1, 257)):  # Python reads digits of other scripts and 1_0 as well
+                raise Refused(f"--threads {options.threads!a} is not allowed: give a whole number from 1 to 256")
+            text = json.dumps(benchmark(Folder(here, int(options.threads))), indent=2)
             print(text)
             if options.out:
                 options.out.write_text(text + "\n", encoding="utf-8")

@@ -239,6 +239,19 @@ def test_the_page_on_exported_folders_runs(exported, tmp_path, test_part):
     assert json.loads((tmp_path / "pi.json").read_text())["study"] == "digits"
 
 
+@pytest.mark.parametrize(
+    "number", ["1_0", "\u0661", "\uff11", "0", "257", "+4", "-1", " 4", "4.0", "", "9" * 5000, "a\nb"]
+)
+def test_threads_are_a_plain_number_or_refused_in_one_line(monkeypatch, capsys, number):
+    monkeypatch.setattr(sys, "argv", ["run.py", "benchmark", f"--threads={number}"])
+    with pytest.raises(SystemExit) as left:
+        run.main()
+    said = capsys.readouterr()
+    assert (left.value.code, said.out) == (2, "")
+    assert said.err.startswith(f"error: --threads {number!a}"[:500])
+    assert said.err.count("\n") == 1
+
+
 @given(size=st.floats(1e-5, 1e5), share=st.floats(0, 1))
 def test_a_gap_is_a_share_of_the_largest_score_however_small_the_scores_are(size, share):
     expected = size * np.array([[1.0, -0.5, 0.25]])
