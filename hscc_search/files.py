@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -203,6 +204,24 @@ def readable_for_all(folder: Path) -> None:
         if entry.is_file():
             entry.chmod(_FILE_MODE)
     folder.chmod(_FOLDER_MODE)
+
+
+def read_whole(path: Path, most: int) -> str:
+    """Read a regular file of text, without waiting for what may stand behind its name, such as a pipe.
+
+    Args:
+        path: of the file, or of a link to it.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, larger, or no UTF-8.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise ValueError(f"{path} is no regular file of at most {most:,} bytes")
+        return file.read(most).decode("utf-8")
 
 
 def sha256(path: Path) -> str:

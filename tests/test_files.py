@@ -10,6 +10,7 @@ from hscc_search.files import (
     check_room,
     checked_output,
     folder_written_whole,
+    read_whole,
     reserve,
     written_whole,
 )
@@ -173,3 +174,22 @@ def test_room_is_taken_before_a_file_is_mapped(small_disk):
     check_room(folder, 100_000, "an array")
     with pytest.raises(DiskFullError, match=r"an array: 1\.0 MB are needed, and 0\.3 MB are free in"):
         check_room(folder, 1_000_000, "an array")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: None])
+def test_only_a_regular_file_is_read(tmp_path, make):
+    make(tmp_path / "file")
+    with pytest.raises((ValueError, OSError)):
+        read_whole(tmp_path / "file", 100)
+
+
+def test_a_file_is_read_up_to_its_bound(tmp_path):
+    path, link = tmp_path / "file", tmp_path / "link"
+    path.write_text("ä" * 50)
+    link.symlink_to(path)
+    assert read_whole(path, 100) == read_whole(link, 1000) == "ä" * 50
+    with pytest.raises(ValueError, match="no regular file of at most 99 bytes"):
+        read_whole(path, 99)
+    path.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="utf-8"):
+        read_whole(path, 99)

@@ -18,7 +18,10 @@ from typing import Any
 from hscc_search.comparison.record import Asked, ComparedNetwork, ComparisonRecord
 from hscc_search.config import StudyConfig
 from hscc_search.errors import ConfigError
-from hscc_search.files import check_new_folder, written_whole
+from hscc_search.files import check_new_folder, read_whole, written_whole
+
+# Bytes of a file: one of a network holds its answer to each image.
+_MOST_BYTES = 1 << 28
 
 
 def claim(folder: Path, record: ComparisonRecord) -> StudyConfig:
@@ -70,8 +73,8 @@ def read_network(path: Path) -> ComparedNetwork:
         ConfigError: the file is damaged, or in a format that this version does not read.
     """
     try:
-        return ComparedNetwork.from_stored(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return ComparedNetwork.from_stored(json.loads(read_whole(path, _MOST_BYTES)), str(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: delete it, and it is measured again") from error
 
 
@@ -90,8 +93,8 @@ def read_comparison(folder: Path) -> tuple[ComparisonRecord, list[ComparedNetwor
 
 def _read_record(path: Path) -> ComparisonRecord:
     try:
-        return ComparisonRecord.from_stored(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return ComparisonRecord.from_stored(json.loads(read_whole(path, _MOST_BYTES)), str(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: name another output folder") from error
 
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader
 from hscc_search.errors import ExportError
 from hscc_search.export.folder import CARD, METRICS, ONNX
 from hscc_search.export.manifest import check_digests, refusing
-from hscc_search.export.run import listed
+from hscc_search.export.run import Refused, listed, read_json
 from hscc_search.export.signature import check_signature
 from hscc_search.files import check_new_folder, folder_written_whole, make_parent, written_whole
 from hscc_search.pareto.objectives import title, written
@@ -107,9 +107,9 @@ class Index:
                 self._write(folder)
             return
         try:
-            tree = json.loads((out / INDEX).read_text(encoding="utf-8"))
+            tree = read_json(out / INDEX)
             stored_format, before = tree["format"], dict(tree["asked"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (Refused, ValueError, KeyError, TypeError) as error:
             raise ExportError(
                 f"output folder {out} exists and holds no export of a front: name one that does not"
             ) from error
@@ -165,7 +165,8 @@ class Index:
         """The results that an exported folder tells of its network and of the dense one, where it is there."""
         if not path.exists():
             return {"exported": False}
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        with refusing():
+            tree = read_json(path)
         results = {name: _results(tree[name], self.metrics) for name in ("compressed", "dense")}
         if self.dense_latency is not None:  # which an export does not measure again
             results["compressed"]["cost"]["latency"] = point["latency"]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hscc_search.config import Shape
-from hscc_search.export.run import regular
+from hscc_search.export.run import LARGEST_MODEL, regular
 
 # Formats that need a package, which has their name, as has the extra that installs it.
 PACKAGES = ("openvino", "executorch")
@@ -28,6 +28,8 @@ HARMS = {
 Run = Callable[[np.ndarray], np.ndarray]
 # What torch keeps of each node for its own messages: the source lines and paths of the machine that exports.
 _OF_THE_MACHINE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+# Bytes of OpenVINO's first file, whose weights are in the second: a layer takes a few thousand.
+_LARGEST_GRAPH = 1 << 27
 # Processors with bfloat16 would else compute in that.
 _IN_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 
@@ -78,7 +80,7 @@ def write_executorch(module: nn.Module, shape: Shape, path: Path) -> None:
 
 
 def _open_pt2(path: Path) -> Run:
-    program = torch.export.load(path).module()
+    program = torch.export.load(regular(path, LARGEST_MODEL)).module()
 
     @torch.no_grad()
     def run(inputs: np.ndarray) -> np.ndarray:
@@ -88,19 +90,20 @@ def _open_pt2(path: Path) -> Run:
 
 
 def _open_openvino(path: Path) -> Run:
+    graph, weights = regular(path, _LARGEST_GRAPH), regular(weights_beside(path), LARGEST_MODEL)
     import openvino
 
     core = openvino.Core()
-    model = core.read_model(regular(path).read_bytes(), regular(weights_beside(path)).read_bytes())
+    model = core.read_model(graph.read_bytes(), weights.read_bytes())
     compiled = core.compile_model(model, "CPU", _IN_FLOAT32)
     return lambda inputs: np.array(compiled(inputs)[0])
 
 
 def _open_executorch(path: Path) -> Run:
+    content = regular(path, LARGEST_MODEL).read_bytes()
     with _quiet(), _without_standard_error():
         from executorch.runtime import Runtime, Verification
 
-        content = regular(path).read_bytes()
         program = Runtime.get().load_program(content, verification=Verification.InternalConsistency)
         program.load_method("forward")
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from hscc_search.compression.form import LayerForm, NetworkForm, total_rank
 from hscc_search.errors import ExportError, one_line, quoted
+from hscc_search.export.manifest import refusing
+from hscc_search.export.run import regular
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,8 +26,10 @@ def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors in a safetensors file by name, from its header alone.
 
     Raises:
-        ExportError: the file is damaged, or its header larger than that of any network.
+        ExportError: the file is none, damaged, or its header larger than that of any network.
     """
+    with refusing():
+        regular(path)
     try:
         with path.open("rb") as content:
             header = int.from_bytes(content.read(8), "little")

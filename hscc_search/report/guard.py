@@ -25,8 +25,8 @@ Environment = dict[str, Any]
 Application = Callable[[Environment, Callable[..., Any]], Iterable[bytes]]
 
 _PARAMETER = "token"
-# Characters of a token at least.
-_SHORTEST = 16
+# Characters of a token.
+_SHORTEST, _LONGEST = 16, 4096
 _READING = ("GET", "HEAD")
 # A name or an address, and a port.
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{1,5})?")
@@ -61,15 +61,16 @@ def read_token(path: Path) -> str:
     """Read a token from a file of one line.
 
     Raises:
-        StorageError: it is too short to be one, or cannot be read.
+        StorageError: it holds none, or cannot be read.
     """
     try:
-        token = path.read_text(encoding="utf-8").strip()
+        with path.open(encoding="utf-8") as file:
+            token = file.read(_LONGEST + 1).strip()
     except (OSError, ValueError) as error:
         raise StorageError(f"cannot read the token in {path}: {one_line(error)}") from error
-    if len(token) < _SHORTEST or not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
+    if not _SHORTEST <= len(token) <= _LONGEST or not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
         raise StorageError(
-            f"{path} holds no token: use at least {_SHORTEST} letters, digits, hyphens and underscores on one line"
+            f"{path} holds no token: use {_SHORTEST} to {_LONGEST} letters, digits, hyphens and underscores on one line"
         )
     return token
 

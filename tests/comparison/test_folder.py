@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -87,3 +88,24 @@ def test_damaged_files_are_refused_with_what_to_do(tmp_path, text):
     (tmp_path / "comparison.json").write_text(text)
     with pytest.raises(ConfigError, match=r"comparison\.json"):
         claim(tmp_path, record())
+
+
+def large(path):
+    """A file of a gigabyte, which takes no room."""
+    path.touch()
+    os.truncate(path, 1 << 30)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), large])
+def test_what_is_no_file_or_endless_is_refused_and_not_read(tmp_path, make):
+    claim(tmp_path, record())
+    network = network_path(tmp_path, ASKED)
+    write_network(tmp_path, ComparedNetwork(ASKED, failure="out of reach"))
+    for path, said in ((network, "delete it"), (tmp_path / "comparison.json", "name another output folder")):
+        kept = path.read_bytes()
+        path.unlink()
+        make(path)
+        with pytest.raises(ConfigError, match=f"is damaged: {said}"):
+            read_network(path) if path == network else claim(tmp_path, record())
+        path.unlink()
+        path.write_bytes(kept)

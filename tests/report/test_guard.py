@@ -1,4 +1,5 @@
 import string
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -185,10 +186,12 @@ def test_tokens_are_long_and_new_and_files_of_them_are_checked(tmp_path):
     path = tmp_path / "token"
     path.write_text(f"{TOKEN}\n")
     assert read_token(path) == TOKEN
-    for text in ("short", "", "two words of a token", "a-token;with-others-in-it", "ä" * 20):
+    for text in ("short", "", "two words of a token", "a-token;with-others-in-it", "ä" * 20, "a" * 5000):
         path.write_text(text)
         with pytest.raises(StorageError, match="holds no token"):
             read_token(path)
+    with pytest.raises(StorageError, match="holds no token"):
+        read_token(Path("/dev/zero"))
     path.write_bytes(b"\xff\xfe" * 20)
     with pytest.raises(StorageError, match="cannot read"):
         read_token(path)
