@@ -19,9 +19,9 @@ SCRIPT = "run.py"
 
 
 def write_manifest(folder: Path) -> None:
-    """Write the digests of all other files of a folder, by which :func:`check_digests` sees what was changed."""
-    others = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    write_json(folder / MANIFEST, {"sha256": {path.name: sha256(path) for path in others}})
+    """Write the digests of a folder's files, by which :func:`check_digests` sees what was changed."""
+    listed = sorted(path for path in folder.iterdir() if path.name not in run.UNLISTED)
+    write_json(folder / MANIFEST, {"sha256": {path.name: sha256(path) for path in listed}})
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hscc_search.errors import ConfigError, ExportError
 from hscc_search.export.manifest import refusing
-from hscc_search.export.run import MANIFEST, SIGNATURE, regular
+from hscc_search.export.run import MANIFEST, MOST_MANIFEST, SIGNATURE, regular
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 PURPOSE = "hscc-search"
 _KIND, _MAGIC, _VERSION = b"ssh-ed25519", b"SSHSIG", struct.pack(">I", 1)
 _FIRST, _LAST = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
-# Characters of a line; bytes of a signature and of a key, which have a few hundred, and of a manifest.
-_WIDTH, _MOST_BYTES, _MOST_MANIFEST = 70, 1 << 14, 1 << 20
+# How the first and the last line of a block of PEM begin.
+_BEGIN, _END = b"-----BEGIN ", b"-----END "
+# Characters of a line; bytes of a signature and of a key, which have a few hundred.
+_WIDTH, _MOST_BYTES = 70, 1 << 14
 
 
 def read_signing_key(path: Path) -> "Ed25519PrivateKey":
@@ -62,12 +64,7 @@ def read_public_key(path: Path) -> "Ed25519PublicKey":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key, load_ssh_public_key
 
-    def of_one_line(content: bytes) -> Any:
-        if len(content.strip().splitlines()) > 1 and not content.startswith(b"-----"):
-            raise ConfigError(f"{path} holds several lines: give a file of one key")
-        return load_ssh_public_key(content)
-
-    key = _read(path, (of_one_line, load_pem_public_key))
+    key = _read(path, (load_ssh_public_key, load_pem_public_key))
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{path} holds no public Ed25519 key: ssh-keygen -t ed25519 -f KEY writes it to KEY.pub")
     return key
@@ -101,7 +98,7 @@ def check_signature(folder: Path, key: "Ed25519PublicKey") -> None:
         raise ExportError(f"{folder} is not signed: it has no {SIGNATURE}")
     with refusing():
         content = regular(path, _MOST_BYTES).read_bytes()
-        manifest = regular(folder / MANIFEST, _MOST_MANIFEST).read_bytes()
+        manifest = regular(folder / MANIFEST, MOST_MANIFEST).read_bytes()
     try:
         owner, purpose, _, hashed, signature = _unarmoured(content)
         kind, signed = _unpacked(signature, 2)
@@ -135,24 +132,38 @@ def _read(path: Path, readers: Sequence[Callable[[bytes], Any]]) -> Any:
     """What the first of some readers makes of a file that takes it; None where none does.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, or holds more than a key.
         TypeError: a private key has a password.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigError(f"key {path} is no regular file")
         with path.open("rb") as file:
-            content = file.read(_MOST_BYTES)
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"cannot read key {path}: {error.strerror}") from error
     for read in readers:
         try:
-            return read(content)
-        except (TypeError, ConfigError):
+            key = read(content)
+        except TypeError:
             raise
         except Exception:  # cryptography's errors have no class in common, and what they say may quote the key
             continue
+        if not _is_one(content):  # of several keys each reader takes the first
+            raise ConfigError(f"{path} holds more than a key: give a file of one key alone")
+        return key
     return None
+
+
+def _is_one(content: bytes) -> bool:
+    """Tell whether a file is one line, or one block of PEM, and nothing else."""
+    text = content.strip()
+    if len(content) > _MOST_BYTES:
+        return False
+    if not text.startswith(_BEGIN):
+        return len(text.splitlines()) == 1
+    last = text.partition(_END)[2]
+    return text.count(_BEGIN) == 1 and len(last.splitlines()) == 1 and last.endswith(b"-----")
 
 
 def _signed(manifest: bytes, hashed: bytes) -> bytes:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from itertools import product
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +19,7 @@ from hscc_search.cli.entry import commands
 from hscc_search.errors import ConfigError, ExportError, HsccError
 from hscc_search.export.index import Asked, Index
 from hscc_search.export.manifest import write_manifest
+from hscc_search.export.run import MOST_MANIFEST, Refused, listed
 from hscc_search.export.signature import check_signature, fingerprint, read_public_key, read_signing_key, sign
 from hscc_search.export.verifying import verify
 
@@ -143,6 +145,20 @@ def test_no_signature_and_one_of_another_key_manifest_or_purpose_are_refused(exp
     assert "manifest.json.sig is no regular file" in refused(changed, keys / "own.pub")
 
 
+def test_a_manifest_that_is_written_again_names_no_signature_and_one_that_is_too_large_is_not_read(manifest):
+    key, path = Ed25519PrivateKey.from_private_bytes(bytes(32)), manifest / "manifest.json"
+    sign(manifest, key)
+    write_manifest(manifest)
+    check_signature(manifest, key.public_key())
+    assert listed(manifest).keys() == {"model.onnx"}
+    path.write_bytes(path.read_bytes().ljust(MOST_MANIFEST + 1))
+    said = f"manifest.json is larger than {MOST_MANIFEST:,} bytes"
+    with pytest.raises(ExportError, match=said):
+        check_signature(manifest, key.public_key())
+    with pytest.raises(Refused, match=said):
+        listed(manifest)
+
+
 @given(st.data())
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_signature_with_anything_else_in_it_is_refused_in_one_line(manifest, data):
@@ -233,8 +249,25 @@ def short_index(study):
     return make
 
 
-def test_a_file_of_two_public_keys_is_not_read_as_the_first(signed, keys, tmp_path):
+@pytest.mark.parametrize("end", [b"", b" \n\n", b"\r\n"])
+@pytest.mark.parametrize("name", ["own.pub", "own.pub.pem"])
+def test_a_file_of_a_public_key_may_end_in_any_blank(signed, keys, tmp_path, name, end):
+    (tmp_path / "key").write_bytes((keys / name).read_bytes().rstrip() + end)
+    verify(signed, key=tmp_path / "key")
+
+
+@pytest.mark.parametrize("gap", [b"", b"\n", b"a comment\n", b" " * (1 << 14)], ids=["", "blank", "comment", "far"])
+@pytest.mark.parametrize("names", list(product(("own.pub", "own.pub.pem"), ("other.pub", "own.pub.pem"))))
+def test_a_file_of_two_public_keys_is_not_read_as_the_first(signed, keys, tmp_path, names, gap):
     both = tmp_path / "both.pub"
-    both.write_text("".join((keys / f"{name}.pub").read_text() for name in ("own", "other")))
-    with pytest.raises(ConfigError, match="holds several lines: give a file of one key"):
+    both.write_bytes(gap.join((keys / name).read_bytes() for name in names))
+    with pytest.raises(ConfigError, match=r"both\.pub holds more than a key: give a file of one key alone$"):
         verify(signed, key=both)
+
+
+@pytest.mark.parametrize("names", list(product(("own", "own.pem"), ("other", "own.pem", "other.pub"))))
+def test_a_file_of_two_private_keys_signs_nothing(keys, tmp_path, names):
+    both = tmp_path / "both"
+    both.write_bytes(b"".join((keys / name).read_bytes() for name in names))
+    with pytest.raises(ConfigError, match=r"both holds more than a key: give a file of one key alone$"):
+        read_signing_key(both)
