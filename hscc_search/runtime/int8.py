@@ -70,7 +70,8 @@ def write_int8(module: nn.Module, shape: int | Shape, images: np.ndarray, path: 
         report: told where operators are tried one by one.
 
     Raises:
-        ExportError: torch cannot export the network, or ONNX Runtime cannot round or run it.
+        ExportError: torch cannot export the network, ONNX Runtime cannot round or run it, or it answers with a single
+            score, by which nobody could tell what rounding costs.
     """
     program = onnx_program(module, shape)
     save_copies(program.model)
