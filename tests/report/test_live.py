@@ -256,7 +256,7 @@ def test_bounds_name_a_winner_and_the_command_that_exports_it(study, explored, t
     assert sorted(shown) == sorted(allowed)
     answer = explored.inner_text("#winner")
     assert f"{len(allowed)} of {len(study.points)} trial" in answer
-    best = select(f"accuracy>={bound:.6f}", study.points, study.objectives, study.truth, study.config.seed, study.dense)
+    best = select(f"accuracy>={bound}", study.points, study.objectives, study.truth, study.config.seed, study.dense)
     assert f"{best.name}," in answer
     command = explored.inner_text("#command")
     number = int(re.search(r"--select trial:(\d+)", command)[1])
