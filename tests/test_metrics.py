@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StudyError
+from hscc_search.evaluation.own import measure_own, own_metrics
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.export.export import export
 from hscc_search.pareto.confidence import Truth, confidence
@@ -96,11 +97,26 @@ def test_values_are_those_of_the_stored_scores(study):
             study.config.seed,
             scores=point.scores,
             asked=asked,
-            own={**study.truth.own},
+            own=measure_own(own_metrics(study.config), point.scores, study.record.labels, study.config.seed),
         )
         for name in asked[1:]:
             assert (again.metrics[name], again.errors[name]) == (point[name], point.errors[name])
             assert 0 < point.errors[name] < 0.2
+
+
+def test_values_on_draws_are_stored_with_the_trial_and_not_computed_again(study):
+    def never(scores, targets):
+        raise AssertionError("it was called again")
+
+    def confidence_of(points, own):
+        return confidence(points, study.objectives, dataclasses.replace(study.truth, own=own), study.config.seed)
+
+    stored = confidence_of(study.points, {"among_two": never})
+    assert stored == confidence_of([dataclasses.replace(point, draws={}) for point in study.points], study.truth.own)
+    # One of them was stored before values on draws were kept.
+    some = [dataclasses.replace(point, draws={} if point.trial == 1 else point.draws) for point in study.points]
+    assert stored == confidence_of(some, study.truth.own)
+    assert all(set(point.draws) == {"among_two", "doubt"} for point in study.points)
 
 
 def test_front_and_probabilities_look_at_the_same_metrics(study):

@@ -25,7 +25,7 @@ from hscc_search.dense.opened import Opened, open_dense
 from hscc_search.errors import CompressionError, ConfigError
 from hscc_search.evaluation.counters import measure_cost
 from hscc_search.evaluation.draws import alone
-from hscc_search.evaluation.own import own_metrics
+from hscc_search.evaluation.own import measure_own, own_metrics
 from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.evaluation.scores import kept_scores
@@ -221,7 +221,7 @@ def _measure(split: _Split, network: nn.Module, asked: Asked, seconds: float) ->
     if not np.isfinite(scores).all():
         reason = "the network answers with values that are not finite"
         return ComparedNetwork(asked, seconds=seconds, failure=reason)
-    predicted = scores.argmax(axis=1)
+    predicted, kept = scores.argmax(axis=1), kept_scores(scores)
     cost = measure_cost(_plain(opened, network) if asked.method == DENSE else network, config.data.shape)
     timed = asked.epochs == 0 and not asked.refined and asked.method != DENSE
     latency, dense_latency = _latencies(split, network) if timed else ({}, {})
@@ -234,10 +234,10 @@ def _measure(split: _Split, network: nn.Module, asked: Asked, seconds: float) ->
             test.labels,
             opened.dataset.classes,
             config.seed,
-            scores=kept_scores(scores),
+            scores=kept,
             groups=test.groups,
             asked=config.asked_metrics,
-            own=own_metrics(config),
+            own=measure_own(own_metrics(config), kept, test.labels, config.seed, test.groups),
         ),
         right=tuple((predicted == test.labels).astype(int).tolist()),
         groups=() if alone(test.groups) else tuple(np.unique(test.groups, return_inverse=True)[1].tolist()),

@@ -12,9 +12,8 @@ import numpy as np
 from hscc_search.config.metrics import COSTS
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.draws import draw_counts
-from hscc_search.evaluation.own import OwnMetric, own_on_draws, own_value
-from hscc_search.evaluation.quality import AGREE, OWN_DRAWS, Quality, jeffreys
-from hscc_search.evaluation.scores import kept_scores
+from hscc_search.evaluation.own import OWN_DRAWS, OnDraws
+from hscc_search.evaluation.quality import AGREE, Quality, jeffreys
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +35,7 @@ def measure_maps(
     seed: int = 0,
     groups: np.ndarray | None = None,
     asked: Sequence[str] = (),
-    own: Mapping[str, OwnMetric] | None = None,
+    own: Mapping[str, OnDraws] | None = None,
 ) -> MapQuality:
     """Measure accuracy, the share of positions whose class is right, and a study's own metrics.
 
@@ -50,24 +49,22 @@ def measure_maps(
         seed: of the draws.
         groups: integers, shape (images,), the same for images that belong together; None where none do.
         asked: names of metrics; costs and accuracy among them are left out.
-        own: functions of metrics of a study's own, by name.
+        own: metrics of a study's own, by name, of the same draws.
 
     Raises:
-        StudyError: a metric is the study's own and fails, or is neither that nor accuracy.
+        StudyError: a metric is neither the study's own nor accuracy.
     """
     counts = draw_counts(len(labels), OWN_DRAWS, seed, groups)
     right = (scores.argmax(axis=1) == labels).mean(axis=(1, 2))
-    metrics, draws = {"accuracy": float(right.mean())}, {"accuracy": counts @ right / counts.sum(axis=1)}
-    kept = kept_scores(scores)
+    on_draws = counts @ right / counts.sum(axis=1)
+    metrics, errors = {"accuracy": float(right.mean())}, {"accuracy": float(on_draws.std())}
+    draws = {"accuracy": on_draws.astype(np.float32)}
     for name in asked:
         if name in COSTS or name == "accuracy":
             continue
         if own is None or name not in own:
             raise StudyError(f"{name} needs one class for each image, and targets are maps")
-        metrics[name] = own_value(name, own[name], kept, labels)
-        drawn = own_on_draws(name, own[name], kept, labels, counts)
-        draws[name] = np.where(np.isfinite(drawn), drawn, metrics[name])
-    errors = {name: float(values.std()) for name, values in draws.items()}
+        metrics[name], errors[name], draws[name] = own[name].value, own[name].error, own[name].draws
     if errors["accuracy"] < AGREE:
         errors["accuracy"] = jeffreys(len(labels) if groups is None else len(np.unique(groups)))
-    return MapQuality(Quality(metrics, errors), {name: values.astype(np.float32) for name, values in draws.items()})
+    return MapQuality(Quality(metrics, errors), draws)

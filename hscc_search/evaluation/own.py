@@ -4,18 +4,37 @@ import importlib
 import numbers
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hscc_search.config import StudyConfig
 from hscc_search.errors import ConfigError, StudyError, one_line
+from hscc_search.evaluation.draws import draw_counts
 
 # Takes scores and targets of some images, and returns a number.
 OwnMetric = Callable[[np.ndarray, np.ndarray], object]
 
+# Draws of metrics of a study's own, which are computed one by one.
+OWN_DRAWS = 200
 # The largest share of draws that may be left out.
 _MOST_UNDEFINED = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class OnDraws:
+    """A metric of a study's own on one part of the data.
+
+    Attributes:
+        value: on all images.
+        error: its standard error, by the draws on which the metric does not fail.
+        draws: its values on draws, float32, shape (:data:`OWN_DRAWS`,); where it fails, that on all images.
+    """
+
+    value: float
+    error: float
+    draws: np.ndarray
 
 
 def own_metrics(config: StudyConfig) -> dict[str, OwnMetric]:
@@ -40,6 +59,36 @@ def own_metrics(config: StudyConfig) -> dict[str, OwnMetric]:
         if not callable(functions[name]):
             raise ConfigError(f"metrics.{name}: {metric.function} is no function")
     return functions
+
+
+def measure_own(
+    functions: Mapping[str, OwnMetric],
+    scores: np.ndarray,
+    targets: np.ndarray,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> dict[str, OnDraws]:
+    """Measure the metrics of a study's own by name, on all images and on bootstrap draws of them.
+
+    Args:
+        functions: by name.
+        scores: as :func:`hscc_search.evaluation.scores.kept_scores` keeps them, shape (images, ...).
+        targets: shape (images, ...).
+        seed: of the draws.
+        groups: integers, shape (images,), the same for images that belong together; None where none do.
+
+    Raises:
+        StudyError: one fails on all images, or on more than a tenth of the draws.
+    """
+    if not functions:
+        return {}
+    counts, measured = draw_counts(len(targets), OWN_DRAWS, seed, groups), {}
+    for name, function in functions.items():
+        value = own_value(name, function, scores, targets)
+        drawn = own_on_draws(name, function, scores, targets, counts)
+        kept = np.where(np.isfinite(drawn), drawn, value).astype(np.float32)
+        measured[name] = OnDraws(value, float(np.nanstd(drawn)), kept)
+    return measured
 
 
 def own_value(name: str, function: OwnMetric, scores: np.ndarray, targets: np.ndarray) -> float:

@@ -10,11 +10,11 @@ from hscc_search.config.metrics import COSTS, class_of, needs_scores
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.draws import alone, draw_counts
 from hscc_search.evaluation.on_draws import score_metric
-from hscc_search.evaluation.own import OwnMetric, own_on_draws, own_value
+from hscc_search.evaluation.own import OnDraws
 
 BOOTSTRAP_DRAWS = 1000
-# Draws of metrics of a study's own, which are computed one by one.
-OWN_DRAWS = 200
+# Metrics that are measured whatever is asked for, the last two by class.
+_ALWAYS = ("accuracy", "macro_f1", "recall", "f1")
 # Draws whose standard deviation is below this are the same, up to rounding.
 AGREE = 1e-12
 
@@ -41,7 +41,7 @@ def measure_quality(
     scores: np.ndarray | None = None,
     groups: np.ndarray | None = None,
     asked: Sequence[str] = (),
-    own: Mapping[str, OwnMetric] | None = None,
+    own: Mapping[str, OnDraws] | None = None,
 ) -> Quality:
     """Measure accuracy, macro F1, recall and F1 per class, and what else is asked for, each with its standard error.
 
@@ -55,29 +55,26 @@ def measure_quality(
         predicted: predicted classes as positions in ``classes``, integers of shape (images,).
         labels: true classes, likewise.
         classes: class names.
-        seed: of the bootstrap's :data:`BOOTSTRAP_DRAWS` draws, :data:`OWN_DRAWS` for metrics of a study's own.
+        seed: of the bootstrap's :data:`BOOTSTRAP_DRAWS` draws.
         scores: as :func:`hscc_search.evaluation.scores.kept_scores` keeps them, shape (images, classes); None where
             no metric that is asked for needs them.
         groups: integers, shape (images,), the same for images that belong together; None where none do.
         asked: names of further metrics; costs among them are left out.
-        own: functions of metrics of a study's own, by name.
+        own: metrics of a study's own, by name.
 
     Raises:
-        StudyError: a metric needs scores and there are none, names an unknown class, or is the study's own and fails.
+        StudyError: a metric needs scores and there are none, or names an unknown class.
     """
     groups = None if groups is None or alone(groups) else groups
     on_all, errors = _by_confusions(predicted, labels, classes, seed, groups)
     for metric in asked:
         if metric in COSTS or metric in on_all:
             continue
-        if not needs_scores(metric):
-            raise StudyError(f"no {metric}: the classes are {', '.join(classes)}")
-        if scores is None:
-            raise StudyError(f"{metric} needs the scores of all classes, and only the predicted classes are known")
-        on_all[metric], errors[metric] = _by_scores(metric, scores, labels, classes, seed, groups, own or {})
-    wanted = [
-        name for name in on_all if name in asked or name.split(":")[0] in ("accuracy", "macro_f1", "recall", "f1")
-    ]
+        if own and metric in own:
+            on_all[metric], errors[metric] = own[metric].value, own[metric].error
+        else:
+            on_all[metric], errors[metric] = _by_scores(metric, scores, labels, classes, seed, groups)
+    wanted = [name for name in on_all if name in asked or name.split(":")[0] in _ALWAYS]
     sizes = _sizes(labels, len(classes), groups)
     for name in wanted:
         if errors[name] < AGREE and name not in (own or {}):
@@ -110,18 +107,17 @@ def _by_confusions(
 
 def _by_scores(
     metric: str,
-    scores: np.ndarray,
+    scores: np.ndarray | None,
     labels: np.ndarray,
     classes: Sequence[str],
     seed: int,
     groups: np.ndarray | None,
-    own: Mapping[str, OwnMetric],
 ) -> tuple[float, float]:
     """Measure a metric of scores, and how it varies over the draws on which it is defined."""
-    if metric in own:
-        counts = draw_counts(len(labels), OWN_DRAWS, seed, groups)
-        whole = own_value(metric, own[metric], scores, labels)
-        return whole, float(np.nanstd(own_on_draws(metric, own[metric], scores, labels, counts)))
+    if not needs_scores(metric):
+        raise StudyError(f"no {metric}: the classes are {', '.join(classes)}")
+    if scores is None:
+        raise StudyError(f"{metric} needs the scores of all classes, and only the predicted classes are known")
     counts = draw_counts(len(labels), BOOTSTRAP_DRAWS, seed, groups)
     weights = np.vstack([np.ones((1, len(labels))), counts]).T.astype(np.float32, order="C")
     values = score_metric(metric, scores, labels, classes, weights)

@@ -22,7 +22,7 @@ from hscc_search.evaluation.cost import CountedCost
 from hscc_search.evaluation.counters import measure_cost
 from hscc_search.evaluation.draws import alone
 from hscc_search.evaluation.maps import measure_maps
-from hscc_search.evaluation.own import own_metrics
+from hscc_search.evaluation.own import measure_own, own_metrics
 from hscc_search.evaluation.quality import Quality, measure_quality
 from hscc_search.evaluation.scores import kept_scores
 from hscc_search.export.card import model_card
@@ -268,18 +268,19 @@ def _groups(part: Part) -> int | None:
 def _test_quality(opened: Opened, scores: np.ndarray) -> Quality:
     """Measure scores on the test part, by all metrics that the study asks for."""
     test, config = opened.parts.test, opened.config
+    kept = kept_scores(scores)
+    own = measure_own(own_metrics(config), kept, test.labels, config.seed, test.groups)
     if opened.dataset.maps:
-        own = own_metrics(config)
         return measure_maps(scores, test.labels, config.seed, test.groups, config.asked_metrics, own).quality
     return measure_quality(
         scores.argmax(axis=1),
         test.labels,
         opened.dataset.classes,
         config.seed,
-        scores=kept_scores(scores),
+        scores=kept,
         groups=test.groups,
         asked=config.asked_metrics,
-        own=own_metrics(config),
+        own=own,
     )
 
 

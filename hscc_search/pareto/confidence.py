@@ -8,8 +8,7 @@ import numpy as np
 
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.draws import draw_counts
-from hscc_search.evaluation.own import OwnMetric
-from hscc_search.evaluation.quality import OWN_DRAWS
+from hscc_search.evaluation.own import OWN_DRAWS, OwnMetric
 from hscc_search.pareto.domination import dominates, knees, nondominated
 from hscc_search.pareto.objectives import Objective
 from hscc_search.pareto.points import Point, answers_of, oriented, predictions_of, scores_of
@@ -41,7 +40,7 @@ class Truth:
 
     @property
     def maps(self) -> bool:
-        """Tell whether answers are maps, whose metrics were stored on :data:`OWN_DRAWS` draws."""
+        """Tell whether answers are maps, whose metrics all are stored on :data:`OWN_DRAWS` draws."""
         return self.labels.ndim > 1
 
 
@@ -88,7 +87,7 @@ def confidence(
         objectives: two to four; one cost with one metric on images is fastest, by one sweep over many draws.
         truth: of the validation images; where groups hold several images, groups are drawn in place of images.
         seed: of the draws.
-        draws: number of draws, at most :data:`hscc_search.evaluation.quality.OWN_DRAWS` with an own metric or maps.
+        draws: number of draws, at most :data:`hscc_search.evaluation.own.OWN_DRAWS` with an own metric or maps.
         most_parameters: of the knee, unless all trials have more; None for any number.
 
     Raises:
@@ -284,7 +283,7 @@ class _Bootstrap:
 
     def _resample_scores(self, column: int, points: Sequence[Point], counts: np.ndarray) -> np.ndarray:
         objective, truth = self._objectives[column], self._truth
-        if truth.maps:
+        if truth.maps or all(objective.metric in point.draws for point in points):
             return objective.sign * stored_on_draws(objective.metric, points, len(counts) - 1)
         scores = scores_of(points)
         values = resample_scores(objective.metric, scores, truth.labels, truth.classes, counts, truth.own)

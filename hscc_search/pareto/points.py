@@ -21,8 +21,8 @@ class Measured:
         predictions: class predicted for each validation image, little-endian uint16; empty where answers are maps.
         scores: float16, shape (images, classes), see :func:`hscc_search.evaluation.scores.kept_scores`; None where they
             were not stored, or not read since no objective needs them.
-        draws: where answers are maps, by metric its value on each bootstrap draw of the validation images, float32,
-            shape (draws,); empty elsewhere.
+        draws: by metric its value on each bootstrap draw of the validation images, float32, shape (draws,): of all
+            metrics where answers are maps, else of a study's own, and empty where they were stored before.
     """
 
     metrics: Mapping[str, float]
@@ -127,7 +127,7 @@ def answers_of(points: Sequence[Measured], on_scores: bool) -> list[bytes]:
     Raises:
         StudyError: scores are needed, and a point has none.
     """
-    if any(point.draws for point in points):
+    if any(point.draws and not point.predictions for point in points):  # of maps
         return [b"".join(values.tobytes() for _, values in sorted(point.draws.items())) for point in points]
     return [scores.tobytes() for scores in scores_of(points)] if on_scores else [point.predictions for point in points]
 

@@ -107,11 +107,11 @@ def resample_scores(
 
 
 def stored_on_draws(metric: str, points: Sequence[Measured], draws: int) -> np.ndarray:
-    """Read a metric of maps on all images and on the draws that it was stored on.
+    """Read a metric on all images and on the draws that it was stored on.
 
     Args:
         metric: accuracy, or one of the study's own.
-        points: whose answers are maps.
+        points: whose answers are maps, or which have a metric of the study's own.
         draws: number of the first draws to read.
 
     Returns:

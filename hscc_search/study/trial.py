@@ -24,7 +24,7 @@ from hscc_search.evaluation.cost import Cost, CountedCost
 from hscc_search.evaluation.counters import cost_of, count_macs, measure_cost
 from hscc_search.evaluation.draws import draw_counts
 from hscc_search.evaluation.maps import measure_maps
-from hscc_search.evaluation.own import check_own_metrics, own_metrics
+from hscc_search.evaluation.own import check_own_metrics, measure_own, own_metrics
 from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.evaluation.scores import kept_scores
@@ -256,12 +256,13 @@ def _measured(opened: Opened, scores: np.ndarray, cost: Cost, latency: float | N
     }
     if latency is not None:
         costs["latency"] = latency
+    kept, asked = kept_scores(scores), config.asked_metrics
+    own = measure_own(own_metrics(config), kept, validation.labels, config.seed, validation.groups)
     if opened.dataset.maps:
-        asked, own = config.asked_metrics, own_metrics(config)
         of_maps = measure_maps(scores, validation.labels, config.seed, validation.groups, asked, own)
         quality = of_maps.quality
         return Measured({**costs, **quality.metrics}, quality.errors, predictions=b"", draws=of_maps.draws)
-    predicted, kept = scores.argmax(axis=1), kept_scores(scores)
+    predicted = scores.argmax(axis=1)
     quality = measure_quality(
         predicted,
         validation.labels,
@@ -269,14 +270,15 @@ def _measured(opened: Opened, scores: np.ndarray, cost: Cost, latency: float | N
         config.seed,
         scores=kept,
         groups=validation.groups,
-        asked=config.asked_metrics,
-        own=own_metrics(config),
+        asked=asked,
+        own=own,
     )
     return Measured(
         metrics={**costs, **_without_f1(quality.metrics)},
         errors=_without_f1(quality.errors),
         predictions=predicted.astype("<u2").tobytes(),
-        scores=kept if kept.nbytes <= _MOST_BYTES or any(map(needs_scores, config.asked_metrics)) else None,
+        scores=kept if kept.nbytes <= _MOST_BYTES or any(map(needs_scores, asked)) else None,
+        draws={name: each.draws for name, each in own.items()},
     )
 
 

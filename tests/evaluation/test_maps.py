@@ -5,7 +5,8 @@ from sklearn.metrics import accuracy_score, jaccard_score
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.draws import draw_counts
 from hscc_search.evaluation.maps import measure_maps
-from hscc_search.evaluation.quality import OWN_DRAWS, jeffreys
+from hscc_search.evaluation.own import OWN_DRAWS, measure_own
+from hscc_search.evaluation.quality import jeffreys
 
 IMAGES, CLASSES, HEIGHT, WIDTH = 12, 3, 5, 7
 
@@ -26,9 +27,10 @@ def answers():
 @pytest.mark.parametrize("groups", [None, np.arange(IMAGES) // 3])
 def test_metrics_on_all_images_and_on_each_draw(answers, groups):
     scores, labels = answers
-    measured = measure_maps(scores, labels, 3, groups, ("flops", "jaccard", "accuracy"), {"jaccard": jaccard})
-    assert measured.quality.metrics.keys() == measured.quality.errors.keys() == {"accuracy", "jaccard"}
     kept = scores.astype(np.float16)
+    own = measure_own({"jaccard": jaccard}, kept, labels, 3, groups)
+    measured = measure_maps(scores, labels, 3, groups, ("flops", "jaccard", "accuracy"), own)
+    assert measured.quality.metrics.keys() == measured.quality.errors.keys() == {"accuracy", "jaccard"}
     right = accuracy_score(labels.ravel(), scores.argmax(axis=1).ravel())
     expected = {"accuracy": right, "jaccard": jaccard(kept, labels)}
     assert measured.quality.metrics == pytest.approx(expected)
@@ -64,7 +66,7 @@ def test_a_metric_that_fails_on_many_draws_is_refused(answers):
 
     scores, labels = answers
     with pytest.raises(StudyError, match=r"first fails on 12 images: .* bootstrap draws"):
-        measure_maps(scores, labels, asked=("first",), own={"first": of_the_first})
+        measure_own({"first": of_the_first}, scores, labels)
 
 
 def test_metrics_of_classes_are_refused(answers):

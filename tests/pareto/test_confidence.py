@@ -11,8 +11,8 @@ from scipy.special import ndtri
 
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.draws import draw_counts
-from hscc_search.evaluation.own import own_on_draws
-from hscc_search.evaluation.quality import OWN_DRAWS, measure_quality
+from hscc_search.evaluation.own import OWN_DRAWS, own_on_draws
+from hscc_search.evaluation.quality import measure_quality
 from hscc_search.pareto import confidence as module
 from hscc_search.pareto.confidence import Confidence, Truth, confidence
 from hscc_search.pareto.front import front, knee
