@@ -8,7 +8,7 @@ import itertools
 
 import torch
 from timm.layers import SqueezeExcite
-from timm.models import byobnet, nasnet, vovnet
+from timm.models import byobnet, vovnet
 from timm.models.inception_resnet_v2 import InceptionResnetV2
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
@@ -211,23 +211,4 @@ def small_inception_resnet_v2(classes):
     network = InceptionResnetV2(num_classes=classes)
     for name in ("repeat", "repeat_1", "repeat_2"):
         setattr(network, name, getattr(network, name)[:1])
-    return network
-
-
-class NewerMap(nn.Module):
-    """Stand for a cell of NASNet: pass on the newer of its two maps."""
-
-    def forward(self, x, x_prev):
-        return x
-
-
-def small_nasnetalarge(classes):
-    """NASNet-A Large with a fifth of its channels, and each chain of six cells cut to the two that differ.
-
-    A first cell takes maps of two sizes and a second one maps of two widths; the four behind them are alike.
-    """
-    network = nasnet.NASNetALarge(num_classes=classes, num_features=768, stem_size=24)
-    for chain in (range(2, 6), range(8, 12), range(14, 18)):
-        for index in chain:
-            setattr(network, f"cell_{index}", NewerMap())
     return network

@@ -21,7 +21,7 @@ from hscc_search.study.study import join_study, run_study
 from hscc_search.study.workers.ledger import Ledger
 from hscc_search.study.workers.worker import work
 
-KILLS, CREW, TRIALS = 50, 3, 100
+KILLS, CREW, TRIALS = 25, 3, 50
 
 
 def work_until_killed(prepared, space):
@@ -111,7 +111,7 @@ def test_postgresql_survives_killed_workers_and_restarts(digits, tmp_path_factor
             time.sleep(seconds)
             server.start()
 
-        storm(config, {15: partial(restart, 3), 35: partial(restart, 12)})
+        storm(config, {8: partial(restart, 3), 18: partial(restart, 12)})
         check(config, "another worker was quicker")  # a lock goes with its server
     finally:
         server.cleanup()

@@ -2,7 +2,8 @@
 
 The coordinates z of a low-rank factorisation are free up to any invertible matrix: ``P z = (P T) (T^-1 z)``. As they
 come, they differ in size by orders of magnitude, and rounding to 256 values in one range loses the small ones. Here T
-is the one with which rounding costs least: a scale and a rotation, merged with the factors, which take no time.
+is the one with which rounding z and P costs least: a stretch and a rotation, merged with the factors, so that they take
+no time.
 
 Rounding z errs by a share of its range, which P carries to the output, and rounding P by a share of its weights, which
 z carries there. Where all coordinates are alike, both errors are in proportion to ``tr(T^-1 C T^-T) tr(T^T G T)``, with
@@ -12,6 +13,7 @@ into which each direction enters evenly makes the coordinates alike (Ashkboos et
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -22,10 +24,10 @@ from torch import nn
 
 from hscc_search.compression.layers import RegionConv2d
 
-# Moments below this share of the largest count as this share.
+# Eigenvalues below this share of the largest count as this share.
 _SMALLEST = 1e-6
-# Images per batch.
-_BATCH = 64
+# Images per batch, and those whose moments are summed at a time.
+_BATCH, _SUMMED = 64, 8
 
 # A factor, and those that read what it answers.
 _Link = tuple[nn.Module, Sequence[nn.Module]]
@@ -40,12 +42,15 @@ def balance(network: nn.Module, images: torch.Tensor) -> None:
         images: its inputs, float32 (images, channels, height, width).
     """
     links = list(_links(network))
-    moments: dict[nn.Module, torch.Tensor] = {}
+    sums: dict[nn.Module, torch.Tensor] = {}
+    counts: Counter[nn.Module] = Counter()
 
     def watch(module: nn.Module, _: object, output: torch.Tensor) -> None:
         channels = -1 if isinstance(module, nn.Linear) else 1
-        values = output.transpose(0, channels).flatten(1).double()
-        moments[module] = moments.get(module, 0) + values @ values.T
+        for some in output.split(_SUMMED):  # in float64 whole maps of many images are large
+            values = some.transpose(0, channels).flatten(1).double()
+            sums[module] = sums.get(module, 0) + values @ values.T
+            counts[module] += values.shape[1]
 
     hooks = [first.register_forward_hook(watch) for first, _ in links]
     try:
@@ -55,8 +60,8 @@ def balance(network: nn.Module, images: torch.Tensor) -> None:
         for hook in hooks:
             hook.remove()
     for first, readers in links:
-        if first in moments:
-            _change(first, readers, moments[first])
+        if first in sums:
+            _turn(first, readers, sums[first] / counts[first])
 
 
 def _links(network: nn.Module) -> Iterator[_Link]:
@@ -71,19 +76,19 @@ def _links(network: nn.Module) -> Iterator[_Link]:
             yield module[0], [module[1]]
 
 
-def _change(first: nn.Module, readers: Sequence[nn.Module], moments: torch.Tensor) -> None:
+def _turn(first: nn.Module, readers: Sequence[nn.Module], moments: torch.Tensor) -> None:
     """Merge the inverse of the best matrix with a factor, and the matrix with those that read it."""
     columns = [_weight(reader).double().transpose(0, 1).flatten(1) for reader in readers]
     together = torch.cat(columns, dim=1)
-    read = together @ together.T
-    if not all(0 < float(matrix.trace()) < math.inf for matrix in (moments, read)):
+    of_columns = together @ together.T
+    if not all(0 < float(matrix.trace()) < math.inf for matrix in (moments, of_columns)):
         return  # all zero, or not finite
-    merged, inverse = best_change(moments, read)
+    change, inverse = best_change(moments, of_columns)
     weight = _weight(first)
     weight.copy_((inverse @ weight.double().flatten(1)).view_as(weight))
     for reader, column in zip(readers, columns, strict=True):
         weight = _weight(reader).transpose(0, 1)
-        weight.copy_((merged.T @ column).view_as(weight))
+        weight.copy_((change.T @ column).view_as(weight))
 
 
 def _weight(factor: nn.Module) -> torch.Tensor:
@@ -91,19 +96,19 @@ def _weight(factor: nn.Module) -> torch.Tensor:
     return factor.weight
 
 
-def best_change(moments: torch.Tensor, read: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def best_change(moments: torch.Tensor, of_columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The matrix T of the module's text and its inverse, float64 (rank, rank).
 
     Args:
         moments: C, float64 (rank, rank).
-        read: G, likewise.
+        of_columns: G, likewise.
     """
-    root, inverse_root = _roots(read)
+    root, inverse_root = _roots(of_columns)
     middle, _ = _roots(root @ moments @ root)
-    scale, inverse_scale = _roots(inverse_root @ middle @ inverse_root)
-    _, axes = torch.linalg.eigh(inverse_scale @ moments @ inverse_scale)
+    stretch, inverse_stretch = _roots(inverse_root @ middle @ inverse_root)
+    _, axes = torch.linalg.eigh(inverse_stretch @ moments @ inverse_stretch)
     turned = axes.flip(1) @ even_rotation(len(axes)).to(axes)
-    return scale @ turned, turned.T @ inverse_scale
+    return stretch @ turned, turned.T @ inverse_stretch
 
 
 def _roots(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,6 +119,9 @@ def _roots(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def even_rotation(size: int) -> torch.Tensor:
-    """An orthogonal matrix whose entries are alike in size, float64 (size, size)."""
+    """An orthogonal matrix, float64 (size, size).
+
+    The squares of its entries are 1 / size where that is a power of two, and else at most twice that.
+    """
     power = size & -size  # the largest power of two that divides it
     return torch.from_numpy(np.kron(hadamard(power) / power**0.5, dct(np.eye(size // power), norm="ortho")))

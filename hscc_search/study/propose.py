@@ -160,20 +160,19 @@ def _filling(space: Space, number: int) -> Sample:
     """Take sample ``number`` of a space-filling sequence (Halton).
 
     The first two are the lowest and the highest energies or budgets instead: they are the ends of the front, which no
-    sample between them shows. Precisions take turns, so that a short study tries each.
+    sample between them shows. Each is proposed once in each precision, so that these differ in nothing else.
     """
     from scipy.stats import qmc  # takes a second to import, and reading a front needs none of it
 
-    names = list(space.distributions)
+    precisions = space.config.space.precision if "precision" in space.distributions else [None]
+    number, turn = divmod(number, len(precisions))
+    names = [name for name in space.distributions if name != "precision"]
     shares = qmc.Halton(len(names), rng=np.random.default_rng(space.config.seed)).random(number + 1)[number]
     floats = [isinstance(space.distributions[name], FloatDistribution) for name in names]
     if number < 2:
         shares = np.where(floats, float(number), 0.0)
     sample = {name: _value_at(space.distributions[name], share) for name, share in zip(names, shares, strict=True)}
-    if "precision" in sample:
-        precisions = space.config.space.precision
-        sample["precision"] = precisions[number % len(precisions)]
-    return sample
+    return sample if len(precisions) == 1 else {**sample, "precision": precisions[turn]}
 
 
 def _varied(

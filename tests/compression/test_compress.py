@@ -145,7 +145,7 @@ def test_planned_macs_are_those_that_both_counters_find_for_every_strategy(
     strategy=st.sampled_from(sorted(region_strategies.STRATEGIES)),
     which=st.integers(0, 2),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_planned_macs_are_those_that_both_counters_find(
     digits_cnn, residual, on_maps, count, clusters, rule, multiple, strategy, which
 ):

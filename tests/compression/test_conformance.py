@@ -65,8 +65,6 @@ ZOO = [
     Zoo("networks:in_the_style_of_lsnet", 64, norms=42, kept=r"^\d+(\.norm)?$", depthwise=13),
     Zoo("networks:small_vgg16", 32),
     Zoo("networks:small_inception_resnet_v2", 75, norms=42),
-    # Its batch norm behind a concatenation of two paths stays.
-    Zoo("networks:small_nasnetalarge", 64, norms=120, kept="final_path_bn", depthwise=100),
 ]
 
 
