@@ -9,10 +9,11 @@ from torch import nn
 
 from hscc_search.compression.calibration.calibrate import calibrate
 from hscc_search.compression.compress import compress
-from hscc_search.compression.form import Fold, NetworkForm
+from hscc_search.compression.form import Fold, LayerForm, NetworkForm
 from hscc_search.compression.rebuild import rebuild
 from hscc_search.compression.setting import Setting
 from hscc_search.dense.networks import DigitsCNN
+from hscc_search.errors import CompressionError
 
 # Rebuilds and runs a network in a process that refuses all imports which learn regions, choose ranks or search.
 WITHOUT_LEARNING = """
@@ -101,3 +102,22 @@ def test_the_form_of_a_network_comes_back_from_json_as_it_was():
     assert form.folds == (Fold("stem.0", "stem.1"), Fold("reduce", "norm"), Fold("mix", "norm_mix"))
     assert list(form.layers) == ["stem.0", "reduce", "grouped", "project", "mix"]
     assert NetworkForm.from_stored(json.loads(json.dumps(form.stored()))) == form
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "message"),
+    [
+        ("1", (((2,),),), "layer 1 is neither a convolution nor fully connected, and the form compresses it"),
+        ("0", (((2,),), ((2,),)), "layer 0 has 1 groups of channels, and its form 2"),
+        ("2", (((2,),),), "layer 2 has 4 groups of channels, and its form 1"),
+        ("4", (((2,), (2,)),), "layer 4 is fully connected, and its form has 2 regions"),
+        ("4", (((2,),), ((2,),)), "layer 4 has 1 groups of channels, and its form 2"),
+    ],
+)
+def test_a_form_that_a_layer_cannot_have_is_refused(name, ranks, message):
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten(), nn.Linear(8 * 4 * 4, 5)
+    )
+    form = LayerForm((1, 1), ranks, (), (None,) * len(ranks))
+    with pytest.raises(CompressionError, match=f"^{message}$"):
+        rebuild(network, NetworkForm((), (), {name: form}))
