@@ -3,8 +3,10 @@
 Compresses a network on the MRI set by several methods at several budgets on several splits, refines what came out, and
 rounds HSCC's to 8-bit integers. Prints, for each stage, the divergence from the dense network on the validation and the
 test part, and accuracies minus the dense network's in points with one standard error over all images of all splits,
-paired; of integers the size of the file against the dense network's weights; and how far HSCC is ahead of each other
-method, paired, in points and in times of the divergence. No label is read but to measure::
+paired; of integers the size of the file against the dense network's weights, and its speed against the dense network's
+file of floats, in ONNX Runtime on one thread, in turns, one image and 32 at once (on a machine that does nothing else);
+and how far HSCC is ahead of each other method, paired, in points and in times of the divergence. No label is read but
+to measure::
 
     python tests/benchmark_refine.py DIR [--model alexnet] [--size 224] [--epochs 60] [--splits 0,1,2] [--budgets 6,12]
                                      [--methods hscc,tucker2] [--int8] [--weights FOLDER] [--results FILE]
@@ -14,6 +16,7 @@ FILE, which holds a line for each network, what is in it is not measured again; 
 """
 
 import argparse
+import copy
 import json
 import tempfile
 import time
@@ -31,8 +34,9 @@ from hscc_search.compression.setting import Refinement, Setting
 from hscc_search.config import StudyConfig
 from hscc_search.dense.opened import open_dense
 from hscc_search.evaluation.predictions import predict
-from hscc_search.runtime.onnx import onnx_scores
-from hscc_search.study.deployment import write_int8_file
+from hscc_search.runtime.latency import file_runner, in_turns
+from hscc_search.runtime.onnx import onnx_scores, write_onnx
+from hscc_search.study.deployment import deployed, write_int8_file
 from hscc_search.study.opening import calibration_images
 from hscc_search.study.refinement import lessons_of
 
@@ -44,6 +48,7 @@ DIVIDED = {
     "2 random clusters": {"clusters": 2, "cluster_strategy": "random"},
 }
 STAGES, PARTS = ("compressed", "refined", "int8"), ("validation", "test")
+BATCHES = 1, 32
 
 
 def compressed(calibration, method, budget, seed):
@@ -104,7 +109,16 @@ class Split:
             )
             weights = sum(value.numel() for value in self.opened.network.parameters())
             row["times_smaller"] = 4 * weights / path.stat().st_size
+            row["times_faster"] = self.times_faster(path)
         return row
+
+    def times_faster(self, path):
+        """How many times faster a file is than the dense network's file of floats, by batch."""
+        shape, dense = self.opened.config.data.shape, path.with_name("dense.onnx")
+        write_onnx(deployed(copy.deepcopy(self.opened.network), self.opened), shape, dense)
+        files = {"dense": file_runner(dense), "int8": file_runner(path)}
+        milliseconds = {batch: in_turns(files, shape, batch) for batch in BATCHES}
+        return {str(batch): times["dense"] / times["int8"] for batch, times in milliseconds.items()}
 
 
 def config_of(options, seed):
@@ -159,14 +173,22 @@ def print_table(rows):
     for row in rows:
         by_network.setdefault((row["budget"], row["method"]), []).append(row)
     columns = [f"{stage}, {part}" for stage in STAGES for part in PARTS]
-    print(f"| | splits | {' | '.join(columns)} | seconds to refine | times smaller |")
-    print(f"|---|---|{'---|' * len(columns)}---|---|")
+    speeds = [f"times faster, batch of {batch}" for batch in BATCHES]
+    print(f"| | splits | {' | '.join(columns)} | seconds to refine | times smaller | {' | '.join(speeds)} |")
+    print(f"|---|---|{'---|' * len(columns)}---|---|{'---|' * len(speeds)}")
     for (budget, method), found in sorted(by_network.items()):
         cells = [in_words(found, stage, part) for stage in STAGES for part in PARTS]
         seconds = np.median([row["seconds"]["refined"] for row in found])
-        smaller = [row["times_smaller"] for row in found if "times_smaller" in row]
-        size = f"{np.median(smaller):.0f}" if smaller else "-"
-        print(f"| {budget:g}x, {method} | {len(found)} | {' | '.join(cells)} | {seconds:.0f} | {size} |")
+        size = median([row.get("times_smaller") for row in found], "%.0f")
+        cells += [f"{seconds:.0f}", size]
+        cells += [median([row.get("times_faster", {}).get(str(batch)) for row in found], "%.1f") for batch in BATCHES]
+        print(f"| {budget:g}x, {method} | {len(found)} | {' | '.join(cells)} |")
+
+
+def median(values, form):
+    """The median of what was measured, in words."""
+    found = [value for value in values if value is not None]
+    return form % np.median(found) if found else "-"
 
 
 def main():
