@@ -69,7 +69,8 @@ def build_module(folder: Path, network: nn.Module | None = None, trust: bool = F
 
 def names_own_code(architecture: Architecture) -> list[str]:
     """The functions of the user's own that a folder names, and that loading it imports."""
-    return [name for name in (architecture.model, architecture.output) if name is not None and ":" in name]
+    model = [architecture.model] if ":" in architecture.model else []
+    return model if architecture.output is None else [*model, architecture.output]
 
 
 def _check_trusted(folder: Path, architecture: Architecture, given: bool) -> None:

@@ -204,6 +204,18 @@ def test_code_of_somebodys_own_runs_only_where_it_is_trusted_or_given(changed, t
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("key", ["model", "output"])
+@pytest.mark.parametrize("name", ["somebody", "somebody:", "somebody:network"])
+def test_no_module_is_imported_for_a_folder_that_is_not_trusted(changed, tmp_path, monkeypatch, key, name):
+    (tmp_path / "somebody.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = changed(ARCHITECTURE, lambda content: json.dumps({**json.loads(content), key: name}).encode())
+    with pytest.raises(HsccError, match="^[^\n]+$"):
+        hscc_search.load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.fixture(scope="module")
 def loose(exported, tmp_path_factory):
     """A copy of the exported folder that has no manifest, its architecture, and what it answers to two images."""
