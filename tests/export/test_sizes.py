@@ -211,7 +211,7 @@ def test_no_module_is_imported_for_a_folder_that_is_not_trusted(changed, tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     folder = changed(ARCHITECTURE, lambda content: json.dumps({**json.loads(content), key: name}).encode())
-    with pytest.raises(HsccError, match="^[^\n]+$"):
+    with pytest.raises(HsccError, match=r"^[^\n]+$"):
         hscc_search.load(folder)
     assert not (tmp_path / "ran").exists()
 
