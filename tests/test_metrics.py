@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -104,19 +105,20 @@ def test_values_are_those_of_the_stored_scores(study):
             assert 0 < point.errors[name] < 0.2
 
 
-def test_values_on_draws_are_stored_with_the_trial_and_not_computed_again(study):
-    def never(scores, targets):
-        raise AssertionError("it was called again")
-
-    def confidence_of(points, own):
-        return confidence(points, study.objectives, dataclasses.replace(study.truth, own=own), study.config.seed)
-
-    stored = confidence_of(study.points, {"among_two": never})
-    assert stored == confidence_of([dataclasses.replace(point, draws={}) for point in study.points], study.truth.own)
-    # One of them was stored before values on draws were kept.
-    some = [dataclasses.replace(point, draws={} if point.trial == 1 else point.draws) for point in study.points]
-    assert stored == confidence_of(some, study.truth.own)
-    assert all(set(point.draws) == {"among_two", "doubt"} for point in study.points)
+def test_a_front_needs_no_function_of_a_metric_of_ones_own(study, folder, monkeypatch):
+    """Its values on draws are stored with the trials: those of the function on the stored scores."""
+    monkeypatch.delitem(sys.modules, "metrics_of_mine")
+    (folder / "metrics_of_mine.py").rename(folder / "elsewhere.py")
+    try:
+        again = read_study(study.config.storage, study.config.name)
+        assert again.confidence == study.confidence
+    finally:
+        (folder / "elsewhere.py").rename(folder / "metrics_of_mine.py")
+    for point in study.points:
+        own = measure_own(own_metrics(study.config), point.scores, study.record.labels, study.config.seed)
+        assert point.draws.keys() == own.keys() == {"among_two", "doubt"}
+        for name, measured in own.items():
+            assert np.array_equal(point.draws[name], measured.draws)
 
 
 def test_front_and_probabilities_look_at_the_same_metrics(study):

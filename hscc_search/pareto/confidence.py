@@ -1,6 +1,6 @@
 """The probability that a trial is on the front, since accuracies on a few hundred images are noisy."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import moocore
@@ -8,7 +8,7 @@ import numpy as np
 
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.draws import draw_counts
-from hscc_search.evaluation.own import OWN_DRAWS, OwnMetric
+from hscc_search.evaluation.own import OWN_DRAWS
 from hscc_search.pareto.domination import dominates, knees, nondominated
 from hscc_search.pareto.objectives import Objective
 from hscc_search.pareto.points import Point, answers_of, oriented, predictions_of, scores_of
@@ -30,13 +30,11 @@ class Truth:
         classes: class names.
         groups: integers, shape (images,), the same for images that belong together and are drawn together; None where
             none do.
-        own: functions of metrics of the study's own, by name.
     """
 
     labels: np.ndarray
     classes: tuple[str, ...]
     groups: np.ndarray | None = None
-    own: Mapping[str, OwnMetric] = field(default_factory=dict)
 
     @property
     def maps(self) -> bool:
@@ -91,8 +89,7 @@ def confidence(
         most_parameters: of the knee, unless all trials have more; None for any number.
 
     Raises:
-        StudyError: a trial lacks a metric or its scores, predictions do not fit the labels, a metric names an unknown
-            class, or one of the study's own fails.
+        StudyError: a trial lacks a metric or its scores, predictions do not fit the labels, or a class is unknown.
     """
     trials = sorted(points, key=lambda point: point.trial)
     probability = {point.trial: 0.0 for point in trials}
@@ -100,7 +97,7 @@ def confidence(
     if not feasible:
         return Confidence(probability, frozenset(), None)
     groups, values = _group_equal(feasible, objectives)
-    counts = _draw(truth, objectives, draws, seed)
+    counts = _draw(feasible, truth, objectives, draws, seed)
     tally = _tally(_Bootstrap([group[0] for group in groups], values, objectives, truth, seed, counts), counts)
 
     for group, on_front in zip(groups, (tally.on_front / len(counts)).tolist(), strict=True):
@@ -120,13 +117,18 @@ def _knees(groups: Sequence[list[Point]], tally: "_Tally", allowed: set[int], dr
     return {trial: count / draws for trial, count in times if count and trial in allowed}
 
 
-def _draw(truth: Truth, objectives: Sequence[Objective], draws: int, seed: int) -> np.ndarray:
+def _draw(points: Sequence[Point], truth: Truth, objectives: Sequence[Objective], draws: int, seed: int) -> np.ndarray:
     """Draw images or groups, as often as the objectives allow: shape (draws, images)."""
     if not any(objective.on_images for objective in objectives):
         draws = 0
-    elif truth.maps or any(objective.metric in truth.own for objective in objectives):
+    elif truth.maps or any(_on_stored_draws(objective, points) for objective in objectives):
         draws = min(draws, OWN_DRAWS)
     return draw_counts(len(truth.labels), draws, seed, truth.groups)
+
+
+def _on_stored_draws(objective: Objective, points: Sequence[Point]) -> bool:
+    """Tell whether an objective is of the study's own, whose values on draws are stored with trials."""
+    return any(objective.metric in point.draws for point in points)
 
 
 def _knee(groups: Sequence[Sequence[Point]], values: np.ndarray, tally: "_Tally") -> Point:
@@ -283,10 +285,10 @@ class _Bootstrap:
 
     def _resample_scores(self, column: int, points: Sequence[Point], counts: np.ndarray) -> np.ndarray:
         objective, truth = self._objectives[column], self._truth
-        if truth.maps or all(objective.metric in point.draws for point in points):
+        if truth.maps or _on_stored_draws(objective, points):
             return objective.sign * stored_on_draws(objective.metric, points, len(counts) - 1)
         scores = scores_of(points)
-        values = resample_scores(objective.metric, scores, truth.labels, truth.classes, counts, truth.own)
+        values = resample_scores(objective.metric, scores, truth.labels, truth.classes, counts)
         return objective.sign * values
 
     def _champions(self) -> np.ndarray:

@@ -22,7 +22,7 @@ class Measured:
         scores: float16, shape (images, classes), see :func:`hscc_search.evaluation.scores.kept_scores`; None where they
             were not stored, or not read since no objective needs them.
         draws: by metric its value on each bootstrap draw of the validation images, float32, shape (draws,): of all
-            metrics where answers are maps, else of a study's own, and empty where they were stored before.
+            metrics where answers are maps, else of the study's own.
     """
 
     metrics: Mapping[str, float]

@@ -1,12 +1,11 @@
 """Metrics on bootstrap draws of the validation images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.on_draws import score_metric
-from hscc_search.evaluation.own import OwnMetric, own_on_draws
 from hscc_search.pareto.points import Measured
 
 # Bounds the widening where trials differ by less than their noise.
@@ -76,31 +75,26 @@ def resample_scores(
     labels: np.ndarray,
     classes: tuple[str, ...],
     counts: np.ndarray,
-    own: Mapping[str, OwnMetric],
 ) -> np.ndarray:
     """Compute a metric of scores on draws; a draw on which it is not defined has its value on all images.
 
     Args:
-        metric: one of :func:`hscc_search.evaluation.on_draws.score_metric`, or of the study's own.
+        metric: one of :func:`hscc_search.evaluation.on_draws.score_metric`.
         scores: of each point, shape (images, classes).
         labels: integers, shape (images,).
         classes: class names.
         counts: shape (1 + draws, images), whole numbers; the first row takes each image once.
-        own: functions of metrics of the study's own, by name.
 
     Returns:
         float64, shape (points, 1 + draws).
 
     Raises:
-        StudyError: the metric names an unknown class, is not defined on all images, or is the study's own and fails.
+        StudyError: the metric names an unknown class, or is not defined on all images.
     """
     weights = counts.T.astype(np.float32, order="C")
     values = np.empty((len(scores), len(counts)))
     for row, of_point in enumerate(scores):
-        if metric in own:
-            values[row] = own_on_draws(metric, own[metric], of_point, labels, counts)
-        else:
-            values[row] = score_metric(metric, of_point, labels, classes, weights)
+        values[row] = score_metric(metric, of_point, labels, classes, weights)
     if not np.isfinite(values[:, 0]).all():
         raise StudyError(f"{metric} is not defined on the validation images")
     return np.where(np.isfinite(values), values, values[:, :1])

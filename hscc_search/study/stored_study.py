@@ -16,7 +16,6 @@ from hscc_search.compression.divided import DividedLayer
 from hscc_search.compression.plan import LayerPlan
 from hscc_search.config import StudyConfig
 from hscc_search.errors import StorageError, StudyError
-from hscc_search.evaluation.own import own_metrics
 from hscc_search.pareto import hypervolume
 from hscc_search.pareto.confidence import Confidence, Truth, confidence
 from hscc_search.pareto.front import front
@@ -85,9 +84,7 @@ class Study:
     def truth(self) -> Truth:
         """What the answers to the validation images are compared with."""
         record = self.record
-        wanted = record.labels.ndim == 1 and set(self.config.objectives) & self.config.metrics.keys()
-        own = own_metrics(self.config) if wanted else {}
-        return Truth(record.labels, record.classes, record.groups, own)
+        return Truth(record.labels, record.classes, record.groups)
 
     @cached_property
     def confidence(self) -> Confidence:

@@ -11,7 +11,7 @@ from scipy.special import ndtri
 
 from hscc_search.errors import StudyError
 from hscc_search.evaluation.draws import draw_counts
-from hscc_search.evaluation.own import OWN_DRAWS, own_on_draws
+from hscc_search.evaluation.own import OWN_DRAWS, measure_own
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.pareto import confidence as module
 from hscc_search.pareto.confidence import Confidence, Truth, confidence
@@ -367,22 +367,23 @@ def own_accuracy(scores, targets):
     return float((scores.argmax(axis=1) == targets).mean())
 
 
-def test_values_that_were_stored_on_draws_give_what_scores_give():
-    generator, own = np.random.default_rng(0), {"own": own_accuracy}
+def test_values_that_were_stored_on_draws_give_what_predictions_give():
+    generator = np.random.default_rng(0)
     labels, groups = generator.integers(0, 3, 60), np.arange(60) // 2
-    counts = draw_counts(60, OWN_DRAWS, 5, groups)
-    scored, drawn = [], []
+    of_classes, of_maps = [], []
     for trial, noise in enumerate((0.3, 0.6, 0.8, 0.9, 1.2, 1.2)):
         scores = (np.eye(3)[labels] + noise * generator.normal(size=(60, 3))).astype(np.float16)
-        metrics = {"flops": 10.0 - trial, "own": own_accuracy(scores, labels)}
-        scored.append(Point(metrics, {}, scores.argmax(axis=1).astype("<u2").tobytes(), trial, {}, scores=scores))
-        values = {"own": own_on_draws("own", own_accuracy, scores, labels, counts).astype(np.float32)}
-        drawn.append(Point(metrics, {}, b"", trial, {}, draws=values))
-    objectives = (FLOPS, Objective("own", True, (0.0, 1.0)))
-    by_scores = confidence(scored, objectives, Truth(labels, CLASSES, groups, own), 5)
-    points_of_classes = np.full((60, 3), 9)
-    by_draws = confidence(drawn, objectives, Truth(points_of_classes, CLASSES, groups), 5)
-    assert by_draws == by_scores
+        own = measure_own({"own": own_accuracy}, scores, labels, 5, groups)["own"]
+        metrics, draws = {"flops": 10.0 - trial, "own": own.value, "accuracy": own.value}, {"own": own.draws}
+        predictions = scores.argmax(axis=1).astype("<u2").tobytes()
+        of_classes.append(Point(metrics, {}, predictions, trial, {}, scores=scores, draws=draws))
+        of_maps.append(Point(metrics, {}, b"", trial, {}, draws=draws))
+    truth, objectives = Truth(labels, CLASSES, groups), (FLOPS, Objective("own", True, (0.0, 1.0)))
+    by_draws = confidence(of_classes, objectives, truth, 5)
+    assert confidence(of_maps, objectives, Truth(np.full((60, 3), 9), CLASSES, groups), 5) == by_draws
+    accuracy = Objective("accuracy", True, (0.0, 1.0))
+    by_predictions = confidence(of_classes, (FLOPS, accuracy), truth, 5, draws=OWN_DRAWS)
+    assert by_draws.probability == pytest.approx(by_predictions.probability, abs=0.02)
     assert len(set(by_draws.probability.values())) > 2
 
 
