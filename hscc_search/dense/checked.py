@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hscc_search.dense.answers import described, picked
+from hscc_search.dense.trainable import of_numbers
 from hscc_search.errors import ModelError, one_line
 
 # Largest difference between two passes over the same images, and between an image alone and in a batch, both relative
@@ -116,8 +117,7 @@ def _check_state(network: nn.Module, device: torch.device, name: str) -> None:
                     f"{name} has {kind} on {tensor.device} ({place}), and its images are on {device}: "
                     f"bring it there with network.to({str(device)!r})"
                 )
-            numbers = tensor.is_floating_point() or tensor.is_complex()
-            if kind == "weights" and numbers and tensor.dtype != torch.float32:
+            if kind == "weights" and of_numbers(tensor) and tensor.dtype != torch.float32:
                 dtype = str(tensor.dtype).removeprefix("torch.")
                 raise ModelError(
                     f"{name} has {dtype} weights ({place}): give network.float(), whose weights are float32"

@@ -82,7 +82,9 @@ def start_descent(
         momentum=training.momentum,
         weight_decay=training.weight_decay,
         nesterov=training.momentum > 0,
-        fused=True,  # one pass over the weights: with AlexNet's 57 million the plain one takes a fifth of a step
+        # One pass over the weights, which cannot be complex: with AlexNet's 57 million the plain one takes a fifth of a
+        # step.
+        fused=all(weight.is_floating_point() for weight in network.parameters() if weight.requires_grad),
     )
     steps_per_epoch = len(part) // training.batch_size or 1
     schedule = OneCycleLR(optimizer, max_lr=learning_rate, total_steps=epochs * steps_per_epoch)

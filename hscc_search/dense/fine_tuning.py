@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hscc_search.config import StudyConfig
 from hscc_search.data import Part
 from hscc_search.dense.epochs import Batch, Loss, label_loss, run_epoch, start_descent, training_scores
-from hscc_search.dense.trainable import make_trainable
+from hscc_search.dense.trainable import make_trainable, of_numbers
 from hscc_search.progress import Progress, Report, silent
 
 # Share of all steps, counted from the last one, that the average of the weights covers.
@@ -48,7 +48,9 @@ def fine_tune(
     for epoch in range(finetuning.epochs):
         mean_loss = run_epoch(descent, epoch, loss)
         report(Progress("fine-tuning", epoch + 1, finetuning.epochs, f"loss {mean_loss:.3f}"))
-    network.load_state_dict(averaged.module.state_dict())
+    # A mean of integers is cut off to one, so their tables stay as they are in the network.
+    means = {name: value for name, value in averaged.module.state_dict().items() if of_numbers(value)}
+    network.load_state_dict({**network.state_dict(), **means})
     network.eval()
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from hscc_search.dense.checkpoint_names import Fitted, fit
+from hscc_search.dense.trainable import of_numbers
 from hscc_search.errors import ModelError, one_line, quoted
 
 # Keys under which programs keep the state dict of a network beside other things, the likeliest first. An average of
@@ -203,7 +204,7 @@ def check_values(tensors: Mapping[str, torch.Tensor], origin: str) -> None:
 
 def all_finite(value: torch.Tensor) -> bool:
     """Tell whether all values are finite. The sum takes a tenth of the time, and is finite only if they are."""
-    if not (value.is_floating_point() or value.is_complex()):
+    if not of_numbers(value):
         return True
     # Narrow types of 8 bits have no `isfinite` of their own.
     wide = value.float() if value.is_floating_point() and value.itemsize < 4 else value

@@ -190,3 +190,35 @@ def test_a_network_with_channels_that_the_loss_barely_depends_on_trains_further(
     fine_tune(network, dense, config, parts.train, CPU)
     assert all(value.isfinite().all() for value in network.state_dict().values())
     assert divergence(network, its_own, parts.train) < before + 2
+
+
+class Tabled(nn.Module):
+    """A network that looks up its scores in tables of integers, and turns them by complex numbers."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.register_buffer("held", torch.arange(48))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("known", torch.arange(48) % 2 == 0)
+        self.codes = nn.Parameter(torch.arange(48), requires_grad=False)
+        self.turn = nn.Parameter(torch.ones(10, dtype=torch.complex64))
+
+    def forward(self, images):
+        if self.training:
+            self.seen += 1
+        scores = self.network(images)[:, self.codes[:10]] * self.turn
+        return scores.real
+
+
+def test_tables_of_integers_stay_as_they_are_and_complex_weights_are_trained(plain_study, opened, compressed, parts):
+    """Sums of shares of an integer may stay below it, and be cut off to the one before."""
+    network = Tabled(copy.deepcopy(compressed))
+    network.turn.requires_grad_(False)  # as the network of somebody's own may be handed over
+    fine_tune(network, opened.network, plain_study(finetuning__epochs=4, training__batch_size=16), parts.train, CPU)
+    assert torch.equal(network.held, torch.arange(48))
+    assert torch.equal(network.known, torch.arange(48) % 2 == 0)
+    assert torch.equal(network.codes, torch.arange(48))
+    assert int(network.seen) == 4 * (len(parts.train) // 16)  # the last count, and no mean of counts
+    assert not torch.equal(network.turn.detach(), torch.ones(10, dtype=torch.complex64))
+    assert network.turn.isfinite().all()
