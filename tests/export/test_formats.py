@@ -327,6 +327,26 @@ def test_a_format_that_loses_accuracy_is_refused_unless_that_is_accepted(torn, n
     assert found["gap"] < 1e-3
 
 
+class Bright(nn.Module):
+    """A network whose scores of images that are white all over are beyond the largest float16."""
+
+    def forward(self, images):
+        brightness = images.mean(dim=(1, 2, 3))
+        return torch.stack([brightness, 1 - brightness + 1000 * (1000 * (brightness - 0.9).relu())], dim=1)
+
+
+def test_a_float16_file_that_answers_infinity_is_refused_though_a_loss_is_accepted(torn):
+    folder, _ = torn
+    module = Deployed(Bright(), (0.0,) * 3, (1.0,) * 3, (3, 8, 8)).eval()
+    write_onnx(module, (3, 8, 8), folder / "model.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (400, 3, 8, 8), np.uint8)
+    images[:50] = 255
+    test = Part(images, run(folder / "model.onnx", images.astype(np.float32) / 255).argmax(axis=1), np.arange(400))
+    said = "^in format float16 50 test images are answered with NaN or infinity: leave the format out$"
+    with pytest.raises(ExportError, match=said):
+        write_formats(folder, Extras(("float16",), accept_loss=True), module, test, of_integers=False)
+
+
 @pytest.mark.parametrize("name", ["openvino", "executorch"])
 def test_a_format_whose_package_is_not_installed_is_refused_before_any_work(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)

@@ -40,3 +40,22 @@ def test_the_loss_of_maps_is_of_the_images():
     check(right, right, labels)
     with pytest.raises(ExportError, match=r"a loss of 100\.0 ± 0\.0 points"):
         check(wrong, right, labels)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("accept", [False, True])
+def test_an_answer_that_is_not_finite_is_no_answer_and_accepted_by_nobody(wrong, accept):
+    """NaN is the largest of some scores, so that it would be the first class's."""
+    before = scores_that_are_right(400)
+    given = before.copy()
+    given[LABELS == 0, 0] = wrong
+    loss = Loss.of(given, before, LABELS)
+    assert (loss.accuracy, loss.before, loss.without) == (0.9, 1, 40)
+    with pytest.raises(ExportError, match=r"^in 8-bit integers 40 test images are answered with NaN or infinity: "):
+        check(given, before, LABELS, accept)
+    maps = np.stack([before, before], axis=2)[..., None]
+    maps[0, :, 1] = wrong
+    with pytest.raises(ExportError, match=r" 1 test images are answered "):
+        check(
+            maps, np.stack([before, before], axis=2)[..., None], np.stack([LABELS, LABELS], axis=1)[..., None], accept
+        )
