@@ -20,6 +20,12 @@ from hscc_search.temporary import FULL, temporary_beside
 _FILE_MODE, _FOLDER_MODE = 0o644, 0o755
 # Links that are followed from one path; Linux follows as many.
 _MOST_LINKS = 40
+# How a file is opened: without waiting for the other end of a pipe, and as bytes; not all systems know either.
+_READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+class IrregularFileError(ValueError):
+    """A folder, a pipe or a device stands where a regular file is to be read."""
 
 
 @contextmanager
@@ -206,22 +212,55 @@ def readable_for_all(folder: Path) -> None:
     folder.chmod(_FOLDER_MODE)
 
 
-def read_whole(path: Path, most: int) -> str:
-    """Read a regular file of text, without waiting for what may stand behind its name, such as a pipe.
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file, or a link to one, without waiting for what may stand behind its name, such as a pipe.
 
-    Args:
-        path: of the file, or of a link to it.
-        most: bytes that it may have.
+    Yields:
+        The file, and its size in bytes as it was opened: it may grow, and in ``/proc`` there is more in files of 0.
+
+    Raises:
+        OSError: it cannot be opened.
+        IrregularFileError: it is no regular file.
+    """
+    descriptor = os.open(path, _READING)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise IrregularFileError(f"{path} is no regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def read_up_to(path: Path, most: int) -> bytes:
+    """Read all of a regular file, or of a larger one the first ``most`` + 1 bytes.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no regular file, larger, or no UTF-8.
+        IrregularFileError: it is no regular file.
     """
-    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-            raise ValueError(f"{path} is no regular file of at most {most:,} bytes")
-        return file.read(most).decode("utf-8")
+    with opened(path) as (file, _):
+        return file.read(most + 1) or b""  # None where there is nothing yet, as in /proc/kmsg
+
+
+def read_whole(path: Path, most: int) -> str:
+    """Read a regular file of text, of at most ``most`` bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file (IrregularFileError), larger, or no UTF-8.
+    """
+    content = read_up_to(path, most)
+    if len(content) > most:
+        raise ValueError(f"{path} has more than {most:,} bytes")
+    return content.decode("utf-8")
+
+
+def megabytes_of(path: Path) -> float:
+    """The size of a file, in 10^6 bytes."""
+    return path.stat().st_size / 1e6
 
 
 def sha256(path: Path) -> str:

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -6,10 +7,13 @@ import pytest
 
 from hscc_search.errors import DiskFullError, UnwritableError
 from hscc_search.files import (
+    IrregularFileError,
     check_new_folder,
     check_room,
     checked_output,
     folder_written_whole,
+    megabytes_of,
+    opened,
     read_whole,
     reserve,
     written_whole,
@@ -18,6 +22,10 @@ from hscc_search.files import (
 
 def mode_of(path):
     return stat.S_IMODE(path.stat().st_mode)
+
+
+def open_files():
+    return len([*Path("/proc/self/fd").iterdir()])
 
 
 def test_a_file_appears_whole_and_readable_for_all(tmp_path):
@@ -179,8 +187,11 @@ def test_room_is_taken_before_a_file_is_mapped(small_disk):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: None])
 def test_only_a_regular_file_is_read(tmp_path, make):
     make(tmp_path / "file")
-    with pytest.raises((ValueError, OSError)):
+    descriptors = open_files()
+    there = os.path.lexists(tmp_path / "file")
+    with pytest.raises(IrregularFileError if there else FileNotFoundError, match="file"):
         read_whole(tmp_path / "file", 100)
+    assert open_files() == descriptors
 
 
 def test_a_file_is_read_up_to_its_bound(tmp_path):
@@ -188,8 +199,35 @@ def test_a_file_is_read_up_to_its_bound(tmp_path):
     path.write_text("ä" * 50)
     link.symlink_to(path)
     assert read_whole(path, 100) == read_whole(link, 1000) == "ä" * 50
-    with pytest.raises(ValueError, match="no regular file of at most 99 bytes"):
+    with pytest.raises(ValueError, match="has more than 99 bytes"):
         read_whole(path, 99)
     path.write_bytes(b"\xff")
     with pytest.raises(ValueError, match="utf-8"):
         read_whole(path, 99)
+
+
+def test_a_file_that_has_more_than_its_size_says_is_not_cut():
+    """Such are those of the system, and any file that grows meanwhile."""
+    status = Path("/proc/self/status")
+    assert status.stat().st_size == 0
+    assert read_whole(status, 1 << 20).startswith("Name:")
+    with pytest.raises(ValueError, match="has more than 10 bytes"):
+        read_whole(status, 10)
+    with opened(status) as (file, size):
+        assert (size, file.read(5)) == (0, b"Name:")
+
+
+def test_what_would_have_to_be_waited_for_is_empty():
+    if not os.access("/proc/kmsg", os.R_OK):
+        pytest.skip("/proc/kmsg is not there for this user")
+    with contextlib.suppress(OSError):
+        assert isinstance(read_whole(Path("/proc/kmsg"), 1 << 24), str)
+
+
+def test_a_file_is_closed_whatever_happens_to_who_reads_it(tmp_path):
+    (tmp_path / "file").write_bytes(b"text")
+    descriptors = open_files()
+    with pytest.raises(RuntimeError), opened(tmp_path / "file"):
+        raise RuntimeError
+    assert open_files() == descriptors
+    assert megabytes_of(tmp_path / "file") == 4e-6

@@ -70,11 +70,13 @@ def read_network(path: Path) -> ComparedNetwork:
     """Read the file of a measured network.
 
     Raises:
-        ConfigError: the file is damaged, or in a format that this version does not read.
+        ConfigError: the file cannot be read, is damaged, or in a format that this version does not read.
     """
     try:
         return ComparedNetwork.from_stored(json.loads(read_whole(path, _MOST_BYTES)), str(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror}): make it readable") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: delete it, and it is measured again") from error
 
 
@@ -82,7 +84,7 @@ def read_comparison(folder: Path) -> tuple[ComparisonRecord, list[ComparedNetwor
     """Read what a comparison has measured so far.
 
     Raises:
-        ConfigError: the folder holds no comparison, or one that is damaged or of another format.
+        ConfigError: the folder holds no comparison, or one that cannot be read, is damaged or of another format.
     """
     if not (folder / "comparison.json").is_file():
         raise ConfigError(f"{folder} holds no comparison: name a folder that `hscc-search compare --out` wrote")
@@ -94,7 +96,9 @@ def read_comparison(folder: Path) -> tuple[ComparisonRecord, list[ComparedNetwor
 def _read_record(path: Path) -> ComparisonRecord:
     try:
         return ComparisonRecord.from_stored(json.loads(read_whole(path, _MOST_BYTES)), str(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror}): make it readable, or name another folder") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: name another output folder") from error
 
 

@@ -5,9 +5,7 @@ dates through as they are. Here a file is refused by its size, its depth and the
 built, and every error says where in the file it is.
 """
 
-import os
 import re
-import stat
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 from yaml.reader import ReaderError
 
 from hscc_search.errors import ConfigError, one_line, quoted, shortened
+from hscc_search.files import IrregularFileError, read_up_to
 
 # A study file has a few hundred values, nested three deep; one with a long list of start samples has a few thousand.
 _MOST_BYTES, _MOST_VALUES, _DEEPEST = 65_536, 10_000, 16
@@ -111,11 +110,9 @@ _Loader.add_implicit_resolver(
 
 def _read_text(path: Path, most_bytes: int) -> str:
     try:
-        # Without waiting for what may stand behind the name, such as a pipe that nobody writes to.
-        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(f"study file {shown(path)} is no regular file: give a path to a YAML file")
-            content = file.read(most_bytes + 1) or b""  # None where there is nothing yet, as in /proc/kmsg
+        content = read_up_to(path, most_bytes)
+    except IrregularFileError as error:
+        raise ConfigError(f"study file {shown(path)} is no regular file: give a path to a YAML file") from error
     except OSError as error:
         raise ConfigError(f"cannot read study file {shown(path)}: {error.strerror}") from error
     if len(content) > most_bytes:

@@ -2,8 +2,6 @@
 
 import csv
 import io
-import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import Any, BinaryIO
 from hscc_search.config import ColumnsConfig
 from hscc_search.data.listing import Listed, part_of
 from hscc_search.errors import DataError, one_line, printable, quoted, shortened
+from hscc_search.files import IrregularFileError, opened
 
 _DELIMITERS = (",", ";", "\t")
 _PARQUET = (".parquet", ".pq")
@@ -105,7 +104,9 @@ def _cell(table: _Table, line: str, row: Mapping[str, Any], column: str) -> str:
 def _read_csv(path: Path, needed: str) -> _Table:
     try:
         with _opened(path) as file:
-            text = (file.read(_MOST_BYTES) or b"").decode("utf-8-sig")  # None where there is nothing yet, as in /proc
+            content = file.read(_MOST_BYTES + 1) or b""  # None where there is nothing yet, as in /proc/kmsg
+        _check_size(path, len(content))  # it may have grown
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"table {path} is no text in UTF-8 (byte {error.start:,}): save it as CSV in UTF-8") from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -119,24 +120,27 @@ def _read_csv(path: Path, needed: str) -> _Table:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a table, without waiting for what may stand behind its name, such as a pipe that nobody writes to.
+    """Open a table.
 
     Raises:
         DataError: it is no regular file, too large, or cannot be read.
     """
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise DataError(f"table {path} is no regular file: give a CSV or Parquet file")
-            if status.st_size > _MOST_BYTES:
-                raise DataError(
-                    f"table {path} is too large: it has {status.st_size:,} bytes, and a table has at most "
-                    f"{_MOST_BYTES:,}: leave out columns that are not needed"
-                )
+        with opened(path) as (file, size):
+            _check_size(path, size)
             yield file
+    except IrregularFileError as error:
+        raise DataError(f"table {path} is no regular file: give a CSV or Parquet file") from error
     except OSError as error:
         raise DataError(f"cannot read table {path} ({error.strerror}): give a CSV or Parquet file") from error
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > _MOST_BYTES:
+        raise DataError(
+            f"table {path} is too large: it has {size:,} bytes, and a table has at most {_MOST_BYTES:,}: leave out "
+            "columns that are not needed"
+        )
 
 
 def _header(text: str, delimiter: str) -> tuple[str, ...]:

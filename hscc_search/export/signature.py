@@ -9,7 +9,6 @@ import base64
 import hashlib
 import importlib.util
 import os
-import stat
 import struct
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hscc_search.errors import ConfigError, ExportError
 from hscc_search.export.manifest import refusing
 from hscc_search.export.run import MANIFEST, MOST_MANIFEST, SIGNATURE, regular
+from hscc_search.files import IrregularFileError, read_up_to
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -30,6 +30,7 @@ _FIRST, _LAST = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
 _BEGIN, _END = b"-----BEGIN ", b"-----END "
 # Characters of a line; bytes of a signature and of a key, which have a few hundred.
 _WIDTH, _MOST_BYTES = 70, 1 << 14
+_REMEDY = "give the file of one key, as ssh-keygen -t ed25519 -f KEY writes it"
 
 
 def read_signing_key(path: Path) -> "Ed25519PrivateKey":
@@ -136,12 +137,11 @@ def _read(path: Path, readers: Sequence[Callable[[bytes], Any]]) -> Any:
         TypeError: a private key has a password.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ConfigError(f"key {path} is no regular file")
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+        content = read_up_to(path, _MOST_BYTES)
+    except IrregularFileError as error:
+        raise ConfigError(f"key {path} is no regular file: {_REMEDY}") from error
     except OSError as error:
-        raise ConfigError(f"cannot read key {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read key {path}: {error.strerror}: {_REMEDY}") from error
     for read in readers:
         try:
             key = read(content)

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
 from hscc_search.errors import StorageError, one_line
+from hscc_search.files import IrregularFileError, read_up_to
 
 Environment = dict[str, Any]
 Application = Callable[[Environment, Callable[..., Any]], Iterable[bytes]]
@@ -64,9 +65,10 @@ def read_token(path: Path) -> str:
         StorageError: it holds none, or cannot be read.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            token = file.read(_LONGEST + 1).strip()
-    except (OSError, ValueError) as error:
+        token = read_up_to(path, _LONGEST).decode("ascii", "replace").strip()
+    except IrregularFileError as error:
+        raise StorageError(f"{path} is no regular file: give one that holds a token on one line") from error
+    except OSError as error:
         raise StorageError(f"cannot read the token in {path}: {one_line(error)}") from error
     if not _SHORTEST <= len(token) <= _LONGEST or not re.fullmatch(r"[A-Za-z0-9._~-]+", token):
         raise StorageError(

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -96,16 +97,40 @@ def large(path):
     os.truncate(path, 1 << 30)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), large])
-def test_what_is_no_file_or_endless_is_refused_and_not_read(tmp_path, make):
+def read_measured(folder):
+    return read_network(network_path(folder, ASKED))
+
+
+def claim_again(folder):
+    return claim(folder, record())
+
+
+@pytest.fixture
+def measured(tmp_path):
     claim(tmp_path, record())
-    network = network_path(tmp_path, ASKED)
     write_network(tmp_path, ComparedNetwork(ASKED, failure="out of reach"))
-    for path, said in ((network, "delete it"), (tmp_path / "comparison.json", "name another output folder")):
-        kept = path.read_bytes()
-        path.unlink()
-        make(path)
-        with pytest.raises(ConfigError, match=f"is damaged: {said}"):
-            read_network(path) if path == network else claim(tmp_path, record())
-        path.unlink()
-        path.write_bytes(kept)
+    return tmp_path
+
+
+FILES = [
+    (network_path(Path(), ASKED), read_measured, ": delete it, and it is measured again$"),
+    (Path("comparison.json"), claim_again, ": name another output folder$"),
+]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), large])
+@pytest.mark.parametrize(("file", "read", "remedy"), FILES, ids=["network", "comparison"])
+def test_what_is_no_file_or_endless_is_refused_and_not_read(measured, make, file, read, remedy):
+    (measured / file).unlink()
+    make(measured / file)
+    with pytest.raises(ConfigError, match=f" is damaged{remedy}"):
+        read(measured)
+
+
+@pytest.mark.parametrize(("file", "read"), [each[:2] for each in FILES], ids=["network", "comparison"])
+def test_what_cannot_be_read_is_not_called_damaged(measured, file, read):
+    """Who deletes what he has no right to read, or a failing disk gives back tomorrow, loses it."""
+    (measured / file).unlink()
+    (measured / file).symlink_to("/proc/self/mem")
+    with pytest.raises(ConfigError, match=rf"^cannot read .*{file.name} \(Input/output error\): make it readable"):
+        read(measured)

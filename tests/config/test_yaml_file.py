@@ -135,8 +135,9 @@ def test_a_device_is_neither_waited_for_nor_read_without_end(path):
 
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ConfigError, match="pipe is no regular file"):
-        read_yaml(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ConfigError, match="is no regular file: give a path to a YAML file"):
+            read_yaml(path)
 
 
 def test_what_an_alias_repeats_is_an_object_of_its_own(read):

@@ -85,7 +85,7 @@ def test_a_table_that_cannot_be_used_ends_in_one_line(table, text, message):
     [
         (os.mkfifo, "is no regular file"),
         (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
-        (os.mkdir, "Is a directory|is no regular file"),
+        (os.mkdir, "is no regular file: give a CSV or Parquet file"),
         (lambda path: (path.touch(), os.truncate(path, 1 << 40)), "is too large.*at most"),
     ],
     ids=["pipe", "device", "folder", "huge"],
@@ -96,12 +96,16 @@ def test_only_a_regular_file_of_some_size_is_read(tmp_path, suffix, make, said):
         images_of_table(tmp_path / f"images{suffix}", ColumnsConfig())
 
 
+def test_a_table_that_has_more_than_its_size_says_is_not_cut(tmp_path, monkeypatch):
+    (tmp_path / "images.csv").symlink_to("/proc/self/status")
+    monkeypatch.setattr("hscc_search.data.tables._MOST_BYTES", 10)
+    with pytest.raises(DataError, match="is too large: it has 11 bytes"):
+        images_of_table(tmp_path / "images.csv", ColumnsConfig())
+
+
 def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.csv \(No such file"):
         images_of_table(tmp_path / "none.csv", ColumnsConfig())
-    (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(DataError, match=r"folder\.csv \(Is a directory"):
-        images_of_table(tmp_path / "folder.csv", ColumnsConfig())
 
 
 def test_a_missing_column_that_was_named_is_refused(table):

@@ -182,8 +182,8 @@ def test_a_signature_with_anything_else_in_it_is_refused_in_one_line(manifest, d
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nowhere", "cannot read key .*nowhere: No such file"),
-        ("", "is no regular file"),
+        ("nowhere", "cannot read key .*nowhere: No such file.*: give the file of one key"),
+        ("", "is no regular file: give the file of one key, as ssh-keygen -t ed25519 -f KEY writes it"),
         ("locked", "locked has a password, and none is asked for: .*ssh-keygen -Y sign -f KEY -n hscc-search"),
         ("locked.pem", "locked.pem has a password"),
         ("ecdsa", "ecdsa holds no private Ed25519 key: ssh-keygen -t ed25519"),

@@ -190,8 +190,11 @@ def test_tokens_are_long_and_new_and_files_of_them_are_checked(tmp_path):
         path.write_text(text)
         with pytest.raises(StorageError, match="holds no token"):
             read_token(path)
-    with pytest.raises(StorageError, match="holds no token"):
-        read_token(Path("/dev/zero"))
     path.write_bytes(b"\xff\xfe" * 20)
-    with pytest.raises(StorageError, match="cannot read"):
+    with pytest.raises(StorageError, match="holds no token"):
         read_token(path)
+    for irregular in (Path("/dev/zero"), tmp_path):
+        with pytest.raises(StorageError, match="is no regular file: give one that holds a token on one line"):
+            read_token(irregular)
+    with pytest.raises(StorageError, match=r"cannot read the token in .*nowhere"):
+        read_token(tmp_path / "nowhere")
