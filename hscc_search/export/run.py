@@ -18,7 +18,7 @@ import platform
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,16 @@ _SMALLEST_SCORE = 1e-6
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _DICOM = (".dcm", ".dicom")
-# Types of a study's images, and of bounds; ways to bring an image to size; what was so in folders that do not say it.
-_VALUES, _NUMBERS, _RESIZES = ("uint8", "uint16", "float32"), {int, float}, ("squeeze", "crop", "pad")
+# Whether a value of architecture.json is one that it may have; what was so in folders that do not say it.
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "channels": lambda number: type(number) is int,
+    "image_size": lambda size: type(size) is int or _pair(size, int),
+    "resize": lambda way: way in ("squeeze", "crop", "pad"),
+    "resize_to": lambda side: side is None or type(side) is int,
+    "bounds": lambda pair: pair is None or (_pair(pair, int, float) and -1e300 < pair[0] < pair[1] < 1e300),
+    "values": lambda name: name in ("uint8", "uint16", "float32"),
+    "classes": lambda names: type(names) is list and {*map(type, names)} <= {str} and len({*names}) == len(names),
+}
 IN_FORMAT_3 = {"channels": 3, "resize": "squeeze", "resize_to": None, "bounds": None, "values": "uint8"}
 # Made inputs on which answers are compared, and numbers of an image's answer that are kept of one that is a map.
 _INPUTS, _MOST_NUMBERS = 8, 2048
@@ -72,23 +80,19 @@ class Folder:
     def __init__(self, path: str | Path, threads: int = 0, onnx: str = ONNX) -> None:
         self.path, self.threads, self.onnx = Path(path), threads, Path(path) / onnx
         tree = read_json(self.path / ARCHITECTURE)
-        try:
-            tree = {**IN_FORMAT_3, **tree} if tree["format"] == 3 else tree
-            size, names, bounds = tree["image_size"], tree["classes"], tree["bounds"]
-            height, width = size if isinstance(size, list) else (size, size)
-            low, high = (0, 1) if bounds is None else bounds
-            self.shape, self.classes = (tree["channels"], height, width), tuple(names)
-            self.values, self.resize, self.resize_to = tree["values"], tree["resize"], tree["resize_to"]
-            self.bounds = None if bounds is None else (float(low), float(high))
-            sides = (*self.shape, 1 if self.resize_to is None else self.resize_to)
-            numbers = {*map(type, sides)} == {int} and {type(low), type(high)} <= _NUMBERS
-            texts = isinstance(names, list) and {*map(type, names)} <= {str} and len({*names}) == len(names)
-            known = self.values in _VALUES and self.resize in _RESIZES
-            if not (numbers and texts and known and 0 < high - low < float("inf")):
-                raise ValueError
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            wrong = f"{error} is missing" if isinstance(error, KeyError) else "a value is wrong, or a class there twice"
-            raise Refused(f"{self.path / ARCHITECTURE} does not say how images are read: {wrong}") from error
+        tree = {**IN_FORMAT_3, **tree} if tree.get("format") == 3 else tree
+        for key, fits in _FITS.items():
+            if key not in tree or not fits(tree[key]):
+                wrong = "has a wrong value" if key in tree else "is missing"
+                raise Refused(f"{self.path / ARCHITECTURE} does not say how images are read: {key} {wrong}")
+        size, bounds = tree["image_size"], tree["bounds"]
+        self.shape = (tree["channels"], *(size if isinstance(size, list) else (size, size)))
+        self.classes, self.values, self.resize = tuple(tree["classes"]), tree["values"], tree["resize"]
+        self.resize_to, self.bounds = (
+            tree["resize_to"],
+            None if bounds is None else (float(bounds[0]), float(bounds[1])),
+        )
+        sides = (*self.shape, 1 if self.resize_to is None else self.resize_to)
         small = all(0 < side <= _LARGEST_SIDE for side in sides) and np.prod(self.shape) <= _MOST_VALUES
         if not small or len(self.classes) > _MOST_CLASSES:
             raise Refused(f"{self.path / ARCHITECTURE} says sizes that no network has: {sides}")
@@ -157,10 +161,9 @@ class Folder:
 
     def scores(self, pixels: np.ndarray) -> np.ndarray:
         """The scores of inputs, before softmax: float32, shape (inputs, classes), or (..., height, width) for maps."""
+        session = self.session
         try:
-            return np.asarray(self.session.run(None, {self.session.get_inputs()[0].name: pixels})[0])
-        except Refused:
-            raise
+            return np.asarray(session.run(None, {session.get_inputs()[0].name: pixels})[0])
         except Exception as error:  # as above
             raise Refused(f"ONNX Runtime cannot run {self.onnx}: {_line(error)}") from error
 
@@ -193,8 +196,7 @@ class Folder:
             coarse = (numbers.random_raw((5, 5, channels)) >> np.uint64(56)).astype(np.uint8)
             blocks = coarse[..., 0] if channels == 1 or self.values == "uint16" else coarse
             image = Image.fromarray(blocks).resize((width * 3 // 2 + 1, height * 5 // 4 + 1), Image.Resampling.BICUBIC)
-            wide = self.values == "uint16"
-            yield Image.fromarray(np.asarray(image, np.float32) / np.float32(255)) if wide else image
+            yield Image.fromarray(np.asarray(image, np.float32) / np.float32(255)) if self.values == "uint16" else image
 
     def made_scores(self) -> np.ndarray:
         """The scores of the made inputs, or of the images that these are made of where the file takes raw images."""
@@ -242,8 +244,7 @@ class Folder:
 
     def _sized(self, image: Image.Image, width: int, height: int) -> Image.Image:
         bilinear = Image.Resampling.BILINEAR
-        if self.resize_to is not None:  # as torchvision's Resize and CenterCrop
-            side = self.resize_to
+        if (side := self.resize_to) is not None:  # as torchvision's Resize and CenterCrop
             tall = image.width <= image.height
             scaled = int(side * image.height / image.width) if tall else int(side * image.width / image.height)
             image = image.resize((side, scaled) if tall else (scaled, side), bilinear)
@@ -256,13 +257,16 @@ class Folder:
         return image.resize((width, height), bilinear)
 
 
+def _pair(value: Any, *types: type) -> bool:
+    return type(value) is list and len(value) == 2 and {*map(type, value)} <= {*types}
+
+
 def _takes_images(session: Any) -> bool:
     return bool(session.get_inputs()[0].type == "tensor(uint8)")
 
 
 def _between(values: np.ndarray, bounds: tuple[float, float], inverted: bool = False) -> Image.Image:
-    low, high = bounds
-    shares = ((values.astype(np.float64) - low) / (high - low)).clip(0, 1)
+    shares = ((values.astype(np.float64) - bounds[0]) / (bounds[1] - bounds[0])).clip(0, 1)
     return Image.fromarray((1 - shares if inverted else shares).astype(np.float32))
 
 
@@ -407,9 +411,8 @@ def benchmark(folder: Folder) -> dict[str, Any]:
             start = time.perf_counter()
             folder.scores(pixels)
             taken.append(1000 * (time.perf_counter() - start))
-        counted = taken[_WARM_UP:]
-        median, p95 = (float(np.percentile(counted, share)) for share in (50, 95))
-        batches[str(size)] = {"median_ms": median, "p95_ms": p95, "batches": len(counted)}
+        median, p95 = (float(np.percentile(taken[_WARM_UP:], share)) for share in (50, 95))
+        batches[str(size)] = {"median_ms": median, "p95_ms": p95, "batches": len(taken) - _WARM_UP}
     metrics = read_json(folder.path / METRICS)
     return {
         "study": metrics.get("study"),
@@ -460,14 +463,11 @@ def main() -> None:
     options, here = parser.parse_args(), Path(__file__).resolve().parent
     try:
         if options.command == "predict":
-            folder = Folder(here)
-            for image in options.images:
-                answer = folder.answer(image)
+            for answer in map(Folder(here).answer, options.images):
                 print(json.dumps(answer) if options.json else in_words(answer))
         elif options.command == "verify":
             count = check_files(here)
-            names = answering(here, ".onnx")
-            gap = max(check_answers(here, Folder(here, onnx=name).made_scores(), name) for name in names)
+            gap = max(check_answers(here, Folder(here, onnx=of).made_scores(), of) for of in answering(here, ".onnx"))
             print(f"verified: {count} files are as exported, and scores differ by {gap:.1g} of the largest")
         else:
             if options.threads not in map(str, range(1, 257)):  # Python reads digits of other scripts and 1_0 as well

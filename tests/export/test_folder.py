@@ -118,10 +118,7 @@ OF_TWO = "has to be a list of 2 values"
     ],
 )
 def test_what_an_architecture_may_not_hold_is_told_with_its_place_in_the_file(tmp_path, changes, said):
-    stored = Architecture(
-        "digits_cnn", ("a", "b"), Pictures(16), (0.5,) * 3, (0.5,) * 3, NetworkForm((), (), {})
-    ).stored()
-    write_json(tmp_path / ARCHITECTURE, {**stored, **changes})
+    write_json(tmp_path / ARCHITECTURE, {**STORED, **changes})
     with pytest.raises(ExportError) as refused:
         read_architecture(tmp_path)
     assert str(refused.value).startswith(f"{tmp_path / ARCHITECTURE} is damaged: {said}")
@@ -129,10 +126,6 @@ def test_what_an_architecture_may_not_hold_is_told_with_its_place_in_the_file(tm
 
 @pytest.mark.parametrize("name", ["image_size", "form", "maps", "classes"])
 def test_a_key_that_an_architecture_lacks_is_named(tmp_path, name):
-    stored = Architecture(
-        "digits_cnn", ("a", "b"), Pictures(16), (0.5,) * 3, (0.5,) * 3, NetworkForm((), (), {})
-    ).stored()
-    del stored[name]
-    write_json(tmp_path / ARCHITECTURE, stored)
+    write_json(tmp_path / ARCHITECTURE, {key: value for key, value in STORED.items() if key != name})
     with pytest.raises(ExportError, match=rf"architecture.json is damaged: {name} is missing$"):
         read_architecture(tmp_path)

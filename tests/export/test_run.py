@@ -51,6 +51,44 @@ def folder_of(tmp_path, config, dtype):
     return run.Folder(tmp_path)
 
 
+WRONG = {
+    "channels": ["3", True, 3.0, None],
+    "image_size": [[24], [24, 40, 1], "24", {"height": 24}, [24, 40.0], None],
+    "resize": ["stretch", None, ["crop"]],
+    "resize_to": ["24", 0.5, [24], True],
+    "bounds": [
+        [1, 0],
+        [0, 0],
+        [0],
+        [0, 1, 2],
+        "01",
+        7,
+        {},
+        [0, True],
+        [0.5, 10**400],
+        [float("nan"), 1],
+        [0, float("inf")],
+    ],
+    "values": ["int64", None, 8, ["uint8"]],
+    "classes": [["a", "a"], ["a", 1], "ab", {"a": 0}, None, [["a"]]],
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_value_that_the_script_cannot_use_is_named_by_its_key(tmp_path, key):
+    folder_of(tmp_path, config_of(), np.uint8)
+    path = tmp_path / "architecture.json"
+    tree = json.loads(path.read_text())
+    for wrong in WRONG[key]:
+        path.write_text(json.dumps({**tree, key: wrong}))
+        with pytest.raises(run.Refused, match=rf"json does not say how images are read: {key} has a wrong value$"):
+            run.Folder(tmp_path)
+    del tree[key]
+    path.write_text(json.dumps(tree))
+    with pytest.raises(run.Refused, match=rf"json does not say how images are read: {key} is missing$"):
+        run.Folder(tmp_path)
+
+
 def pixels_by_study(path, config):
     return pixel_values(torch.from_numpy(pixels_of(read_image(path, config), config).copy()[None])).numpy()
 
