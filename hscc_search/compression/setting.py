@@ -1,19 +1,24 @@
 """The request to the compressor."""
 
 import math
+import operator
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any, Literal, get_args
 
 from hscc_search.compression.division.partition import Division
 from hscc_search.config import ClusterStrategy, RegionStrategy
-from hscc_search.errors import CompressionError
+from hscc_search.errors import CompressionError, quoted
 
 # The cost that a budget divides.
 BudgetOf = Literal["flops", "parameters"]
 
 # Fields that choose the ranks; a setting has exactly one of them.
 _RULES = ("energy", "channel_share", "budget")
+# Integers are below it, of which seeds are the largest.
+_LARGEST = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -72,17 +77,17 @@ class Setting:
         for name in ("energy", "channel_share"):
             if getattr(self, name) is not None:
                 check_share(name, getattr(self, name))
-        if self.budget is not None and not self.budget > 1:
-            raise CompressionError(f"budget must be above 1, not {self.budget}")
+        if self.budget is not None and not (_is_number(self.budget) and self.budget > 1):
+            raise CompressionError(f"budget must be a number above 1, not {quoted(self.budget)}")
         if self.budget_of not in get_args(BudgetOf):
             raise CompressionError(f"a budget is of {' or '.join(get_args(BudgetOf))}, not of {self.budget_of!r}")
-        if not 0 <= self.region_gain <= 1:
-            raise CompressionError(f"region_gain must be from 0 to 1, not {self.region_gain}")
+        if not (_is_number(self.region_gain) and 0 <= self.region_gain <= 1):
+            raise CompressionError(f"region_gain must be a number from 0 to 1, not {quoted(self.region_gain)}")
         for name in ("weight_price", "copy_price"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise CompressionError(f"{name} must be a finite number, 0 or more, not {getattr(self, name)}")
-        if self.rank_multiple < 1:
-            raise CompressionError(f"rank_multiple must be 1 or more, not {self.rank_multiple}")
+            if not (_is_number(getattr(self, name)) and 0 <= getattr(self, name) < math.inf):
+                raise CompressionError(f"{name} must be a finite number, 0 or more, not {quoted(getattr(self, name))}")
+        for name, least in (("regions", 1), ("clusters", 1), ("rank_multiple", 1), ("seed", 0)):
+            _integer(name, getattr(self, name), least)
         self.division  # noqa: B018  (checks its values)
         for layer in self.by_layer:
             self.of(layer)
@@ -132,14 +137,32 @@ class Refinement:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("images", 16)):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= least):
-                raise CompressionError(f"{name} of a refinement must be an integer of {least} or more, not {value}")
+        for name, least in (("epochs", 1), ("images", 16), ("seed", 0)):
+            # As Python's own, since it is stored as JSON.
+            object.__setattr__(self, name, _integer(f"{name} of a refinement", getattr(self, name), least))
         check_share("learning_rate of a refinement", self.learning_rate)
+        object.__setattr__(self, "learning_rate", float(self.learning_rate))
 
 
 def check_share(name: str, share: float) -> None:
-    """Raise CompressionError unless a share is above 0 and at most 1."""
-    if not 0 < share <= 1:
-        raise CompressionError(f"{name} must be above 0 and at most 1, not {share}")
+    """Raise CompressionError unless a share is a number above 0 and at most 1."""
+    if not (_is_number(share) and 0 < share <= 1):
+        raise CompressionError(f"{name} must be above 0 and at most 1, not {quoted(share)}")
+
+
+def _is_number(value: object) -> bool:
+    """Tell numbers of Python and of numpy from truths and from all else."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    """An integer of Python, of numpy or of torch as one of Python.
+
+    Raises:
+        CompressionError: it is none, a truth, below ``least``, or 2^32 or more.
+    """
+    with suppress(TypeError):
+        number = operator.index(value)
+        if not isinstance(value, bool) and least <= number < _LARGEST:
+            return number
+    raise CompressionError(f"{name} must be an integer from {least} to 2^32 - 1, not {quoted(value)}")
