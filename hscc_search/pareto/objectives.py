@@ -44,6 +44,30 @@ class Objective:
         return -1 if self.maximise else 1
 
 
+@dataclass(frozen=True)
+class Unit:
+    """The unit of a cost.
+
+    Attributes:
+        suffix: what stands behind a value.
+        axis: what stands at an axis, whose unit may be a larger one.
+        scale: how many of the metric's own the axis's unit is.
+    """
+
+    suffix: str
+    axis: str
+    scale: float
+
+
+UNITS = {
+    "flops": Unit(" FLOPs", "GFLOPs per image (1 multiply-add = 2 FLOPs)", 1e9),
+    "macs": Unit(" MACs", "GMACs per image (1 multiply-add = 1 MAC)", 1e9),
+    "parameters": Unit(" parameters", "million parameters", 1e6),
+    "megabytes": Unit(" MB", "size in MB (10^6 bytes)", 1.0),
+    "latency": Unit(" ms", "latency in ms per batch", 1.0),
+}
+
+
 def objectives_of(config: StudyConfig) -> tuple[Objective, ...]:
     """List the objectives of a study, in the order of its file."""
     return tuple(objective_of(config, name) for name in config.objectives)
@@ -108,7 +132,7 @@ def title(metric: str) -> str:
 def written(metric: str, value: float) -> str:
     """The value of a metric in tables; FLOPs and MACs in units of 10^9."""
     if metric in ("flops", "macs"):
-        return f"{value / 1e9:.4f} G"
+        return f"{value / UNITS[metric].scale:.4f} G"
     if metric == "parameters":
         return f"{value:,.0f}"
     return f"{value:.3f}" if metric in ("latency", "megabytes") else f"{value:.4f}"

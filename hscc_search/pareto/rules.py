@@ -10,6 +10,7 @@ from typing import Literal, cast
 from hscc_search.config.metrics import is_share, known_metric, less_is_better
 from hscc_search.config.numbers import plain
 from hscc_search.errors import ConfigError, quoted
+from hscc_search.pareto.objectives import UNITS
 
 # The name of the ratio of the dense network's FLOPs to a trial's, in a rule.
 BUDGET = "budget"
@@ -27,14 +28,6 @@ _BOUND = re.compile(r"(<=|>=|<|>)\s*([^\s<>=]+)(\s+and\s+|\s*$)")
 _NAME = re.compile(r"[A-Za-z]\w*(@[^\s<>=]+)?")
 _POWERS = {"k": 3, "M": 6, "G": 9}
 _COUNTS = ("flops", "macs", "parameters")
-_UNITS = {
-    "flops": " FLOPs",
-    "macs": " MACs",
-    "parameters": " parameters",
-    "megabytes": " MB",
-    "latency": " ms",
-    BUDGET: "x",
-}
 # Digits of the number of a trial: a database counts in 64 bits.
 _MOST_DIGITS = 18
 # Characters of a rule.
@@ -161,7 +154,8 @@ def wrong_side(bound: Bound, maximise: bool | None) -> str:
 
 def amount(metric: str, value: float) -> str:
     """A difference of a metric, in its unit, to three digits."""
-    return (_short(value, 3) if metric in _COUNTS else f"{value:.3g}") + _UNITS.get(metric, "")
+    suffix = "x" if metric == BUDGET else UNITS[metric].suffix if metric in UNITS else ""
+    return (_short(value, 3) if metric in _COUNTS else f"{value:.3g}") + suffix
 
 
 def _single(kind: str, number: str) -> Bound | None:

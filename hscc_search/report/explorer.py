@@ -18,7 +18,7 @@ import numpy as np
 from hscc_search.compression.divided import DividedLayer
 from hscc_search.config import IN_MEMORY, StudyConfig
 from hscc_search.config.metrics import COSTS, is_share, less_is_better
-from hscc_search.pareto.objectives import title, violations
+from hscc_search.pareto.objectives import UNITS, title, violations
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.report.table import front_line
 from hscc_search.study.stored_study import Study
@@ -29,14 +29,6 @@ _MOST_RANGES = 1000
 _MOST_NAMED = 40
 # Significant digits of values on the page.
 _DIGITS = 8
-# The unit of a metric's axis, in words, and how many of the metric's own it is.
-_UNITS = {
-    "flops": ("GFLOPs per image (1 multiply-add = 2 FLOPs)", 1e9),
-    "macs": ("GMACs per image (1 multiply-add = 1 MAC)", 1e9),
-    "parameters": ("million parameters", 1e6),
-    "megabytes": ("size in MB (10^6 bytes)", 1.0),
-    "latency": ("latency in ms per batch", 1.0),
-}
 
 
 def study_data(study: Study, storage: str) -> dict[str, Any]:
@@ -187,12 +179,12 @@ def _changes(trials: Sequence[int], values: Sequence[float]) -> list[list[float]
 
 def _metric(name: str, study: Study) -> dict[str, Any]:
     maximised = {objective.metric: objective.maximise for objective in study.objectives}
-    unit, scale = _UNITS.get(name, (title(name), 1.0))
+    unit = UNITS.get(name)
     return {
         "name": name,
         "title": title(name),
-        "axis": unit if name in COSTS else f"{title(name)}, validation part",
-        "scale": scale,
+        "axis": unit.axis if unit else f"{title(name)}, validation part",
+        "scale": unit.scale if unit else 1.0,
         "cost": name in COSTS,
         "share": is_share(name),
         "less": not maximised[name] if name in maximised else less_is_better(name),

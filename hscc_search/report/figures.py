@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from hscc_search.config.metrics import COSTS, is_share
-from hscc_search.pareto.objectives import title
+from hscc_search.pareto.objectives import UNITS, title
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.study.stored_study import Study
 
@@ -162,21 +162,15 @@ def _error_bars(info: FrontInfo, networks: Sequence[Measured], colour: str) -> d
 
 
 def _scaled(metric: str, network: Measured) -> float:
-    """A value in the unit of its axis: FLOPs and MACs in 10^9, parameters in 10^6."""
-    return network[metric] / {"flops": 1e9, "macs": 1e9, "parameters": 1e6}.get(metric, 1)
+    """A value in the unit of its axis."""
+    return network[metric] / UNITS[metric].scale if metric in UNITS else network[metric]
 
 
 def _metric_axis(metric: str, values: list[float]) -> dict[str, Any]:
-    names = {
-        "flops": "GFLOPs per image (1 multiply-add = 2 FLOPs)",
-        "macs": "GMACs per image (1 multiply-add = 1 MAC)",
-        "parameters": "million parameters",
-    }
-    if metric in COSTS:
+    if metric in UNITS:
         ticks = _log_ticks(values)
         texts = [f"{tick:g}" for tick in ticks]
-        name = f"{names.get(metric, _plain(title(metric)))}, logarithmic"
-        return {"title": name, "type": "log", "tickvals": ticks, "ticktext": texts}
+        return {"title": f"{UNITS[metric].axis}, logarithmic", "type": "log", "tickvals": ticks, "ticktext": texts}
     name = f"{_plain(title(metric))}, validation part"
     return {"title": name, "tickformat": ".4~p"} if is_share(metric) else {"title": name}
 

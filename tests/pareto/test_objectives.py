@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hscc_search.config import StudyConfig
-from hscc_search.pareto.objectives import excesses, objectives_of, title, violations, written
+from hscc_search.config.metrics import COSTS
+from hscc_search.pareto.objectives import UNITS, excesses, objectives_of, title, violations, written
 
-COSTS = ("flops", "macs", "parameters", "megabytes", "latency")
 GAINS = ("accuracy", "macro_f1", "recall:3")
 
 
@@ -24,6 +24,10 @@ def test_costs_are_minimised_and_gains_maximised_in_the_order_of_the_file(names)
     assert [objective.on_images for objective in objectives] == gains
     assert [objective.sign for objective in objectives] == [-1 if gain else 1 for gain in gains]
     assert [objective.direction for objective in objectives] == ["maximise" if gain else "minimise" for gain in gains]
+
+
+def test_each_cost_has_a_unit():
+    assert UNITS.keys() == set(COSTS)
 
 
 def test_losses_and_own_metrics_have_the_direction_that_is_said_once():
