@@ -163,6 +163,11 @@ class SpaceConfig(Section):
         return self
 
     @property
+    def with_int8(self) -> bool:
+        """Tell whether trials may be of 8-bit integers; then the files of all of them are measured."""
+        return "int8" in self.precision
+
+    @property
     def rule(self) -> EnergyRange | BudgetRange:
         """The range that decides the ranks: of energies, or of budgets."""
         rule = self.energy or self.budget

@@ -131,7 +131,7 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _integers_in_their_runtime(self) -> "StudyConfig":
-        if "int8" in self.space.precision and "latency" in self.asked_metrics and self.latency.runtime != "onnxruntime":
+        if self.space.with_int8 and "latency" in self.asked_metrics and self.latency.runtime != "onnxruntime":
             raise ValueError(
                 f"latency.runtime: {self.latency.runtime} does not run the int8 of space.precision: use onnxruntime"
             )

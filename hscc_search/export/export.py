@@ -47,8 +47,8 @@ from hscc_search.files import check_new_folder, folder_written_whole, make_paren
 from hscc_search.pareto.points import Measured, Point
 from hscc_search.pareto.selection import Choice
 from hscc_search.progress import Progress, Report, silent
-from hscc_search.runtime.onnx import add_metadata, contents_of, write_onnx
-from hscc_search.study.deployment import deployed, in_short, normalisation
+from hscc_search.runtime.onnx import contents_of
+from hscc_search.study.deployment import deployed, normalisation, write_float_file
 from hscc_search.study.opening import open_again
 from hscc_search.study.record import StudyRecord
 from hscc_search.study.refinement import refinement_from_stored, refinement_of
@@ -192,8 +192,7 @@ def _write_models(folder: Path, opened: Opened, result: TrialResult) -> None:
     config, (mean, std) = opened.config, normalisation(opened)
     module = deployed(result.compressed.network, opened)
     if not result.int8:
-        write_onnx(module, config.data.shape, folder / ONNX)
-        add_metadata(folder / ONNX, in_short(opened))
+        write_float_file(module, opened, folder / ONNX)
     save_weights(module.state_dict(), folder / WEIGHTS)
     architecture = Architecture(
         model=config.model.name,

@@ -112,7 +112,7 @@ def _lines(opened: Opened, inspection: Inspection) -> Iterator[str]:
 def _precision_for_nothing(config: StudyConfig) -> Iterator[str]:
     """A line where 8-bit integers change only what no trial is chosen by."""
     by = (*config.objectives, *(bound.metric for bound in config.constraints))
-    if "int8" in config.space.precision and not {"latency", "megabytes"} & set(by):
+    if config.space.with_int8 and not {"latency", "megabytes"} & set(by):
         yield (
             "space.precision: int8 changes neither FLOPs nor parameters, so that such trials only lose accuracy: name "
             "latency or megabytes in objectives or constraints"
@@ -131,6 +131,6 @@ def _export_fault(opened: Opened) -> Iterator[str]:
     try:
         onnx_program(plain.cpu(), opened.config.data.shape)
     except ExportError as error:
-        if "int8" in opened.config.space.precision:
+        if opened.config.space.with_int8:
             raise StudyError(f"space.precision: int8 trials cannot be measured: {error}") from error
         yield f"no trial of this study can be exported: {error}"

@@ -42,11 +42,11 @@ def in_short(opened: Opened) -> dict[str, str]:
     }
 
 
-def write_float_file(network: nn.Module, opened: Opened, path: Path) -> float:
-    """Write a network as an ONNX file of 32-bit floats; return its size in 10^6 bytes.
+def write_float_file(module: Deployed, opened: Opened, path: Path) -> None:
+    """Write a network as an ONNX file of 32-bit floats.
 
     Args:
-        network: in evaluation mode; it is not changed.
+        module: from :func:`deployed`.
         opened: images and configuration of the study.
         path: of the file.
 
@@ -54,9 +54,8 @@ def write_float_file(network: nn.Module, opened: Opened, path: Path) -> float:
         ExportError: the network cannot be exported.
         DiskFullError: there is no room for the file.
     """
-    write_onnx(deployed(copy.deepcopy(network), opened), opened.config.data.shape, path)
+    write_onnx(module, opened.config.data.shape, path)
     add_metadata(path, in_short(opened))
-    return path.stat().st_size / 1e6
 
 
 def write_int8_file(network: nn.Module, opened: Opened, path: Path, report: Report = silent) -> Int8:

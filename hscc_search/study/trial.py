@@ -1,7 +1,8 @@
 """One trial: compress the dense network with one setting and measure the result."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,12 @@ from hscc_search.evaluation.own import check_own_metrics, measure_own, own_metri
 from hscc_search.evaluation.predictions import predict
 from hscc_search.evaluation.quality import measure_quality
 from hscc_search.evaluation.scores import kept_scores
-from hscc_search.files import sha256
+from hscc_search.files import megabytes_of, sha256
 from hscc_search.pareto.points import Measured
 from hscc_search.progress import Report, silent
 from hscc_search.runtime.latency import Runner, file_runner, in_turns, runner
 from hscc_search.runtime.onnx import onnx_scores
-from hscc_search.study.deployment import write_float_file, write_int8_file
+from hscc_search.study.deployment import deployed, write_float_file, write_int8_file
 from hscc_search.study.opening import calibration_images
 from hscc_search.study.record import DenseRecord
 from hscc_search.study.refinement import lessons_of, stored_refinement
@@ -107,15 +108,13 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
     config = opened.config
     images = calibration_images(opened)
     plain, _ = make_plain(opened.network, images[:1])  # what a weight takes to be computed is no cost of an answer
-    dense_runner, dense_latency = None, None
-    if config.needs_latency:
-        dense_runner = runner(copy.deepcopy(plain).cpu(), config.data.shape, config.latency.runtime)
-        if dense is not None:
-            dense_latency = dense.measured["latency"]
-        else:
-            times = in_turns({"dense": dense_runner}, config.data.shape, config.latency.batch_size)
-            dense_latency = times["dense"]
-    cost = dense.cost if dense is not None else _counted(plain, opened)
+    cost, dense_runner = _counted(plain, opened, dense)
+    dense_latency = None
+    if dense_runner is not None and dense is not None:
+        dense_latency = dense.measured["latency"]
+    elif dense_runner is not None:
+        times = in_turns({"dense": dense_runner}, config.data.shape, config.latency.batch_size)
+        dense_latency = times["dense"]
     calibration = calibrate(opened.network, images, report, keep=True)
     if cost.macs != calibration.macs:
         raise CompressionError(
@@ -126,13 +125,31 @@ def prepare(opened: Opened, dense: DenseRecord | None = None, report: Report = s
     return Prepared(opened, calibration, cost, dense_runner, dense_latency)
 
 
-def _counted(network: nn.Module, opened: Opened) -> CountedCost:
-    """Count the cost of the dense network, whose size is that of its file where compressed ones have files."""
-    cost = measure_cost(network, opened.config.data.shape)
-    if "int8" not in opened.config.space.precision:
-        return cost
-    with temporary_folder("hscc-dense") as folder:
-        return replace(cost, megabytes=write_float_file(network, opened, folder / "model.onnx"))
+def _counted(network: nn.Module, opened: Opened, dense: DenseRecord | None) -> tuple[CountedCost, Runner | None]:
+    """Count the dense network's cost; in a study with int8 its size is that of its ONNX file.
+
+    Returns:
+        The cost, of the stored record where there is one; and what runs the network as trials are run, in a study with
+        int8 from that file, None where latency is not measured.
+    """
+    config = opened.config
+    cost = dense.cost if dense is not None else measure_cost(network, config.data.shape)
+    if not config.needs_latency and not (config.space.with_int8 and dense is None):
+        return cost, None
+    if not config.space.with_int8:
+        return cost, runner(copy.deepcopy(network).cpu(), config.data.shape, config.latency.runtime)
+    with _float_file(network, opened) as path:
+        if dense is None:
+            cost = replace(cost, megabytes=megabytes_of(path))
+        return cost, file_runner(path) if config.needs_latency else None
+
+
+@contextmanager
+def _float_file(network: nn.Module, opened: Opened) -> Iterator[Path]:
+    """Write the ONNX file of a network as it is deployed, and remove it after the block."""
+    with temporary_folder("hscc-float") as folder:
+        write_float_file(deployed(copy.deepcopy(network), opened), opened, folder / "model.onnx")
+        yield folder / "model.onnx"
 
 
 def run_trial(
@@ -200,7 +217,7 @@ def measure_trial(
             return _measure_int8(prepared, compressed, cost, int8_file, report)
         with temporary_folder("hscc-trial") as folder:
             return _measure_int8(prepared, compressed, cost, folder / "model.onnx", report)
-    if "int8" in prepared.config.space.precision:
+    if prepared.config.space.with_int8:
         cost, latency = _of_float_file(prepared, compressed.network, cost)
     else:
         latency = _latency(prepared, compressed.network)
@@ -208,11 +225,10 @@ def measure_trial(
 
 
 def _of_float_file(prepared: Prepared, network: nn.Module, cost: Cost) -> tuple[Cost, float | None]:
-    """Take size and latency of the written file, as those of integers are: a graph takes bytes beside its weights."""
-    with temporary_folder("hscc-trial") as folder:
-        path = folder / "model.onnx"
-        cost = replace(cost, megabytes=write_float_file(network, prepared.opened, path))
-        return cost, _in_turns_with_dense(prepared, lambda: file_runner(path))
+    """Write the ONNX file, and take its size and latency, as for int8 trials."""
+    with _float_file(network, prepared.opened) as path:
+        latency = _in_turns_with_dense(prepared, lambda: file_runner(path))
+        return replace(cost, megabytes=megabytes_of(path)), latency
 
 
 def _measure_int8(prepared: Prepared, compressed: Compressed, cost: Cost, path: Path, report: Report) -> TrialResult:
@@ -221,7 +237,7 @@ def _measure_int8(prepared: Prepared, compressed: Compressed, cost: Cost, path: 
     course = write_int8_file(compressed.network, opened, path, report)
     latency = _in_turns_with_dense(prepared, lambda: file_runner(path))
     scores = onnx_scores(path, opened.parts.validation)
-    cost = replace(cost, megabytes=path.stat().st_size / 1e6)
+    cost = replace(cost, megabytes=megabytes_of(path))
     int8 = {**asdict(course), "sha256": sha256(path), "threads": torch.get_num_threads()}
     return TrialResult(compressed, _measured(opened, scores, cost, latency), int8=int8)
 

@@ -1,14 +1,17 @@
 """Studies that sample the number format: what a trial of 8-bit integers measures, stores and exports."""
 
+import copy
 import json
 import time
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import SMALL
 
 from hscc_search.config import StudyConfig
+from hscc_search.dense.opened import open_dense
 from hscc_search.errors import ConfigError
 from hscc_search.export.export import export
 from hscc_search.files import sha256
@@ -16,10 +19,12 @@ from hscc_search.progress import Notice
 from hscc_search.runtime.onnx import onnx_scores
 from hscc_search.storage import existing_storage
 from hscc_search.study import trial
+from hscc_search.study.deployment import deployed
 from hscc_search.study.opening import open_again
 from hscc_search.study.space import Space, precision_of
 from hscc_search.study.stored_study import find_study
 from hscc_search.study.study import run_study
+from hscc_search.study.trial import prepare
 
 KEYS = {
     **SMALL,
@@ -97,6 +102,18 @@ def test_latency_is_that_of_the_file(tmp_path, monkeypatch):
     )
     exact, rounded = run_study(config, "cpu").points
     assert rounded["latency"] > 5 * exact["latency"] > 0
+
+
+@pytest.mark.parametrize("precision", [["float32", "int8"], ["float32"]], ids=["int8", "float"])
+def test_the_dense_network_is_timed_as_the_trials_are(precision):
+    """Beside files, which normalise their images themselves, it is a file, too."""
+    space = {**KEYS["space"], "precision": precision}
+    config = config_of("sqlite:///x.db", objectives=["latency", "accuracy"], start=[], space=space)
+    opened = open_dense(config, "cpu")
+    given = torch.rand(4, *config.data.shape, generator=torch.Generator().manual_seed(0))
+    (scores,) = prepare(opened).dense_runner(given)
+    expected = deployed(copy.deepcopy(opened.network), opened) if "int8" in precision else opened.network
+    np.testing.assert_allclose(scores, expected(given).detach().numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_refined_trial_in_integers_is_rounded_after_refining(tmp_path):
