@@ -116,8 +116,9 @@ def _in_short(prepared: Prepared, result: TrialResult | str) -> str:
         return f" failed: {result}"
     ratio = prepared.calibration.macs / result.compressed.macs
     metric = quality_of(prepared.config)
-    no_better = ", which no pass made better" if result.refined and not result.refined["best_epoch"] else ""
-    return f": {ratio:.2f}x fewer FLOPs, {title(metric)} {result.measured[metric]:.4f}{no_better}"
+    in_vain = result.refined and not result.refined["best_epoch"]
+    note = "; no pass brought it nearer to the dense network" if in_vain else ""
+    return f": {ratio:.2f}x fewer FLOPs, {title(metric)} {result.measured[metric]:.4f}{note}"
 
 
 def _timed_as(result: TrialResult, unrefined: Point) -> TrialResult:

@@ -12,6 +12,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from hscc_search.errors import DiskFullError, StudyError
+from hscc_search.progress import Progress
 from hscc_search.storage import existing_storage
 from hscc_search.study.stored_study import find_study, read_study
 from hscc_search.study.study import run_study, work_on
@@ -243,3 +244,16 @@ def test_trials_that_all_fail_end_each_worker(small, monkeypatch):
     with pytest.raises(StudyError, match="5 trials in a row failed, the last one because ZeroDivisionError"):
         run_study(config, "cpu")
     assert read_study(config.storage, "digits").points == ()
+
+
+@pytest.mark.parametrize(("rate", "in_vain"), [(0.01, False), (1.0, True)], ids=["small steps", "large steps"])
+def test_a_trial_that_refining_brought_no_nearer_is_told_of_as_such(small, rate, in_vain):
+    """Refining is judged by its answers beside the dense network's, and not by the metric that the line names."""
+    told = []
+    refine = {"trials": "all", "epochs": 2, "learning_rate": rate}
+    study = run_study(small(trials=1, refine=refine), "cpu", report=told.append)
+    assert (study.points[0].refined["best_epoch"] == 0) == in_vain
+    (note,) = {step.note for step in told if isinstance(step, Progress) and step.note.startswith("trial 0: ")}
+    assert note.endswith(
+        "; no pass brought it nearer to the dense network" if in_vain else f"{study.points[0]['accuracy']:.4f}"
+    )
