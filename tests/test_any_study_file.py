@@ -167,7 +167,7 @@ def taken_or_refused(tmp_path):
             assert len(str(error)) <= 2000
             assert len(str(error).splitlines()) == 1
             assert printable(error) == str(error)
-        assert time.process_time() - began < 2
+        assert time.process_time() - began < 20  # as in test_yaml_file.py
         if config is not None:  # what is accepted can be stored
             assert StudyConfig.from_tree(json.loads(json.dumps(config.stored())), "storage") == config
         return config

@@ -28,7 +28,8 @@ def refused(read):
         began = time.process_time()
         with pytest.raises(ConfigError) as caught:
             read(content)
-        assert time.process_time() - began < 2
+        # A second at most on a quiet machine; what grows without bound takes minutes.
+        assert time.process_time() - began < 20
         message = str(caught.value)
         assert "own.yaml" in message
         assert len(message.splitlines()) == 1
