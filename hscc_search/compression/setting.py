@@ -77,8 +77,11 @@ class Setting:
         for name in ("energy", "channel_share"):
             if getattr(self, name) is not None:
                 check_share(name, getattr(self, name))
-        if self.budget is not None and not (_is_number(self.budget) and self.budget > 1):
-            raise CompressionError(f"budget must be a number above 1, not {quoted(self.budget)}")
+        if self.budget is not None and not (_is_number(self.budget) and 1 < self.budget < math.inf):
+            raise CompressionError(f"budget must be a finite number above 1, not {quoted(self.budget)}")
+        for name in ("region_strategy", "cluster_strategy"):
+            if not isinstance(getattr(self, name), str):
+                raise CompressionError(f"{name} must be a text, not {quoted(getattr(self, name))}")
         if self.budget_of not in get_args(BudgetOf):
             raise CompressionError(f"a budget is of {' or '.join(get_args(BudgetOf))}, not of {self.budget_of!r}")
         if not (_is_number(self.region_gain) and 0 <= self.region_gain <= 1):

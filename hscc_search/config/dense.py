@@ -110,8 +110,8 @@ class RefineConfig(Section):
         5,
         ge=1,
         le=1_000_000,
-        description="number of trials that are refined at most, with trials: front: those that are on the front first, "
-        "then those that are most probably",
+        description="number of trials that are refined at most each time a study has all its trials, with trials: "
+        "front: those that are on the front first, then those that are most probably",
     )
     epochs: int = Field(8, ge=1, le=10_000, description="passes over the images at most")
     learning_rate: float = Field(

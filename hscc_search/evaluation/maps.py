@@ -22,7 +22,7 @@ class MapQuality:
 
     Attributes:
         quality: the metrics, each with its standard error.
-        draws: by metric its value on each draw, float32, shape (:data:`OWN_DRAWS`,).
+        draws: by metric its value on each draw, float64, shape (:data:`OWN_DRAWS`,).
     """
 
     quality: Quality
@@ -58,7 +58,7 @@ def measure_maps(
     right = (scores.argmax(axis=1) == labels).mean(axis=(1, 2))
     on_draws = counts @ right / counts.sum(axis=1)
     metrics, errors = {"accuracy": float(right.mean())}, {"accuracy": float(on_draws.std())}
-    draws = {"accuracy": on_draws.astype(np.float32)}
+    draws = {"accuracy": on_draws}
     for name in asked:
         if name in COSTS or name == "accuracy":
             continue

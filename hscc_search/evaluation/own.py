@@ -1,11 +1,13 @@
 """Metrics of a study's own: functions of scores and targets. Needs no torch."""
 
 import importlib
+import math
 import numbers
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,8 @@ OwnMetric = Callable[[np.ndarray, np.ndarray], object]
 
 # Draws of metrics of a study's own, which are computed one by one.
 OWN_DRAWS = 200
+# The largest value, whose square is a number, too.
+_LARGEST = 1e100
 # The largest share of draws that may be left out.
 _MOST_UNDEFINED = 0.1
 
@@ -29,7 +33,7 @@ class OnDraws:
     Attributes:
         value: on all images.
         error: its standard error, by the draws on which the metric does not fail.
-        draws: its values on draws, float32, shape (:data:`OWN_DRAWS`,); where it fails, that on all images.
+        draws: its values on draws, float64, shape (:data:`OWN_DRAWS`,); where it fails, that on all images.
     """
 
     value: float
@@ -86,8 +90,7 @@ def measure_own(
     for name, function in functions.items():
         value = own_value(name, function, scores, targets)
         drawn = own_on_draws(name, function, scores, targets, counts)
-        kept = np.where(np.isfinite(drawn), drawn, value).astype(np.float32)
-        measured[name] = OnDraws(value, float(np.nanstd(drawn)), kept)
+        measured[name] = OnDraws(value, float(np.nanstd(drawn)), np.where(np.isfinite(drawn), drawn, value))
     return measured
 
 
@@ -97,6 +100,7 @@ def own_value(name: str, function: OwnMetric, scores: np.ndarray, targets: np.nd
     Raises:
         StudyError: it raises, or returns no finite number.
     """
+    value: Any
     try:
         value = function(scores.astype(np.float32), targets.astype(np.int64))
         if hasattr(value, "item"):
@@ -105,7 +109,9 @@ def own_value(name: str, function: OwnMetric, scores: np.ndarray, targets: np.nd
         raise StudyError(
             f"metric {name} fails on {len(targets):,} images: {one_line(error, with_type=True)}"
         ) from error
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not np.isfinite(float(value)):
+    if isinstance(value, int | float) and _LARGEST < abs(value) != math.inf:
+        raise StudyError(f"metric {name} must return a number of 1e100 at most: divide it by what makes it so large")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not abs(value) <= _LARGEST:  # type: ignore[operator]
         raise StudyError(f"metric {name} must return a finite number, not {value!r:.80}")
     return float(value)
 

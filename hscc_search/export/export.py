@@ -92,7 +92,7 @@ def export(
         UnwritableError: ``out`` cannot be written, or there is no room (DiskFullError).
         StudyError: the images or the dense network are not the study's.
     """
-    _check_output(out)
+    _check_beforehand(out, config)
     opened = prepared.opened if prepared else open_again(study.record, config, device, report)
     check_formats(extras.formats, precision_of(dict(point.sample)) == "int8", _pictures(opened))
     make_parent(out)
@@ -119,7 +119,9 @@ def _card(record: StudyRecord, prepared: Prepared, result: TrialResult, metrics:
     return model_card(metrics, opened.config, plan, inspection, record.notices, elsewhere, pictures, signed)
 
 
-def _check_output(out: Path) -> None:
+def _check_beforehand(out: Path, config: StudyConfig) -> None:
+    """Check the output folder, and that the study's own metrics can be imported, by which the test part is measured."""
+    own_metrics(config)
     if os.path.lexists(out):
         raise ExportError(f"output folder {out} exists: name one that does not")
     check_new_folder(out)

@@ -148,6 +148,10 @@ class Architecture:
             **{name: strictly(kind, tree[name], name) for name, kind in _OTHERS.items()},
         )
 
+    def __post_init__(self) -> None:
+        if self.output is not None and not all(self.output.partition(":")):
+            raise ValueError(f"output: {quoted(self.output)} is not allowed: it has to be package.module:function")
+
 
 @dataclass(frozen=True)
 class Results:

@@ -21,7 +21,7 @@ class Measured:
         predictions: class predicted for each validation image, little-endian uint16; empty where answers are maps.
         scores: float16, shape (images, classes), see :func:`hscc_search.evaluation.scores.kept_scores`; None where they
             were not stored, or not read since no objective needs them.
-        draws: by metric its value on each bootstrap draw of the validation images, float32, shape (draws,): of all
+        draws: by metric its value on each bootstrap draw of the validation images, float64, shape (draws,): of all
             metrics where answers are maps, else of the study's own.
     """
 

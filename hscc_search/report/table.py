@@ -111,7 +111,9 @@ def _of_refined(study: Study, cell: str) -> list[str]:
 def _how_refined(point: Point) -> str:
     if not point.refined:
         return "-"
-    return "yes" if point.refines is None else f"trial {point.refines}"
+    if point.refines is not None:
+        return f"trial {point.refines}"
+    return "yes" if point.refined["best_epoch"] else "in vain"
 
 
 def _of_all(study: Study) -> list[str]:

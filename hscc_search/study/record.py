@@ -269,17 +269,17 @@ def _stored_divided(layers: Sequence[DividedLayer]) -> dict[str, Any]:
 
 
 def _stored_measured(measured: Measured) -> dict[str, Any]:
-    draws = {name: _packed(values.astype("<f4").tobytes()) for name, values in measured.draws.items()}
+    draws = {name: _packed(values.astype("<f8").tobytes()) for name, values in measured.draws.items()}
     return {
         "metrics": dict(measured.metrics),
         "errors": dict(measured.errors),
         "predictions": _packed(measured.predictions),
-        **({"draws": draws} if draws else {}),
+        **({"on_draws": draws} if draws else {}),
     }
 
 
 def _draws_from_stored(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.frombuffer(_unpacked(text), "<f4") for name, text in tree.get("draws", {}).items()}
+    return {name: np.frombuffer(_unpacked(text), "<f8") for name, text in tree.get("on_draws", {}).items()}
 
 
 def _stored_labels(labels: np.ndarray) -> dict[str, Any]:

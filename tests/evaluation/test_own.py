@@ -38,6 +38,12 @@ def test_what_is_no_number_is_refused_as_it_is(returned, shown):
     assert str(refused.value) == f"metric mine must return a finite number, not {shown}"
 
 
+@pytest.mark.parametrize("returned", [1e101, -1e200, 10**400])
+def test_a_number_whose_square_is_none_is_refused(returned):
+    with pytest.raises(StudyError, match="metric mine must return a number of 1e100 at most: divide it by what makes"):
+        own_value("mine", lambda scores, targets: returned, SCORES, LABELS)
+
+
 @pytest.mark.parametrize("returned", [np.float32(0.5), np.array(0.5), 1, np.int64(1)])
 def test_numbers_of_numpy_are_numbers(returned):
     assert own_value("mine", lambda scores, targets: returned, SCORES, LABELS) == float(returned)

@@ -205,7 +205,7 @@ def test_code_of_somebodys_own_runs_only_where_it_is_trusted_or_given(changed, t
 
 
 @pytest.mark.parametrize("key", ["model", "output"])
-@pytest.mark.parametrize("name", ["somebody", "somebody:", "somebody:network"])
+@pytest.mark.parametrize("name", ["somebody", "somebody:", "somebody:network", ""])
 def test_no_module_is_imported_for_a_folder_that_is_not_trusted(changed, tmp_path, monkeypatch, key, name):
     (tmp_path / "somebody.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
     monkeypatch.chdir(tmp_path)

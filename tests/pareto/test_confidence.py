@@ -367,22 +367,28 @@ def own_accuracy(scores, targets):
     return float((scores.argmax(axis=1) == targets).mean())
 
 
-def test_values_that_were_stored_on_draws_give_what_predictions_give():
+@pytest.mark.parametrize(("offset", "factor"), [(0, 1), (1e9, 1), (0, 1e-50), (0, 1e60)])
+def test_values_that_were_stored_on_draws_give_what_predictions_give(offset, factor):
+    """However large a metric is, and however little its values differ."""
     generator = np.random.default_rng(0)
+
+    def own_metric(scores, targets):
+        return offset + factor * own_accuracy(scores, targets)
+
     labels, groups = generator.integers(0, 3, 60), np.arange(60) // 2
     of_classes, of_maps = [], []
     for trial, noise in enumerate((0.3, 0.6, 0.8, 0.9, 1.2, 1.2)):
         scores = (np.eye(3)[labels] + noise * generator.normal(size=(60, 3))).astype(np.float16)
-        own = measure_own({"own": own_accuracy}, scores, labels, 5, groups)["own"]
-        metrics, draws = {"flops": 10.0 - trial, "own": own.value, "accuracy": own.value}, {"own": own.draws}
+        own = measure_own({"own": own_metric}, scores, labels, 5, groups)["own"]
+        accuracy = own_accuracy(scores, labels)
+        metrics, draws = {"flops": 10.0 - trial, "own": own.value, "accuracy": accuracy}, {"own": own.draws}
         predictions = scores.argmax(axis=1).astype("<u2").tobytes()
         of_classes.append(Point(metrics, {}, predictions, trial, {}, scores=scores, draws=draws))
         of_maps.append(Point(metrics, {}, b"", trial, {}, draws=draws))
-    truth, objectives = Truth(labels, CLASSES, groups), (FLOPS, Objective("own", True, (0.0, 1.0)))
+    truth, objectives = Truth(labels, CLASSES, groups), (FLOPS, Objective("own", True, (offset, offset + factor)))
     by_draws = confidence(of_classes, objectives, truth, 5)
     assert confidence(of_maps, objectives, Truth(np.full((60, 3), 9), CLASSES, groups), 5) == by_draws
-    accuracy = Objective("accuracy", True, (0.0, 1.0))
-    by_predictions = confidence(of_classes, (FLOPS, accuracy), truth, 5, draws=OWN_DRAWS)
+    by_predictions = confidence(of_classes, (FLOPS, ACCURACY), truth, 5, draws=OWN_DRAWS)
     assert by_draws.probability == pytest.approx(by_predictions.probability, abs=0.02)
     assert len(set(by_draws.probability.values())) > 2
 
