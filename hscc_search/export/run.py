@@ -88,10 +88,8 @@ class Folder:
         size, bounds = tree["image_size"], tree["bounds"]
         self.shape = (tree["channels"], *(size if isinstance(size, list) else (size, size)))
         self.classes, self.values, self.resize = tuple(tree["classes"]), tree["values"], tree["resize"]
-        self.resize_to, self.bounds = (
-            tree["resize_to"],
-            None if bounds is None else (float(bounds[0]), float(bounds[1])),
-        )
+        self.resize_to = tree["resize_to"]
+        self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         sides = (*self.shape, 1 if self.resize_to is None else self.resize_to)
         small = all(0 < side <= _LARGEST_SIDE for side in sides) and np.prod(self.shape) <= _MOST_VALUES
         if not small or len(self.classes) > _MOST_CLASSES:
@@ -467,7 +465,8 @@ def main() -> None:
                 print(json.dumps(answer) if options.json else in_words(answer))
         elif options.command == "verify":
             count = check_files(here)
-            gap = max(check_answers(here, Folder(here, onnx=of).made_scores(), of) for of in answering(here, ".onnx"))
+            names = answering(here, ".onnx")
+            gap = max(check_answers(here, Folder(here, onnx=name).made_scores(), name) for name in names)
             print(f"verified: {count} files are as exported, and scores differ by {gap:.1g} of the largest")
         else:
             if options.threads not in map(str, range(1, 257)):  # Python reads digits of other scripts and 1_0 as well

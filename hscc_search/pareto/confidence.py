@@ -97,7 +97,7 @@ def confidence(
     if not feasible:
         return Confidence(probability, frozenset(), None)
     groups, values = _group_equal(feasible, objectives)
-    counts = _draw(feasible, truth, objectives, draws, seed)
+    counts = _draw(truth, objectives, draws, seed)
     tally = _tally(_Bootstrap([group[0] for group in groups], values, objectives, truth, seed, counts), counts)
 
     for group, on_front in zip(groups, (tally.on_front / len(counts)).tolist(), strict=True):
@@ -117,18 +117,13 @@ def _knees(groups: Sequence[list[Point]], tally: "_Tally", allowed: set[int], dr
     return {trial: count / draws for trial, count in times if count and trial in allowed}
 
 
-def _draw(points: Sequence[Point], truth: Truth, objectives: Sequence[Objective], draws: int, seed: int) -> np.ndarray:
+def _draw(truth: Truth, objectives: Sequence[Objective], draws: int, seed: int) -> np.ndarray:
     """Draw images or groups, as often as the objectives allow: shape (draws, images)."""
     if not any(objective.on_images for objective in objectives):
         draws = 0
-    elif truth.maps or any(_on_stored_draws(objective, points) for objective in objectives):
+    elif truth.maps or any(objective.own for objective in objectives):
         draws = min(draws, OWN_DRAWS)
     return draw_counts(len(truth.labels), draws, seed, truth.groups)
-
-
-def _on_stored_draws(objective: Objective, points: Sequence[Point]) -> bool:
-    """Tell whether an objective is of the study's own, whose values on draws are stored with trials."""
-    return any(objective.metric in point.draws for point in points)
 
 
 def _knee(groups: Sequence[Sequence[Point]], values: np.ndarray, tally: "_Tally") -> Point:
@@ -285,7 +280,7 @@ class _Bootstrap:
 
     def _resample_scores(self, column: int, points: Sequence[Point], counts: np.ndarray) -> np.ndarray:
         objective, truth = self._objectives[column], self._truth
-        if truth.maps or _on_stored_draws(objective, points):
+        if truth.maps or objective.own:
             return objective.sign * stored_on_draws(objective.metric, points, len(counts) - 1)
         scores = scores_of(points)
         values = resample_scores(objective.metric, scores, truth.labels, truth.classes, counts)

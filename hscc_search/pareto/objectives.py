@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hscc_search.config import StudyConfig
-from hscc_search.config.metrics import COSTS, class_of, less_is_better, needs_scores, specificity_of
+from hscc_search.config.metrics import COSTS, class_of, known_metric, less_is_better, needs_scores, specificity_of
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Objective:
     def on_scores(self) -> bool:
         """Tell whether the metric needs the scores of all classes, and not only the predicted ones."""
         return needs_scores(self.metric)
+
+    @property
+    def own(self) -> bool:
+        """Tell whether the metric is the study's own, whose values on draws are stored with each trial."""
+        return not known_metric(self.metric)
 
     @property
     def direction(self) -> Literal["minimise", "maximise"]:

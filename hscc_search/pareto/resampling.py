@@ -118,7 +118,9 @@ def stored_on_draws(metric: str, points: Sequence[Measured], draws: int) -> np.n
     for row, point in enumerate(points):
         values[row, 0] = point[metric]
         if metric not in point.draws:
-            raise StudyError(f"{point.name} has no {metric} on bootstrap draws: it holds {', '.join(point.draws)}")
+            raise StudyError(
+                f"{point.name} has no {metric} on bootstrap draws: it holds {', '.join(point.draws) or 'none'}"
+            )
         values[row, 1:] = point.draws[metric][:draws]
     return values
 

@@ -393,6 +393,12 @@ def test_values_that_were_stored_on_draws_give_what_predictions_give(offset, fac
     assert len(set(by_draws.probability.values())) > 2
 
 
+def test_a_trial_without_the_values_of_an_own_metric_is_refused():
+    point = Point({"flops": 1.0, "own": 0.5}, {}, b"\0\0" * 5, 0, {}, scores=np.zeros((5, 2), np.float16))
+    with pytest.raises(StudyError, match="trial 0 has no own on bootstrap draws: it holds none"):
+        confidence([point], (FLOPS, Objective("own", True, (0.0, 1.0))), Truth(np.zeros(5, int), ("a", "b")))
+
+
 def test_maps_without_the_values_of_a_metric_are_refused():
     points = [Point({"flops": 1.0, "own": 0.5}, {}, b"", 0, {}, draws={"accuracy": np.ones(OWN_DRAWS, np.float32)})]
     with pytest.raises(StudyError, match="trial 0 has no own on bootstrap draws: it holds accuracy"):
